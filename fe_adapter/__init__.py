@@ -1,0 +1,8 @@
+"""Turn a frozen image transformer into a video model: temporal adapters, trained on the GPU you already have."""
+
+from fe_adapter.config import FEAdapterConfig
+from fe_adapter.layers import FEAdapter, FusedFEAdapter
+
+__version__ = "0.1.0"
+
+__all__ = ["FEAdapter", "FEAdapterConfig", "FusedFEAdapter"]

@@ -1,0 +1,166 @@
+"""The temporal convolution of the eager backend, static and dynamic, forward and backward.
+
+Activations are viewed as ``(B, T, H, W, R)``; a kernel without spatial extent uses the grid ``(N, 1)``. A tap reads
+its source through slices, so zero padding costs nothing and nothing is copied.
+
+With a dynamic dilation d, the side taps of a patch position read real-valued frame positions τ = t + k·d[t]. Linear
+interpolation is then a small matrix per position, ``A_k[t, n] = hat(τ_k[t] − n)`` with ``hat(z) = max(0, 1 − |z|)``,
+applied to all channels by a GEMM batched over positions: no gather and no scatter, hence the same bits every time.
+``hat'`` is taken from the right, which is what autograd gives for floor and linear interpolation.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from fe_adapter._spec import AdapterSpec, Weights
+
+Tap = tuple[int, int, int]
+Index = tuple[int | slice, ...]
+
+
+def conv(h: Tensor, weights: Weights, spec: AdapterSpec, out: Tensor) -> None:
+    """Write the convolution c of ``h``, both (B, T, N, R), into ``out``, computing in ``out``'s dtype."""
+    w, source, c = _taps_last(weights.conv, out.dtype), _on_grid(h.to(out.dtype), spec), _on_grid(out, spec)
+    torch.addcmul(weights.conv_bias.to(out.dtype), source, w[_middle(w)], out=c)
+    for tap, here, there in _integer_taps(w, c, spec, weights):
+        c[here].addcmul_(source[there], w[tap])
+    if weights.dilation is not None:
+        d, _ = predict_dilation(h.to(out.dtype), weights, spec)
+        for tap, _, here, there, z in _interpolating_taps(w, _on_grid(d, spec)):
+            c[here].addcmul_(_by_frame(torch.bmm(_hat(z), _by_position(source[there])), c[here]), w[tap])
+
+
+def conv_backward(
+    dc: Tensor, h: Tensor, weights: Weights, spec: AdapterSpec, out: Tensor
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Write the gradient of ``h`` into ``out``; return those of the taps, of the dilation's weight and of its bias.
+
+    ``dc``, ``h`` and ``out`` are (B, T, N, R). Sums are taken in ``spec.accumulate_dtype``.
+    """
+    dtype = spec.accumulate_dtype
+    h = h.to(dtype)
+    w, source, g = _taps_last(weights.conv, dtype), _on_grid(h, spec), _on_grid(dc.to(dtype), spec)
+    dh = _on_grid(out, spec) if out.dtype == dtype else torch.empty_like(g)
+    dw, product = torch.empty_like(w), torch.empty_like(g)
+
+    middle = _middle(w)
+    torch.mul(g, w[middle], out=dh)
+    dw[middle] = torch.mul(g, source, out=product).sum((0, 1, 2, 3))
+    for tap, here, there in _integer_taps(w, g, spec, weights):
+        dh[there].addcmul_(g[here], w[tap])
+        dw[tap] = torch.mul(g[here], source[there], out=product[here]).sum((0, 1, 2, 3))
+
+    ddilation = ddilation_bias = None
+    if weights.dilation is not None:
+        side = torch.arange(len(w), device=w.device) != len(w) // 2
+        dw[side] = 0
+        d, d_slope = predict_dilation(h, weights, spec)
+        dd = torch.zeros_like(d)
+        for tap, k, here, there, z in _interpolating_taps(w, _on_grid(d, spec)):
+            u, gc, hat = _by_position(source[there]), _by_position(g[here]), _hat(z)
+            dv = gc * w[tap]  # the gradient of the interpolated values
+            dw[tap] += (gc * torch.bmm(hat, u)).sum((0, 1))
+            dh[there] += _by_frame(torch.bmm(hat.transpose(1, 2), dv), dh[there])
+            dtau = (_hat_slope(z) * torch.bmm(dv, u.transpose(1, 2))).sum(-1, keepdim=True)  # (n, T, 1)
+            d_here = _on_grid(dd, spec)[here]
+            d_here += k * _by_frame(dtau, d_here[..., None])[..., 0]
+        da = dd * d_slope
+        reads = da.new_zeros(*da.shape, 3)  # reads[..., n, j]: the gradient of the prediction that read frame n by tap j
+        reads[:, :-1, :, 0] = da[:, 1:]
+        reads[..., 1] = da
+        reads[:, 1:, :, 2] = da[:, :-1]
+        dh += _on_grid(reads @ weights.dilation.to(dtype), spec)
+        ddilation = reads.flatten(0, 2).t() @ h.flatten(0, 2)
+        ddilation_bias = da.sum().reshape(1)
+    if dh.dtype != out.dtype:
+        _on_grid(out, spec).copy_(dh)
+    return dw.movedim(-1, 0)[:, None], ddilation, ddilation_bias
+
+
+def predict_dilation(h: Tensor, weights: Weights, spec: AdapterSpec) -> tuple[Tensor, Tensor]:
+    """The dilation ``d = ELU(a) + 1`` (B, T, N) in frames, bounded by ``spec.max_dilation``, and its slope dd/da."""
+    assert weights.dilation is not None
+    assert weights.dilation_bias is not None
+    taps = h @ weights.dilation.to(h.dtype).t()  # (B, T, N, 3)
+    a = taps[..., 1] + weights.dilation_bias.to(h.dtype)
+    a[:, 1:] += taps[:, :-1, :, 0]
+    a[:, :-1] += taps[:, 1:, :, 2]
+    d = torch.where(a > 0, a + 1, a.exp())
+    slope = torch.where(a > 0, torch.ones_like(a), d)
+    if spec.max_dilation is not None:
+        slope = slope * (d <= spec.max_dilation)
+        d = d.clamp(max=spec.max_dilation)
+    return d, slope
+
+
+def _on_grid(z: Tensor, spec: AdapterSpec) -> Tensor:
+    return z.unflatten(2, spec.grid_size)  # (B, T, N, …) -> (B, T, H, W, …), a view
+
+
+def _taps_last(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    return weight.to(dtype)[:, 0].movedim(0, -1).contiguous()  # (R, 1, K, kh, kw) -> (K, kh, kw, R)
+
+
+def _middle(w: Tensor) -> Tap:
+    K, kh, kw, _ = w.shape
+    return K // 2, kh // 2, kw // 2
+
+
+def _overlap(size: int, shift: int) -> tuple[slice, slice]:
+    """The outputs i whose source i + shift lies inside, and those sources."""
+    shift = max(-size, min(size, shift))
+    return slice(max(0, -shift), size - max(0, shift)), slice(max(0, shift), size - max(0, -shift))
+
+
+def _integer_taps(w: Tensor, z: Tensor, spec: AdapterSpec, weights: Weights) -> Iterator[tuple[Tap, Index, Index]]:
+    """(tap, outputs, sources) of all taps that read whole frames, the middle one left out."""
+    (K, kh, kw, _), (_, T, H, W, _) = w.shape, z.shape
+    frames = range(K) if weights.dilation is None else (K // 2,)
+    for tap in itertools.product(frames, range(kh), range(kw)):
+        if tap != _middle(w):
+            k, i, j = tap
+            t, y, x = (
+                _overlap(T, (k - K // 2) * spec.dilation),
+                _overlap(H, i - kh // 2),
+                _overlap(W, j - kw // 2),
+            )
+            yield tap, (slice(None), t[0], y[0], x[0]), (slice(None), t[1], y[1], x[1])
+
+
+def _interpolating_taps(w: Tensor, d: Tensor) -> Iterator[tuple[Tap, int, Index, Index, Tensor]]:
+    """(tap, k, outputs, sources, z) of the taps at real-valued frames, clip by clip.
+
+    ``d`` is (B, T, H, W); ``z`` (n, T, T) holds τ_k[t] − n for each of the n positions among the outputs.
+    """
+    (K, kh, kw, _), (B, T, H, W) = w.shape, d.shape
+    frames = torch.arange(T, dtype=d.dtype, device=d.device)
+    for b, k in itertools.product(range(B), range(-(K // 2), K // 2 + 1)):
+        if k == 0:
+            continue
+        tau = frames + k * d[b].permute(1, 2, 0)  # (H, W, T)
+        for i, j in itertools.product(range(kh), range(kw)):
+            y, x = _overlap(H, i - kh // 2), _overlap(W, j - kw // 2)
+            z = tau[y[0], x[0]].flatten(0, 1)[..., None] - frames
+            yield (k + K // 2, i, j), k, (b, slice(None), y[0], x[0]), (b, slice(None), y[1], x[1]), z
+
+
+def _by_position(z: Tensor) -> Tensor:
+    return z.flatten(1, 2).transpose(0, 1)  # (T, H, W, R) -> (H*W, T, R)
+
+
+def _by_frame(z: Tensor, like: Tensor) -> Tensor:
+    return z.transpose(0, 1).unflatten(1, like.shape[1:3])  # (H*W, T, R) -> (T, H, W, R), the shape of ``like``
+
+
+def _hat(z: Tensor) -> Tensor:
+    return (1 - z.abs()).clamp_min(0)
+
+
+def _hat_slope(z: Tensor) -> Tensor:
+    cell = z.floor()
+    return (cell == -1).to(z.dtype) - (cell == 0).to(z.dtype)

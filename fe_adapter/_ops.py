@@ -1,0 +1,120 @@
+"""The registered operators ``fe_adapter::adapter_forward`` and ``fe_adapter::adapter_backward``.
+
+One operator per direction, with fake and autograd implementations, so that `torch.compile` sees no graph break and
+activation checkpointing can name them. The caller (`fe_adapter.functional.adapter`) has validated everything and
+settled autocast: it passes the compute dtype. Outputs never alias inputs or each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fe_adapter import _eager
+from fe_adapter._backend import choose_backend
+from fe_adapter._spec import AdapterSpec, Weights
+
+
+@torch.library.custom_op("fe_adapter::adapter_forward", mutates_args=())
+def adapter_forward(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    dilation: int,
+    max_dilation: float | None,
+    activation: str,
+    num_prefix_tokens: int,
+    grid_size: Sequence[int],
+    compute_dtype: torch.dtype,
+    recompute: str | None,
+    needs_backward: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    """``y`` like ``x`` (B, T, L, D), and ``h`` (B, T, N, R), empty unless backward wants it."""
+    choose_backend(backend, x.device, compute_dtype)
+    spec = AdapterSpec(dilation, max_dilation, activation, num_prefix_tokens, tuple(grid_size), compute_dtype)
+    with torch.autocast(x.device.type, enabled=False):
+        y, h = _eager.forward(x, Weights(*weights), spec)
+    return y, h if needs_backward and recompute != "hidden" else h.new_empty(0)
+
+
+@adapter_forward.register_fake
+def _(
+    x, weights, dilation, max_dilation, activation, num_prefix_tokens, grid_size, compute_dtype, recompute,
+    needs_backward, backend,
+):  # fmt: skip
+    B, T, L, _ = x.shape
+    keeps_h = needs_backward and recompute != "hidden"
+    shape = (B, T, L - num_prefix_tokens, weights[0].shape[0]) if keeps_h else (0,)
+    return x.new_empty(x.shape), x.new_empty(shape, dtype=compute_dtype)
+
+
+@torch.library.custom_op("fe_adapter::adapter_backward", mutates_args=())
+def adapter_backward(
+    dy: Tensor,
+    x: Tensor | None,
+    y: Tensor | None,
+    h: Tensor | None,
+    weights: Sequence[Tensor],
+    dilation: int,
+    max_dilation: float | None,
+    activation: str,
+    num_prefix_tokens: int,
+    grid_size: Sequence[int],
+    compute_dtype: torch.dtype,
+    backend: str,
+    needs_dx: bool,
+) -> list[Tensor]:
+    """``dx`` (empty if not needed), then the gradient of each weight in the weight's dtype."""
+    choose_backend(backend, dy.device, compute_dtype)
+    spec = AdapterSpec(dilation, max_dilation, activation, num_prefix_tokens, tuple(grid_size), compute_dtype)
+    with torch.autocast(dy.device.type, enabled=False):
+        dx, gradients = _eager.backward(dy, x, y, h, Weights(*weights), spec, needs_dx)
+    outputs = [dy.new_empty(0) if dx is None else dx]
+    for weight, gradient in zip(weights, gradients, strict=False):  # a static adapter has no last two
+        assert gradient is not None
+        outputs.append(gradient.to(weight.dtype).contiguous())
+    return outputs
+
+
+@adapter_backward.register_fake
+def _(
+    dy, x, y, h, weights, dilation, max_dilation, activation, num_prefix_tokens, grid_size, compute_dtype, backend,
+    needs_dx,
+):  # fmt: skip
+    dx = dy.new_empty(dy.shape) if needs_dx else dy.new_empty(0)
+    return [dx, *(weight.new_empty(weight.shape) for weight in weights)]
+
+
+def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+    x, weights, *spec, recompute, needs_backward, backend = inputs
+    y, h = output
+    ctx.mark_non_differentiable(h)
+    ctx.set_materialize_grads(False)
+    ctx.spec, ctx.backend = spec, backend
+    ctx.save_for_backward(
+        None if recompute == "input" else x,
+        y if recompute == "input" else None,
+        None if recompute == "hidden" else h,
+        *weights,
+    )
+
+
+def _backward(ctx: Any, dy: Tensor, dh: None) -> tuple:
+    x, y, h, *weights = ctx.saved_tensors
+    dx, *gradients = adapter_backward(dy, x, y, h, weights, *ctx.spec, ctx.backend, ctx.needs_input_grad[0])
+    return dx if ctx.needs_input_grad[0] else None, gradients, *(None,) * (len(ctx.spec) + 3)
+
+
+adapter_forward.register_autograd(_backward, setup_context=_setup_context)
+
+
+def _refuse_double_backward(ctx: Any, grads: list[Tensor]) -> None:
+    raise RuntimeError(
+        "the fused adapter can be differentiated once; for second derivatives use FEAdapter, its plain PyTorch form"
+    )
+
+
+adapter_backward.register_autograd(_refuse_double_backward)

@@ -1,0 +1,42 @@
+"""What travels between the operator and its backends: the adapter's weights and everything else that defines it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Weights(NamedTuple):
+    """The adapter's parameters, or their gradients. A static adapter has no dilation predictor."""
+
+    down: Tensor  # (R, D)
+    down_bias: Tensor  # (R,)
+    conv: Tensor  # (R, 1, K, kh, kw)
+    conv_bias: Tensor  # (R,)
+    up: Tensor  # (D, R)
+    up_bias: Tensor  # (D,)
+    dilation: Tensor | None = None  # (3, R)
+    dilation_bias: Tensor | None = None  # (1,)
+
+    def to(self, dtype: torch.dtype) -> Weights:
+        return Weights(*(None if p is None else p.to(dtype) for p in self))  # type: ignore[arg-type]
+
+
+@dataclasses.dataclass(frozen=True)
+class AdapterSpec:
+    """What an adapter computes, besides its weights."""
+
+    dilation: int  # in frames; of a static adapter
+    max_dilation: float | None  # in frames; of a dynamic adapter
+    activation: str
+    num_prefix_tokens: int
+    grid_size: tuple[int, int]  # (H, W); (N, 1) where the kernel has no spatial extent
+    compute_dtype: torch.dtype
+
+    @property
+    def accumulate_dtype(self) -> torch.dtype:
+        """fp32 for bf16 and fp16, else the compute dtype itself."""
+        return torch.promote_types(self.compute_dtype, torch.float32)

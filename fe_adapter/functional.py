@@ -1,0 +1,200 @@
+"""The adapter as a function: validation and dtypes, then one registered operator."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from fe_adapter import _ops
+from fe_adapter._spec import AdapterSpec, Weights
+from fe_adapter.config import (
+    ACTIVATIONS,
+    BACKENDS,
+    RECOMPUTE,
+    check_choice,
+    check_count,
+    check_dilation,
+    check_kernel_size,
+)
+
+_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+def adapter(
+    x: Tensor,
+    down_weight: Tensor,
+    down_bias: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor,
+    up_weight: Tensor,
+    up_bias: Tensor,
+    *,
+    num_frames: int | None,
+    dilation: int | str = 1,
+    dilation_weight: Tensor | None = None,
+    dilation_bias: Tensor | None = None,
+    max_dilation: float | None = None,
+    activation: str = "identity",
+    num_prefix_tokens: int = 1,
+    grid_size: tuple[int, int] | None = None,
+    recompute: str | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """``x + up(φ(temporal_conv(down(x))))`` on patch tokens; prefix tokens pass through bit-identical.
+
+    Differentiable once, in ``x`` and every weight. The compute dtype is autocast's where autocast is on, else that of
+    ``x``; weights of another dtype are cast on use and get gradients in their own.
+
+    Args:
+        x: ``(B, T, L, D)`` or ``(B*T, L, D)``, L = prefix + patch tokens, any strides.
+        down_weight: ``(R, D)``; ``down_bias``: ``(R,)``.
+        conv_weight: ``(R, 1, K, kh, kw)``, odd sizes; ``conv_bias``: ``(R,)``.
+        up_weight: ``(D, R)``; ``up_bias``: ``(D,)``.
+        num_frames: T. None where ``x`` is 4-D and brings its own.
+        dilation: frames between taps, or "dynamic": ``ELU(a) + 1`` frames, predicted for every token.
+        dilation_weight: ``(3, R)``, and ``dilation_bias`` ``(1,)``: predict ``a``; only with "dynamic".
+        max_dilation: upper bound of a dynamic dilation, in frames.
+        activation: φ, one of "identity", "relu", "gelu" (tanh form), "silu".
+        num_prefix_tokens: P, the class and register tokens in front.
+        grid_size: ``(H, W)`` of the patches, needed where ``kh·kw > 1`` and the grid is not square.
+        recompute: what backward computes again: None keeps ``x`` and the hidden ``(B, T, N, R)``; "hidden" keeps only
+            ``x``; "input" keeps the hidden and the output (which the next LayerNorm keeps anyway), and is exact up to
+            half an ulp of the output.
+        backend: "auto", "triton" or "eager".
+
+    Returns:
+        A new tensor with the shape and dtype of ``x``.
+
+    Raises:
+        ValueError: shapes, sizes or options do not fit together.
+        TypeError: unsupported or mixed dtypes.
+        RuntimeError: ``backend="triton"`` cannot run; a second derivative is asked for.
+    """
+    weights = Weights(
+        down_weight, down_bias, conv_weight, conv_bias, up_weight, up_bias, dilation_weight, dilation_bias
+    )
+    check_choice("recompute", recompute, RECOMPUTE)
+    check_choice("backend", backend, BACKENDS)
+    clip, spec = prepare(
+        x, weights, num_frames, dilation, max_dilation, activation, num_prefix_tokens, grid_size
+    )  # fmt: skip
+    tensors = [p for p in weights if p is not None]
+    needs_backward = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *tensors))
+    y, _ = _ops.adapter_forward(
+        clip,
+        tensors,
+        spec.dilation,
+        spec.max_dilation,
+        spec.activation,
+        spec.num_prefix_tokens,
+        spec.grid_size,
+        spec.compute_dtype,
+        recompute,
+        needs_backward,
+        backend,
+    )
+    return y.view(x.shape)
+
+
+def prepare(
+    x: Tensor,
+    weights: Weights,
+    num_frames: int | None,
+    dilation: int | str,
+    max_dilation: float | None,
+    activation: str,
+    num_prefix_tokens: int,
+    grid_size: tuple[int, int] | None,
+) -> tuple[Tensor, AdapterSpec]:
+    """``x`` as ``(B, T, L, D)`` and the spec of the call; raises what `adapter` says it raises."""
+    check_choice("activation", activation, ACTIVATIONS)
+    check_dilation(dilation, max_dilation)
+    check_count("num_prefix_tokens", num_prefix_tokens, 0)
+    _check_dtypes(x, weights)
+    _check_weights(weights, dilation)
+    clip = _as_clips(x, num_frames)
+    L, D = clip.shape[2:]
+    if weights.down.shape[1] != D:
+        raise ValueError(f"x has width {D}, but the adapter was built for embed_dim={weights.down.shape[1]}")
+    if num_prefix_tokens >= L:
+        raise ValueError(f"num_prefix_tokens={num_prefix_tokens} leaves no patch tokens of the {L} tokens in x")
+    spec = AdapterSpec(
+        dilation=1 if dilation == "dynamic" else int(dilation),
+        max_dilation=None if max_dilation is None else float(max_dilation),
+        activation=activation,
+        num_prefix_tokens=num_prefix_tokens,
+        grid_size=_grid(L - num_prefix_tokens, weights.conv.shape[-2:], grid_size),
+        compute_dtype=_compute_dtype(x),
+    )
+    return clip, spec
+
+
+def _compute_dtype(x: Tensor) -> torch.dtype:
+    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:  # as autocast itself: never float64
+        return torch.get_autocast_dtype(x.device.type)
+    return x.dtype
+
+
+def _as_clips(x: Tensor, num_frames: int | None) -> Tensor:
+    if x.dim() == 4:
+        if num_frames is not None and num_frames != x.shape[1]:
+            raise ValueError(f"num_frames={num_frames}, but x (B, T, L, D) = {tuple(x.shape)} has T={x.shape[1]}")
+        return x
+    if x.dim() != 3:
+        raise ValueError(f"x has {x.dim()} dimensions; pass it as (B*T, L, D) or (B, T, L, D)")
+    if num_frames is None:
+        raise ValueError("x (B*T, L, D) does not say how many frames a clip has; pass num_frames")
+    T = check_count("num_frames", num_frames, 1)
+    if x.shape[0] % T:
+        raise ValueError(
+            f"num_frames={T} does not divide batch {x.shape[0]} of x; pass x as (B*T, L, D) with T=num_frames"
+        )
+    return x.unflatten(0, (x.shape[0] // T, T))
+
+
+def _grid(num_patches: int, kernel: tuple[int, ...], grid_size: tuple[int, int] | None) -> tuple[int, int]:
+    if tuple(kernel) == (1, 1):
+        return num_patches, 1
+    if grid_size is None:
+        side = math.isqrt(num_patches)
+        grid_size = (side, side)
+    H, W = grid_size
+    if H * W != num_patches:
+        raise ValueError(
+            f"a spatial kernel needs the patch grid, and {H}x{W} is not {num_patches} patches; pass grid_size=(H, W)"
+        )
+    return H, W
+
+
+def _check_dtypes(x: Tensor, weights: Weights) -> None:
+    if x.dtype not in _DTYPES:
+        raise TypeError(f"x is {x.dtype}; the adapter takes float32, bfloat16, float16 or float64")
+    dtypes = sorted({str(p.dtype) for p in weights if p is not None})
+    if len(dtypes) > 1:
+        raise TypeError(f"the adapter's parameters have several dtypes ({', '.join(dtypes)}); give them all one")
+    if weights.down.dtype not in _DTYPES:
+        raise TypeError(f"the adapter's parameters are {dtypes[0]}; they must be floating point")
+    if (x.dtype == torch.float64) != (weights.down.dtype == torch.float64):
+        raise TypeError(f"x is {x.dtype} and the adapter's parameters are {dtypes[0]}; float64 mixes with nothing else")
+
+
+def _check_weights(weights: Weights, dilation: int | str) -> None:
+    if weights.down.dim() != 2 or weights.conv.dim() != 5:
+        raise ValueError(
+            f"down_weight {tuple(weights.down.shape)} and conv_weight {tuple(weights.conv.shape)} must be (R, D) and "
+            "(R, 1, K, kh, kw)"
+        )
+    R, D = weights.down.shape
+    check_kernel_size(tuple(weights.conv.shape[2:]))  # type: ignore[arg-type]
+    if (weights.dilation is None) != (weights.dilation_bias is None) or (weights.dilation is None) != (
+        dilation != "dynamic"
+    ):
+        raise ValueError(
+            f"dilation={dilation!r} and dilation_weight, dilation_bias do not fit: 'dynamic' needs both, a number none"
+        )
+    expected = Weights((R, D), (R,), (R, 1, *weights.conv.shape[2:]), (R,), (D, R), (D,), (3, R), (1,))  # type: ignore[arg-type]
+    for name, p, shape in zip(Weights._fields, weights, expected, strict=True):
+        if p is not None and tuple(p.shape) != shape:
+            raise ValueError(f"the {name} parameter has shape {tuple(p.shape)}; R={R} and D={D} need {shape}")

@@ -1,0 +1,184 @@
+"""The adapter as a layer: `FEAdapter`, the readable reference, and `FusedFEAdapter`, the same on fused kernels."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from fe_adapter import functional, reference
+from fe_adapter._spec import Weights
+from fe_adapter.config import (
+    ACTIVATIONS,
+    BACKENDS,
+    RECOMPUTE,
+    check_choice,
+    check_count,
+    check_dilation,
+    check_kernel_size,
+)
+
+
+class DilationProjection(nn.Module):
+    """Three temporal taps that predict ``a`` of the dilation ``ELU(a) + 1``; zero at the start, so the dilation is 1."""
+
+    def __init__(
+        self, bottleneck: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(3, bottleneck, device=device, dtype=dtype))
+        self.bias = nn.Parameter(torch.zeros(1, device=device, dtype=dtype))
+
+
+class FEAdapter(nn.Module):
+    """``x + up_proj(φ(temporal_conv(down_proj(x))))`` on the patch tokens of every frame, in plain PyTorch.
+
+    The adapter of *FE-Adapter* (arXiv 2408.02421) in front of a frozen self-attention; prefix tokens (class,
+    registers) pass through bit-identical. A fresh layer is the identity: the convolution and every bias start at zero,
+    the two projections as in `nn.Linear`. This class is the reference, float64 and second derivatives included;
+    `FusedFEAdapter` computes the same faster and keeps less. Their state dicts interchange.
+
+    Args:
+        embed_dim: width D of the backbone.
+        bottleneck: width R between the projections; None is ``embed_dim // 2``.
+        num_frames: frames T of a clip, for inputs that do not say it themselves.
+        kernel_size: temporal taps K, or ``(K, kh, kw)`` to convolve over the patch grid as well; odd.
+        dilation: frames between taps, or "dynamic": predicted for every token, 1 at the start.
+        max_dilation: upper bound of a dynamic dilation, in frames.
+        activation: φ, one of "identity", "relu", "gelu" (tanh form), "silu".
+        num_prefix_tokens: tokens in front of the patches that are left alone.
+        grid_size: patch grid ``(H, W)``; needed where ``kh·kw > 1`` and the grid is not square.
+        recompute: None, "hidden" or "input", see `fe_adapter.functional.adapter`; the reference ignores it.
+        backend: "auto", "triton" or "eager"; the reference ignores it.
+
+    Shape:
+        ``x`` (B*T, L, D) or (B, T, L, D), L = prefix + patch tokens; the output has its shape and dtype.
+
+    Raises:
+        ValueError: a size or option is out of range, or ``x`` does not fit.
+        TypeError: unsupported or mixed dtypes.
+
+    Example:
+        >>> layer = FEAdapter(768, 64, num_frames=8)
+        >>> x = torch.randn(2 * 8, 197, 768)
+        >>> torch.equal(layer(x), x)  # fresh: the identity
+        True
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        bottleneck: int | None = None,
+        *,
+        num_frames: int,
+        kernel_size: int | tuple[int, int, int] = 3,
+        dilation: int | str = "dynamic",
+        max_dilation: float | None = None,
+        activation: str = "identity",
+        num_prefix_tokens: int = 1,
+        grid_size: tuple[int, int] | None = None,
+        recompute: str | None = None,
+        backend: str = "auto",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.embed_dim = check_count("embed_dim", embed_dim, 1)
+        self.bottleneck = check_count("bottleneck", max(1, embed_dim // 2) if bottleneck is None else bottleneck, 1)
+        self.num_frames = check_count("num_frames", num_frames, 1)
+        self.kernel_size = check_kernel_size(kernel_size)
+        check_dilation(dilation, max_dilation)
+        self.dilation, self.max_dilation = dilation, max_dilation
+        check_choice("activation", activation, ACTIVATIONS)
+        self.activation = activation
+        self.num_prefix_tokens = check_count("num_prefix_tokens", num_prefix_tokens, 0)
+        self.grid_size = grid_size
+        check_choice("recompute", recompute, RECOMPUTE)
+        self.recompute = recompute
+        check_choice("backend", backend, BACKENDS)
+        self.backend = backend
+
+        R = self.bottleneck
+        self.down_proj = nn.Linear(embed_dim, R, device=device, dtype=dtype)
+        self.temporal_conv = nn.Conv3d(R, R, self.kernel_size, groups=R, device=device, dtype=dtype)
+        self.up_proj = nn.Linear(R, embed_dim, device=device, dtype=dtype)
+        self.dilation_proj = DilationProjection(R, device=device, dtype=dtype) if dilation == "dynamic" else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Make the layer the identity again, ready to be trained."""
+        for linear in (self.down_proj, self.up_proj):
+            linear.reset_parameters()
+            nn.init.zeros_(linear.bias)
+        rest = [self.temporal_conv] if self.dilation_proj is None else [self.temporal_conv, self.dilation_proj]
+        for module in rest:
+            nn.init.zeros_(module.weight)
+            nn.init.zeros_(module.bias)
+
+    def forward(self, x: Tensor, num_frames: int | None = None) -> Tensor:
+        clip, spec = functional.prepare(
+            x,
+            self._weights(),
+            self._frames(x, num_frames),
+            self.dilation,
+            self.max_dilation,
+            self.activation,
+            self.num_prefix_tokens,
+            self.grid_size,
+        )
+        with torch.autocast(x.device.type, enabled=False):  # the compute dtype is settled
+            return reference.adapter(clip, self._weights(), spec).view(x.shape)
+
+    def extra_repr(self) -> str:
+        parts = [f"{self.embed_dim}, {self.bottleneck}, num_frames={self.num_frames}"]
+        parts += [f"kernel_size={self.kernel_size}, dilation={self.dilation!r}"]
+        for name, default in (("max_dilation", None), ("activation", "identity"), ("grid_size", None)):
+            if getattr(self, name) != default:
+                parts.append(f"{name}={getattr(self, name)!r}")
+        parts.append(f"num_prefix_tokens={self.num_prefix_tokens}")
+        return ", ".join(parts)
+
+    def _frames(self, x: Tensor, num_frames: int | None) -> int | None:
+        return self.num_frames if num_frames is None and x.dim() == 3 else num_frames
+
+    def _weights(self) -> Weights:
+        dilation = self.dilation_proj
+        return Weights(
+            self.down_proj.weight,
+            self.down_proj.bias,
+            self.temporal_conv.weight,
+            self.temporal_conv.bias,
+            self.up_proj.weight,
+            self.up_proj.bias,
+            None if dilation is None else dilation.weight,
+            None if dilation is None else dilation.bias,
+        )
+
+
+class FusedFEAdapter(FEAdapter):
+    """`FEAdapter` on fused kernels: one registered operator forward, one backward.
+
+    For backward it keeps ``x`` and one tensor of the bottleneck's width (see ``recompute``), where plain autograd keeps
+    several of each. It can be differentiated once.
+    """
+
+    def forward(self, x: Tensor, num_frames: int | None = None) -> Tensor:
+        w = self._weights()
+        return functional.adapter(
+            x,
+            w.down,
+            w.down_bias,
+            w.conv,
+            w.conv_bias,
+            w.up,
+            w.up_bias,
+            num_frames=self._frames(x, num_frames),
+            dilation=self.dilation,
+            dilation_weight=w.dilation,
+            dilation_bias=w.dilation_bias,
+            max_dilation=self.max_dilation,
+            activation=self.activation,
+            num_prefix_tokens=self.num_prefix_tokens,
+            grid_size=self.grid_size,
+            recompute=self.recompute,
+            backend=self.backend,
+        )

@@ -1,0 +1,74 @@
+"""The adapter as its equations, in plain differentiable PyTorch: the yardstick of every backend.
+
+Shares no code with the backends. Dtype-preserving, usable in float64. The interpolation is the gather form (floor, two
+reads, lerp), where the backends use hat functions.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fe_adapter._spec import AdapterSpec, Weights
+
+ACTIVATIONS = {
+    "identity": lambda c: c,
+    "relu": F.relu,
+    "gelu": lambda c: F.gelu(c, approximate="tanh"),
+    "silu": F.silu,
+}
+
+
+def adapter(x: Tensor, weights: Weights, spec: AdapterSpec) -> Tensor:
+    """``x`` (B, T, L, D) -> the same shape and dtype."""
+    weights = weights.to(spec.compute_dtype)
+    prefix, patches = x.split((spec.num_prefix_tokens, x.shape[2] - spec.num_prefix_tokens), dim=2)
+    u = F.linear(patches.to(spec.compute_dtype), weights.down, weights.down_bias)  # (B, T, N, R)
+    c = temporal_conv(u, weights, spec)
+    delta = F.linear(ACTIVATIONS[spec.activation](c), weights.up, weights.up_bias)
+    return torch.cat([prefix, (patches + delta).to(x.dtype)], dim=2)
+
+
+def temporal_conv(u: Tensor, weights: Weights, spec: AdapterSpec) -> Tensor:
+    """``c[t] = bc + Σ_k w[k]·u[t + k·d]``, zero outside the clip and outside the patch grid."""
+    _, T, _, R = u.shape
+    K, kh, kw = weights.conv.shape[2:]
+    H, W = spec.grid_size
+    grid = F.pad(u.unflatten(2, (H, W)), (0, 0, kw // 2, kw // 2, kh // 2, kh // 2))
+    t = torch.arange(T, dtype=spec.accumulate_dtype, device=u.device).view(T, 1)
+    d = spec.dilation if weights.dilation is None else dilation(u.to(t.dtype), weights, spec)  # (B, T, N)
+    c = weights.conv_bias
+    for i in range(kh):
+        for j in range(kw):
+            v = grid[:, :, i : i + H, j : j + W].reshape(u.shape)
+            for k in range(K):
+                c = c + weights.conv[:, 0, k, i, j] * at_frames(v, (t + (k - K // 2) * d).expand(u.shape[:3]))
+    return c.reshape(*u.shape[:3], R)
+
+
+def dilation(u: Tensor, weights: Weights, spec: AdapterSpec) -> Tensor:
+    """``d = ELU(a) + 1`` (B, T, N), ``a`` a convolution of three frames, at most ``max_dilation``."""
+    assert weights.dilation is not None
+    assert weights.dilation_bias is not None
+    T = u.shape[1]
+    padded = F.pad(u, (0, 0, 0, 0, 1, 1))
+    a = weights.dilation_bias.to(u.dtype)
+    for j in range(3):
+        a = a + padded[:, j : j + T] @ weights.dilation[j].to(u.dtype)
+    d = F.elu(a) + 1
+    return d if spec.max_dilation is None else d.clamp(max=spec.max_dilation)
+
+
+def at_frames(u: Tensor, tau: Tensor) -> Tensor:
+    """``u`` (B, T, N, R) read at the real-valued frames ``tau`` (B, T, N): linear interpolation, zero outside."""
+    T = u.shape[1]
+    low = tau.detach().floor()
+    fraction = (tau - low)[..., None]
+
+    def read(frame: Tensor) -> Tensor:
+        inside = (frame >= 0) & (frame < T)
+        index = torch.where(inside, frame, 0).long()[..., None].expand(u.shape)
+        return torch.gather(u, 1, index) * inside[..., None]
+
+    return ((1 - fraction) * read(low) + fraction * read(low + 1)).to(u.dtype)
