@@ -69,7 +69,7 @@ def backward(
         dilation=ddilation,
         dilation_bias=ddilation_bias,
     )
-    return (_add_product(dy, dh, weights.down.t(), spec) if needs_dx else None), gradients
+    return (_add_product(dy, dh, weights.down, spec) if needs_dx else None), gradients
 
 
 def _down(x: Tensor, weights: Weights, spec: AdapterSpec) -> Tensor:
