@@ -2,7 +2,8 @@
 
 from fe_adapter.config import FEAdapterConfig
 from fe_adapter.layers import FEAdapter, FusedFEAdapter
+from fe_adapter.memory import estimate_memory
 
 __version__ = "0.1.0"
 
-__all__ = ["FEAdapter", "FEAdapterConfig", "FusedFEAdapter"]
+__all__ = ["FEAdapter", "FEAdapterConfig", "FusedFEAdapter", "estimate_memory"]

@@ -35,7 +35,13 @@ def forward(x: Tensor, weights: Weights, spec: AdapterSpec) -> tuple[Tensor, Ten
 
 
 def backward(
-    dy: Tensor, x: Tensor | None, y: Tensor | None, h: Tensor | None, weights: Weights, spec: AdapterSpec, needs_dx: bool
+    dy: Tensor,
+    x: Tensor | None,
+    y: Tensor | None,
+    h: Tensor | None,
+    weights: Weights,
+    spec: AdapterSpec,
+    needs_dx: bool,
 ) -> tuple[Tensor | None, Weights]:
     """``dx`` (None if not needed) and the gradients of the weights, in the accumulate or compute dtype.
 

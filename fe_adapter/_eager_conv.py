@@ -70,7 +70,7 @@ def conv_backward(
             d_here = _on_grid(dd, spec)[here]
             d_here += k * _by_frame(dtau, d_here[..., None])[..., 0]
         da = dd * d_slope
-        reads = da.new_zeros(*da.shape, 3)  # reads[..., n, j]: the gradient of the prediction that read frame n by tap j
+        reads = da.new_zeros(*da.shape, 3)  # [..., n, j]: the gradient of the prediction that read frame n by tap j
         reads[:, :-1, :, 0] = da[:, 1:]
         reads[..., 1] = da
         reads[:, 1:, :, 2] = da[:, :-1]

@@ -18,6 +18,11 @@ from fe_adapter._backend import choose_backend
 from fe_adapter._spec import AdapterSpec, Weights
 
 
+def _pair(grid_size: Sequence[int]) -> tuple[int, int]:
+    H, W = grid_size
+    return H, W
+
+
 @torch.library.custom_op("fe_adapter::adapter_forward", mutates_args=())
 def adapter_forward(
     x: Tensor,
@@ -34,7 +39,7 @@ def adapter_forward(
 ) -> tuple[Tensor, Tensor]:
     """``y`` like ``x`` (B, T, L, D), and ``h`` (B, T, N, R), empty unless backward wants it."""
     choose_backend(backend, x.device, compute_dtype)
-    spec = AdapterSpec(dilation, max_dilation, activation, num_prefix_tokens, tuple(grid_size), compute_dtype)
+    spec = AdapterSpec(dilation, max_dilation, activation, num_prefix_tokens, _pair(grid_size), compute_dtype)
     with torch.autocast(x.device.type, enabled=False):
         y, h = _eager.forward(x, Weights(*weights), spec)
     return y, h if needs_backward and recompute != "hidden" else h.new_empty(0)
@@ -69,7 +74,7 @@ def adapter_backward(
 ) -> list[Tensor]:
     """``dx`` (empty if not needed), then the gradient of each weight in the weight's dtype."""
     choose_backend(backend, dy.device, compute_dtype)
-    spec = AdapterSpec(dilation, max_dilation, activation, num_prefix_tokens, tuple(grid_size), compute_dtype)
+    spec = AdapterSpec(dilation, max_dilation, activation, num_prefix_tokens, _pair(grid_size), compute_dtype)
     with torch.autocast(dy.device.type, enabled=False):
         dx, gradients = _eager.backward(dy, x, y, h, Weights(*weights), spec, needs_dx)
     outputs = [dy.new_empty(0) if dx is None else dx]
@@ -89,7 +94,7 @@ def _(
 
 
 def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
-    x, weights, *spec, recompute, needs_backward, backend = inputs
+    x, weights, *spec, recompute, _, backend = inputs
     y, h = output
     ctx.mark_non_differentiable(h)
     ctx.set_materialize_grads(False)
@@ -102,10 +107,13 @@ def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> No
     )
 
 
-def _backward(ctx: Any, dy: Tensor, dh: None) -> tuple:
+def _backward(ctx: Any, dy: Tensor | None, dh: None) -> tuple:
     x, y, h, *weights = ctx.saved_tensors
+    rest = (None,) * (len(ctx.spec) + 3)
+    if dy is None:
+        return None, [None] * len(weights), *rest
     dx, *gradients = adapter_backward(dy, x, y, h, weights, *ctx.spec, ctx.backend, ctx.needs_input_grad[0])
-    return dx if ctx.needs_input_grad[0] else None, gradients, *(None,) * (len(ctx.spec) + 3)
+    return dx if ctx.needs_input_grad[0] else None, gradients, *rest
 
 
 adapter_forward.register_autograd(_backward, setup_context=_setup_context)

@@ -40,7 +40,7 @@ def check_kernel_size(kernel_size: int | tuple[int, int, int]) -> tuple[int, int
         raise InputError(f"kernel_size={kernel_size!r} has {len(sizes)} sizes; give K or (K, kh, kw)")
     for size in sizes:
         if check_count("kernel_size", size, 1) % 2 == 0:
-            raise InputError(f"kernel_size={kernel_size!r} has the even size {size}; taps are centred, so sizes are odd")
+            raise InputError(f"kernel_size={kernel_size!r} has the even size {size}; taps are centred, so they are odd")
     return sizes[0], sizes[1], sizes[2]
 
 
@@ -113,4 +113,5 @@ class FEAdapterConfig:
         """The published ST-Adapter forms: "12x384" (before the MLP) and "24x384" (before attention and MLP)."""
         positions = {"12x384": ("mlp",), "24x384": ("attn", "mlp")}
         check_choice("form", form, tuple(positions))
-        return cls(**{"bottleneck": 384, "kernel_size": 3, "dilation": 1, "positions": positions[form]} | changes)
+        published: dict[str, Any] = {"bottleneck": 384, "kernel_size": 3, "dilation": 1, "positions": positions[form]}
+        return cls(**published | changes)

@@ -161,7 +161,7 @@ def _grid(num_patches: int, kernel: tuple[int, ...], grid_size: tuple[int, int] 
         side = math.isqrt(num_patches)
         grid_size = (side, side)
     H, W = grid_size
-    if H * W != num_patches:
+    if num_patches != H * W:
         raise ValueError(
             f"a spatial kernel needs the patch grid, and {H}x{W} is not {num_patches} patches; pass grid_size=(H, W)"
         )

@@ -19,7 +19,7 @@ from fe_adapter.config import (
 
 
 class DilationProjection(nn.Module):
-    """Three temporal taps that predict ``a`` of the dilation ``ELU(a) + 1``; zero at the start, so the dilation is 1."""
+    """Three temporal taps that predict ``a`` of the dilation ``ELU(a) + 1``; zero at first, so the dilation is 1."""
 
     def __init__(
         self, bottleneck: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
@@ -109,10 +109,9 @@ class FEAdapter(nn.Module):
         for linear in (self.down_proj, self.up_proj):
             linear.reset_parameters()
             nn.init.zeros_(linear.bias)
-        rest = [self.temporal_conv] if self.dilation_proj is None else [self.temporal_conv, self.dilation_proj]
-        for module in rest:
-            nn.init.zeros_(module.weight)
-            nn.init.zeros_(module.bias)
+        for module in filter(None, (self.temporal_conv, self.dilation_proj)):
+            for parameter in module.parameters():
+                nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor, num_frames: int | None = None) -> Tensor:
         clip, spec = functional.prepare(
@@ -146,7 +145,7 @@ class FEAdapter(nn.Module):
             self.down_proj.weight,
             self.down_proj.bias,
             self.temporal_conv.weight,
-            self.temporal_conv.bias,
+            self.temporal_conv.bias,  # type: ignore[arg-type]  # Conv3d has a bias
             self.up_proj.weight,
             self.up_proj.bias,
             None if dilation is None else dilation.weight,

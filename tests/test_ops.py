@@ -1,0 +1,187 @@
+"""The registered operators, the choice of a backend, and the refusal of bad input."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+
+from fe_adapter import FEAdapter, FEAdapterConfig, FusedFEAdapter, _backend, functional
+from fe_adapter.errors import InputError
+from tests.adapters import pair
+
+
+def arguments(layer: FusedFEAdapter, x: torch.Tensor, recompute: str | None) -> tuple:
+    dilation = 1 if layer.dilation == "dynamic" else layer.dilation
+    grid = (x.shape[2] - 1, 1)
+    weights = [p.detach().clone().requires_grad_() for p in layer.parameters()]
+    return x, weights, dilation, None, layer.activation, 1, grid, x.dtype, recompute, True, "eager"
+
+
+@pytest.mark.parametrize("dilation", [2, "dynamic"])
+@pytest.mark.parametrize("recompute", [None, "hidden", "input"])
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # of opcheck's own making
+def test_opcheck(dilation, recompute):
+    _, layer = pair(6, 4, num_frames=3, dilation=dilation, activation="gelu")
+    x = torch.randn(2, 3, 5, 6, requires_grad=True)
+    torch.library.opcheck(torch.ops.fe_adapter.adapter_forward.default, arguments(layer, x, recompute))
+
+
+def test_opcheck_of_the_backward_operator():
+    _, layer = pair(6, 4, num_frames=3)
+    x, dy = torch.randn(2, 2, 3, 5, 6)
+    h = torch.randn(2, 3, 4, 4)
+    weights = [p.detach() for p in layer.parameters()]
+    arguments = (dy, x, None, h, weights, 1, None, "identity", 1, (4, 1), x.dtype, "eager", True)
+    torch.library.opcheck(torch.ops.fe_adapter.adapter_backward.default, arguments)
+
+
+def test_a_second_derivative_is_refused():
+    _, layer = pair(6, 4, num_frames=3)
+    x = torch.randn(3, 5, 6, requires_grad=True)
+    (gradient,) = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiated once; for second derivatives use FEAdapter"):
+        gradient.sum().backward()
+
+
+def test_auto_falls_back_and_says_so_once(caplog):
+    _backend._log_fall_back.cache_clear()
+    layer = FusedFEAdapter(6, 4, num_frames=2)
+    with caplog.at_level(logging.INFO, logger="fe_adapter"):
+        for _ in range(2):
+            layer(torch.randn(2, 5, 6))
+    assert len(caplog.records) == 1
+    assert "eager backend" in caplog.text
+    assert "not on a GPU" in caplog.text
+
+
+def test_triton_is_refused_with_every_reason():
+    layer = FusedFEAdapter(6, 4, num_frames=2, backend="triton", dtype=torch.float64)
+    with pytest.raises(RuntimeError, match=r"cannot run here: .*not on a GPU; torch\.float64 is not supported"):
+        layer(torch.randn(2, 5, 6, dtype=torch.float64))
+
+
+def test_the_environment_replaces_auto_only(monkeypatch):
+    x = torch.randn(2, 5, 6)
+    monkeypatch.setenv("FE_ADAPTER_BACKEND", "triton")
+    with pytest.raises(RuntimeError, match="triton"):
+        FusedFEAdapter(6, 4, num_frames=2)(x)
+    FusedFEAdapter(6, 4, num_frames=2, backend="eager")(x)
+    monkeypatch.setenv("FE_ADAPTER_BACKEND", "cuda")
+    with pytest.raises(InputError, match="FE_ADAPTER_BACKEND='cuda' is not one of 'auto', 'triton', 'eager'"):
+        FusedFEAdapter(6, 4, num_frames=2)(x)
+
+
+BAD_OPTIONS = [
+    ({"kernel_size": 4}, "even size 4"),
+    ({"kernel_size": 0}, "kernel_size=0 is too small"),
+    ({"kernel_size": (3, 3)}, "2 sizes; give K or"),
+    ({"kernel_size": (3, 2, 3)}, "even size 2"),
+    ({"dilation": 0}, "dilation=0 is too small"),
+    ({"dilation": "auto"}, "'auto' is not one of 'dynamic'"),
+    ({"dilation": 1, "max_dilation": 2.0}, "bounds a dynamic dilation"),
+    ({"max_dilation": -1.0}, "max_dilation=-1.0 is not positive"),
+    ({"bottleneck": 0}, "bottleneck=0 is too small"),
+    ({"activation": "tanh"}, "'tanh' is not one of"),
+    ({"recompute": "all"}, "'all' is not one of"),
+    ({"backend": "cuda"}, "'cuda' is not one of"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), BAD_OPTIONS)
+def test_bad_options_are_refused_by_layers_and_config(options, message):
+    with pytest.raises(ValueError, match=message):
+        FEAdapterConfig(**options)
+    for cls in (FEAdapter, FusedFEAdapter):
+        with pytest.raises(ValueError, match=message):
+            cls(16, **{"num_frames": 4, **options})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_frames": 0}, "num_frames=0 is too small"),
+        ({"num_prefix_tokens": -1}, "num_prefix_tokens=-1 is too small"),
+        ({"embed_dim": 0}, "embed_dim=0 is too small"),
+    ],
+)
+def test_bad_sizes_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        FusedFEAdapter(**{"embed_dim": 8, "num_frames": 4, **options})
+
+
+@pytest.mark.parametrize("options", [{"bottleneck": 2.5}, {"kernel_size": "3"}, {"dilation": 1.5}, {"dilation": True}])
+def test_counts_must_be_integers(options):
+    with pytest.raises(TypeError, match="is not an integer"):
+        FusedFEAdapter(8, num_frames=4, **options)
+
+
+BAD_INPUTS = [
+    (torch.zeros(7, 5, 8), {}, ValueError, "num_frames=4 does not divide batch 7"),
+    (torch.zeros(8, 5, 8), {"num_frames": 3}, ValueError, "num_frames=3 does not divide batch 8"),
+    (torch.zeros(8, 5, 8), {"num_frames": 0}, ValueError, "num_frames=0 is too small"),
+    (torch.zeros(2, 4, 5, 8), {"num_frames": 2}, ValueError, "num_frames=2, but x .* has T=4"),
+    (torch.zeros(8, 5, 9), {}, ValueError, "x has width 9, but .* embed_dim=8"),
+    (torch.zeros(8, 8), {}, ValueError, "x has 2 dimensions"),
+    (torch.zeros(1, 2, 4, 5, 8), {}, ValueError, "x has 5 dimensions"),
+    (torch.zeros(8, 1, 8), {}, ValueError, "num_prefix_tokens=1 leaves no patch tokens of the 1 tokens"),
+    (torch.zeros(8, 5, 8, dtype=torch.float64), {}, TypeError, "float64 mixes with nothing else"),
+    (torch.zeros(8, 5, 8, dtype=torch.long), {}, TypeError, "x is torch.int64"),
+    (torch.zeros(8, 5, 8, dtype=torch.complex64), {}, TypeError, "x is torch.complex64"),
+]
+
+
+@pytest.mark.parametrize(("x", "options", "error", "message"), BAD_INPUTS)
+@pytest.mark.parametrize("cls", [FEAdapter, FusedFEAdapter])
+def test_bad_inputs_are_refused(cls, x, options, error, message):
+    with pytest.raises(error, match=message):
+        cls(8, 4, num_frames=4)(x, **options)
+
+
+@pytest.mark.parametrize("cls", [FEAdapter, FusedFEAdapter])
+def test_bad_parameter_dtypes_are_refused(cls):
+    layer = cls(8, 4, num_frames=4)
+    layer.up_proj.to(torch.bfloat16)
+    with pytest.raises(TypeError, match=r"several dtypes \(torch.bfloat16, torch.float32\)"):
+        layer(torch.zeros(4, 5, 8))
+    integers = {name: torch.zeros(p.shape, dtype=torch.int32) for name, p in layer.named_parameters()}
+    with pytest.raises(TypeError, match=r"parameters are torch\.int32; they must be floating point"):
+        torch.func.functional_call(layer, integers, (torch.zeros(4, 5, 8),))
+
+
+@pytest.mark.parametrize("cls", [FEAdapter, FusedFEAdapter])
+def test_a_spatial_kernel_needs_the_grid(cls):
+    x = torch.zeros(4, 7, 8)
+    with pytest.raises(ValueError, match="2x2 is not 6 patches; pass grid_size"):
+        cls(8, 4, num_frames=4, kernel_size=(3, 3, 3))(x)
+    with pytest.raises(ValueError, match="4x2 is not 6 patches"):
+        cls(8, 4, num_frames=4, kernel_size=(3, 3, 3), grid_size=(4, 2))(x)
+
+
+def test_functional_refuses_what_does_not_fit():
+    layer = FEAdapter(8, 4, num_frames=4, dilation=1)
+    weights = list(layer.parameters())
+    x = torch.zeros(4, 5, 8)
+    with pytest.raises(ValueError, match="'dynamic' needs both, a number none"):
+        functional.adapter(x, *weights, num_frames=4, dilation="dynamic")
+    with pytest.raises(ValueError, match="does not say how many frames"):
+        functional.adapter(x, *weights, num_frames=None)
+    weights[4] = torch.zeros(4, 8)
+    with pytest.raises(ValueError, match=r"the up parameter has shape \(4, 8\); R=4 and D=8 need \(8, 4\)"):
+        functional.adapter(x, *weights, num_frames=4)
+
+
+def test_config_round_trips_and_knows_the_published_forms():
+    assert FEAdapterConfig(positions="mlp").positions == ("mlp",)
+    from_json = FEAdapterConfig(kernel_size=[3, 1, 1], blocks=[0, -1])
+    assert from_json == FEAdapterConfig(kernel_size=(3, 1, 1), blocks=(0, -1))
+    form = FEAdapterConfig.st_adapter("24x384")
+    assert (form.positions, form.bottleneck, form.kernel_size, form.dilation) == (("attn", "mlp"), 384, 3, 1)
+    assert FEAdapterConfig.st_adapter().positions == ("mlp",)
+    with pytest.raises(InputError, match="'36x384' is not one of"):
+        FEAdapterConfig.st_adapter("36x384")
+    with pytest.raises(InputError, match="must name 'attn', 'mlp' or both"):
+        FEAdapterConfig(positions=())
+    with pytest.raises(InputError, match="at least one block, each once"):
+        FEAdapterConfig(blocks=(1, 1))
