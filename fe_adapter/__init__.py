@@ -1,9 +1,34 @@
 """Turn a frozen image transformer into a video model: temporal adapters, trained on the GPU you already have."""
 
+from fe_adapter.adapt import (
+    adapt,
+    disable_adapters,
+    print_trainable_parameters,
+    set_num_frames,
+    trainable_parameters,
+    unadapt,
+)
+from fe_adapter.checkpoint import load_adapter, load_classifier, save_adapter
+from fe_adapter.classifier import VideoClassifier
 from fe_adapter.config import FEAdapterConfig
 from fe_adapter.layers import FEAdapter, FusedFEAdapter
 from fe_adapter.memory import estimate_memory
 
 __version__ = "0.1.0"
 
-__all__ = ["FEAdapter", "FEAdapterConfig", "FusedFEAdapter", "estimate_memory"]
+__all__ = [
+    "FEAdapter",
+    "FEAdapterConfig",
+    "FusedFEAdapter",
+    "VideoClassifier",
+    "adapt",
+    "disable_adapters",
+    "estimate_memory",
+    "load_adapter",
+    "load_classifier",
+    "print_trainable_parameters",
+    "save_adapter",
+    "set_num_frames",
+    "trainable_parameters",
+    "unadapt",
+]

@@ -1,0 +1,290 @@
+"""Put adapters into a frozen image transformer, and take them out again.
+
+Before self-attention an adapter is a child ``fe_adapter`` of its block, called by a forward pre-hook that replaces the
+block's input. Before the MLP it is ``fe_adapter_mlp``, called by a forward written for the block's kind. Backbone
+parameters keep their names. Hooks are module-level functions that find the adapter on the module they are called with,
+so that a copy of an adapted model, deep or pickled, is independent of the original.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fe_adapter._mlp_position import forward_with_mlp_adapter
+from fe_adapter.backbones import describe_backbone, get_blocks
+from fe_adapter.config import FEAdapterConfig, check_count, check_kernel_size
+from fe_adapter.errors import InputError
+from fe_adapter.layers import FEAdapter, FusedFEAdapter
+
+_log = logging.getLogger("fe_adapter")
+CHILDREN = {"attn": "fe_adapter", "mlp": "fe_adapter_mlp"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Adaptation:
+    """What `adapt` did to a model; kept on it as ``fe_adaptation``."""
+
+    config: FEAdapterConfig
+    num_frames: int
+    blocks_path: str
+    embed_dim: int
+    num_prefix_tokens: int
+    patch_size: tuple[int, int] | None
+    fingerprint: str | None
+    trained_before: frozenset[str]  # parameters that asked for a gradient
+    training_before: frozenset[str]  # modules in training mode
+
+
+def adapt(
+    vit: nn.Module,
+    config: FEAdapterConfig | None = None,
+    *,
+    num_frames: int,
+    blocks_path: str | None = None,
+    embed_dim: int | None = None,
+    num_prefix_tokens: int | None = None,
+    grid_size: tuple[int, int] | None = None,
+) -> nn.Module:
+    """Freeze ``vit`` and put a temporal adapter in front of its blocks, in place.
+
+    A freshly adapted model computes what it computed before, bit for bit, until the adapters are trained. Its input
+    becomes the frames of clips one after another, ``(B*T, 3, h, w)``. The backbone stays in evaluation mode under
+    ``vit.train()``; blocks before the first adapter run without a graph, since nothing in them is trainable.
+
+    Args:
+        vit: image transformer of timm, transformers, open_clip or torchvision, or any other with the arguments below.
+        config: which adapters and where; None is ``FEAdapterConfig()``.
+        num_frames: frames T of a clip; `set_num_frames` changes it.
+        blocks_path: attribute path of the list of blocks, each of which takes tokens ``(B*T, L, D)`` first.
+        embed_dim: width D.
+        num_prefix_tokens: class and register tokens P in front of the patches.
+        grid_size: patches ``(H, W)``; needed only by kernels with a spatial extent.
+
+    Returns:
+        ``vit`` itself.
+
+    Raises:
+        InputError: the model cannot be adapted, is adapted already, or has no such blocks.
+    """
+    if hasattr(vit, "fe_adaptation"):
+        raise InputError("the model is adapted already; call unadapt first")
+    config = config or FEAdapterConfig()
+    num_frames = check_count("num_frames", num_frames, 1)
+    patch_size = None
+    if blocks_path is None:
+        found = describe_backbone(vit)
+        blocks_path, patch_size = found.blocks_path, found.patch_size
+        embed_dim = found.embed_dim if embed_dim is None else embed_dim
+        num_prefix_tokens = found.num_prefix_tokens if num_prefix_tokens is None else num_prefix_tokens
+        grid_size = found.grid_size if grid_size is None else grid_size
+    elif embed_dim is None or num_prefix_tokens is None:
+        raise InputError("with blocks_path, give embed_dim and num_prefix_tokens as well")
+    blocks = get_blocks(vit, blocks_path)
+    chosen = [blocks[i] for i in _indices(config.blocks, len(blocks))]
+    forwards = [forward_with_mlp_adapter(block) if "mlp" in config.positions else None for block in chosen]
+    _warn_if_input_is_not_shared(config, vit)
+
+    spatial = check_kernel_size(config.kernel_size)[1:] != (1, 1)
+    parameter = next(vit.parameters())
+    vit.fe_adaptation = Adaptation(  # type: ignore[assignment]
+        config=config,
+        num_frames=num_frames,
+        blocks_path=blocks_path,
+        embed_dim=embed_dim,
+        num_prefix_tokens=num_prefix_tokens,
+        patch_size=patch_size,
+        fingerprint=fingerprint(vit),
+        trained_before=frozenset(name for name, p in vit.named_parameters() if p.requires_grad),
+        training_before=frozenset(name for name, module in vit.named_modules() if module.training),
+    )
+    vit.requires_grad_(False)
+    for block, forward in zip(chosen, forwards, strict=True):
+        block.fe_adapter_enabled = True  # type: ignore[assignment]
+        for position in config.positions:
+            adapter = FusedFEAdapter(
+                embed_dim,
+                config.bottleneck,
+                num_frames=num_frames,
+                kernel_size=config.kernel_size,
+                dilation=config.dilation,
+                max_dilation=config.max_dilation,
+                activation=config.activation,
+                num_prefix_tokens=num_prefix_tokens,
+                grid_size=grid_size if spatial else None,
+                recompute=config.recompute,
+                backend=config.backend,
+                device=parameter.device,
+                dtype=torch.float64 if parameter.dtype == torch.float64 else torch.float32,
+            )
+            block.add_module(CHILDREN[position], adapter)
+        if "attn" in config.positions:
+            block.register_forward_pre_hook(_adapt_input, with_kwargs=True)
+        if forward is not None:
+            block.forward = functools.partial(_adapted_forward, forward, block)
+    if spatial and patch_size is not None:
+        vit.register_forward_pre_hook(_follow_grid, with_kwargs=True)
+    vit.train = functools.partial(_train_adapters_only, vit)  # type: ignore[method-assign]
+    vit.train(vit.training)
+    return vit
+
+
+def unadapt(vit: nn.Module) -> nn.Module:
+    """Take the adapters out of ``vit``, in place, and give it back as it was before `adapt`.
+
+    Raises:
+        InputError: ``vit`` is not adapted.
+    """
+    adaptation = get_adaptation(vit)
+    for block in get_blocks(vit, adaptation.blocks_path):
+        for child in CHILDREN.values():
+            if hasattr(block, child):
+                delattr(block, child)
+        block.__dict__.pop("fe_adapter_enabled", None)
+        block.__dict__.pop("forward", None)
+        _remove_hook(block, _adapt_input)
+    _remove_hook(vit, _follow_grid)
+    del vit.fe_adaptation
+    del vit.train
+    for name, p in vit.named_parameters():
+        p.requires_grad_(name in adaptation.trained_before)
+    for name, module in vit.named_modules():
+        module.training = name in adaptation.training_before
+    return vit
+
+
+@contextlib.contextmanager
+def disable_adapters(model: nn.Module) -> Iterator[None]:
+    """Within the block ``model`` computes as if it had no adapters; they stay where they are."""
+    blocks = [module for module in model.modules() if getattr(module, "fe_adapter_enabled", False)]
+    for block in blocks:
+        block.fe_adapter_enabled = False  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for block in blocks:
+            block.fe_adapter_enabled = True  # type: ignore[assignment]
+
+
+def set_num_frames(model: nn.Module, num_frames: int) -> None:
+    """Tell every adapter in ``model`` that clips have ``num_frames`` frames from now on."""
+    num_frames = check_count("num_frames", num_frames, 1)
+    for adapter in get_adapters(model):
+        adapter.num_frames = num_frames
+
+
+def get_adapters(model: nn.Module) -> list[FEAdapter]:
+    """The adapters in ``model``, in the order in which they run."""
+    return [module for module in model.modules() if isinstance(module, FEAdapter)]
+
+
+def get_adaptation(vit: nn.Module) -> Adaptation:
+    """What `adapt` did to ``vit``.
+
+    Raises:
+        InputError: ``vit`` is not adapted.
+    """
+    adaptation = getattr(vit, "fe_adaptation", None)
+    if adaptation is None:
+        raise InputError(f"this {type(vit).__name__} has no adapters; call adapt first")
+    return adaptation
+
+
+def trainable_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters that training changes, for an optimizer."""
+    return [p for p in model.parameters() if p.requires_grad]
+
+
+def print_trainable_parameters(model: nn.Module) -> None:
+    """Print how many parameters train: the adapters', their dilation predictors', and others such as a head's."""
+    total = sum(p.numel() for p in model.parameters())
+    adapters = {id(p) for adapter in get_adapters(model) for p in adapter.parameters()}
+    counts = {"adapters": 0, "dilation": 0, "other": 0}
+    for name, p in model.named_parameters():
+        if p.requires_grad:
+            kind = "dilation" if "dilation_proj" in name else "adapters" if id(p) in adapters else "other"
+            counts[kind] += p.numel()
+    trained = sum(counts.values())
+    parts = ", ".join(f"{kind} {count:,}" for kind, count in counts.items())
+    print(f"trainable: {trained:,} of {total:,} parameters ({trained / max(1, total):.2%}): {parts}")
+
+
+def fingerprint(vit: nn.Module) -> str | None:
+    """A hash of names, shapes and bf16-rounded values of the backbone's parameters; None where there are no values.
+
+    Freezing in bf16 does not change it. Adapters are left out.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for name, p in sorted(vit.named_parameters()):
+        if any(child in name.split(".") for child in CHILDREN.values()):
+            continue
+        if p.is_meta or type(p) not in (nn.Parameter, Tensor):
+            return None
+        digest.update(f"{name} {tuple(p.shape)}".encode())
+        digest.update(p.detach().to("cpu", torch.bfloat16).reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _indices(chosen: tuple[int, ...] | None, num_blocks: int) -> list[int]:
+    if chosen is None:
+        return list(range(num_blocks))
+    indices = set()
+    for i in chosen:
+        if not -num_blocks <= i < num_blocks:
+            raise InputError(f"blocks={chosen} names block {i}, but the model has {num_blocks} blocks")
+        indices.add(i % num_blocks)
+    return sorted(indices)
+
+
+def _warn_if_input_is_not_shared(config: FEAdapterConfig, vit: nn.Module) -> None:
+    low_precision = next(vit.parameters()).dtype in (torch.bfloat16, torch.float16)
+    fp32_norm = any(type(module).__name__ == "LayerNormFp32" for module in vit.modules())
+    if config.recompute == "input" and (low_precision or fp32_norm):
+        _log.warning(
+            "recompute='input' shares the adapter's output with the next LayerNorm, but a norm that runs in another "
+            "dtype keeps a copy of its own; recompute='hidden' may need less memory here"
+        )
+
+
+def _adapt_input(block: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
+    if not block.fe_adapter_enabled:
+        return None
+    if args:
+        return (block.fe_adapter(args[0]), *args[1:]), kwargs
+    name = next(iter(kwargs))  # the tokens come first also by name
+    return args, {**kwargs, name: block.fe_adapter(kwargs[name])}
+
+
+def _adapted_forward(forward: Any, block: Any, *args: Any, **kwargs: Any) -> Tensor:
+    if not block.fe_adapter_enabled:
+        return type(block).forward(block, *args, **kwargs)
+    return forward(block, *args, **kwargs)
+
+
+def _follow_grid(vit: Any, args: tuple, kwargs: dict[str, Any]) -> None:
+    """Spatial kernels follow the size of the images, where the backbone takes any size."""
+    patch_height, patch_width = get_adaptation(vit).patch_size  # type: ignore[misc]
+    images = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+    for adapter in get_adapters(vit):
+        adapter.grid_size = (images.shape[-2] // patch_height, images.shape[-1] // patch_width)
+
+
+def _train_adapters_only(vit: nn.Module, mode: bool = True) -> nn.Module:
+    type(vit).train(vit, False)
+    for adapter in get_adapters(vit):
+        adapter.train(mode)
+    return vit
+
+
+def _remove_hook(module: nn.Module, hook: Any) -> None:
+    for key in [key for key, value in module._forward_pre_hooks.items() if value is hook]:
+        del module._forward_pre_hooks[key]
+        module._forward_pre_hooks_with_kwargs.pop(key, None)

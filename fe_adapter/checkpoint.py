@@ -1,0 +1,209 @@
+"""Adapter folders: ``adapter_config.json`` and ``adapter_model.safetensors``, the backbone's weights left out."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save as to_bytes
+from torch import Tensor, nn
+
+from fe_adapter._io import atomic_write, read_json, read_tensors
+from fe_adapter.adapt import adapt, get_adaptation, get_adapters
+from fe_adapter.backbones import Preprocessing
+from fe_adapter.classifier import VideoClassifier
+from fe_adapter.config import FEAdapterConfig
+from fe_adapter.errors import InputError
+
+FORMAT_VERSION = 1
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+
+
+def save_adapter(model: nn.Module, folder: Path | str) -> None:
+    """Write what training changed in ``model``: an adapted backbone, or a `VideoClassifier` with its head.
+
+    The tensors' names are those in the model, ``vit.…`` for the backbone's side and ``head.…``. Both files are written
+    aside before either takes its place: if the disk is full, the previous ones are still there.
+
+    Raises:
+        InputError: ``model`` has nothing to save, or the folder cannot be written to.
+    """
+    folder = Path(folder)
+    content: dict[str, Any] = {"format_version": FORMAT_VERSION}
+    vit = model.vit if isinstance(model, VideoClassifier) else model
+    if isinstance(model, VideoClassifier):
+        content["classifier"] = model.describe()
+        if model.backbone_name is not None:
+            content["backbone"] = {
+                "name": model.backbone_name,
+                "args": model.backbone_args,
+                "weights": model.backbone_weights,
+            }
+    if not isinstance(model, VideoClassifier) or model.tune == "adapter":
+        adaptation = get_adaptation(vit)
+        content["adapter"] = dataclasses.asdict(adaptation.config)
+        content |= {
+            "num_frames": adaptation.num_frames,
+            "embed_dim": adaptation.embed_dim,
+            "num_prefix_tokens": adaptation.num_prefix_tokens,
+            "backbone_fingerprint": adaptation.fingerprint,
+        }
+    tensors = {name: t.detach().cpu().contiguous() for name, t in _saved(model).items()}
+    with atomic_write(folder / CONFIG_FILE) as config_file:
+        config_file.write(json.dumps(content, indent=2).encode() + b"\n")
+        config_file.flush()  # a full disk shows here, before the weights are replaced
+        with atomic_write(folder / WEIGHTS_FILE) as weights_file:
+            weights_file.write(to_bytes(tensors, {"format": "pt"}))
+
+
+def load_adapter(vit: nn.Module, folder: Path | str, strict: bool = True) -> nn.Module:
+    """Put the adapters of ``folder`` into ``vit``, in place; it is adapted first if it is not yet.
+
+    Args:
+        vit: the backbone the adapters were trained on.
+        folder: written by `save_adapter`.
+        strict: refuse another backbone, and missing or extra tensors; otherwise load what fits.
+
+    Raises:
+        InputError: the folder is damaged, newer than this release, or of another backbone.
+    """
+    folder = Path(folder)
+    content = _read_config(folder)
+    if "adapter" not in content:
+        raise InputError(f"{folder} holds no adapters; use load_classifier")
+    config, num_frames = _adapter_config(content, folder), content["num_frames"]
+    if not hasattr(vit, "fe_adaptation"):
+        adapt(vit, config, num_frames=num_frames)
+    adaptation = get_adaptation(vit)
+    if adaptation.config != config:
+        raise InputError(f"{folder} has other adapters than the model: {config}, not {adaptation.config}")
+    if strict:
+        _check_backbone(adaptation.fingerprint, adaptation.embed_dim, content, folder)
+    tensors = _read_weights(folder)
+    own = {name.removeprefix("vit."): t for name, t in tensors.items() if not name.startswith("head.")}
+    _load(vit, own, folder, strict)
+    return vit
+
+
+def load_classifier(
+    folder: Path | str, vit: nn.Module | None = None, weights: str | Path | None = None
+) -> VideoClassifier:
+    """The `VideoClassifier` saved in ``folder``, in evaluation mode.
+
+    Args:
+        folder: written by `save_adapter` from a `VideoClassifier`.
+        vit: the plain backbone; None builds it by the name in the folder.
+        weights: the backbone's weights, FILE, FOLDER, "pretrained" or "none"; None is where they came from in training.
+
+    Raises:
+        InputError: the folder is damaged, newer than this release, of another backbone, or has no backbone's name.
+    """
+    folder = Path(folder)
+    content = _read_config(folder)
+    if "classifier" not in content:
+        raise InputError(f"{folder} holds adapters without a classifier; use load_adapter")
+    options = dict(content["classifier"])
+    try:
+        preprocessing = Preprocessing(**{key: tuple(value) for key, value in options.pop("preprocessing").items()})
+        clip_seconds = options.pop("clip_seconds")
+        options |= {"preprocessing": preprocessing}
+        if options["tune"] == "adapter":
+            options["config"] = _adapter_config(content, folder)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{folder / CONFIG_FILE} is damaged: {error}") from None
+    if vit is not None:
+        model = VideoClassifier(vit, **options)
+    else:
+        backbone = content.get("backbone")
+        if backbone is None:
+            raise InputError(f"{folder} does not say which backbone it was trained on; pass it as vit")
+        if options["tune"] == "full":
+            weights = "none"  # every weight is in the folder
+        elif weights is None:
+            weights = backbone["weights"]
+            if weights not in ("none", "pretrained") and not Path(weights).exists():
+                raise InputError(f"the backbone's weights were at {weights} and are not any more; pass weights")
+        model = VideoClassifier.from_name(backbone["name"], weights=weights, backbone_args=backbone["args"], **options)
+    model.clip_seconds = clip_seconds
+    if model.tune == "adapter":
+        adaptation = get_adaptation(model.vit)
+        _check_backbone(adaptation.fingerprint, adaptation.embed_dim, content, folder)
+    _load(model, _read_weights(folder), folder, strict=True)
+    return model.eval()
+
+
+def _saved(model: nn.Module) -> dict[str, Tensor]:
+    """The parameters that go into the file, by the file's names."""
+    if not isinstance(model, VideoClassifier):
+        return {f"vit.{name}": t for name, t in _adapter_parameters(model).items()}
+    if model.tune == "full":
+        vit: dict[str, Tensor] = dict(model.vit.state_dict())
+    else:
+        vit = _adapter_parameters(model.vit)
+    head = {f"head.{name}": t for name, t in model.head.state_dict().items()}
+    return {f"vit.{name}": t for name, t in vit.items()} | head
+
+
+def _adapter_parameters(vit: nn.Module) -> dict[str, Tensor]:
+    own = {id(p) for adapter in get_adapters(vit) for p in adapter.parameters()}
+    return {name: p for name, p in vit.named_parameters() if id(p) in own}
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    if not folder.is_dir():
+        raise InputError(f"{folder} is no adapter folder")
+    content = read_json(folder / CONFIG_FILE)
+    if not isinstance(content, dict) or not isinstance(content.get("format_version"), int):
+        raise InputError(f"{folder / CONFIG_FILE} does not say its format_version")
+    if content["format_version"] > FORMAT_VERSION:
+        raise InputError(
+            f"{folder} has format version {content['format_version']}, this release reads up to {FORMAT_VERSION}; "
+            "update fe-adapter"
+        )
+    return content
+
+
+def _adapter_config(content: dict[str, Any], folder: Path) -> FEAdapterConfig:
+    try:
+        return FEAdapterConfig(**content["adapter"])
+    except (TypeError, KeyError) as error:
+        raise InputError(f"{folder / CONFIG_FILE} is damaged: {error}") from None
+
+
+def _read_weights(folder: Path) -> dict[str, Tensor]:
+    return read_tensors(folder / WEIGHTS_FILE)
+
+
+def _check_backbone(fingerprint: str | None, embed_dim: int, content: dict[str, Any], folder: Path) -> None:
+    if content.get("embed_dim") != embed_dim:
+        raise InputError(
+            f"{folder} was trained on another backbone: width {content.get('embed_dim')}, this one has {embed_dim}"
+        )
+    expected = content.get("backbone_fingerprint")
+    if expected is not None and fingerprint is not None and expected != fingerprint:
+        raise InputError(
+            f"{folder} was trained on another backbone, or on other weights of it (fingerprint {expected[:8]}…, "
+            f"this one has {fingerprint[:8]}…); load the weights it was trained on"
+        )
+
+
+def _load(model: nn.Module, tensors: dict[str, Tensor], folder: Path, strict: bool) -> None:
+    expected = _saved(model) if isinstance(model, VideoClassifier) else _adapter_parameters(model)
+    missing, extra = sorted(set(expected) - set(tensors)), sorted(set(tensors) - set(expected))
+    file = folder / WEIGHTS_FILE
+    if strict and missing:
+        raise InputError(f"{file} lacks {len(missing)} of {len(expected)} tensors: {_some(missing)}")
+    if strict and extra:
+        raise InputError(f"{file} has {len(extra)} tensors the model has no place for: {_some(extra)}")
+    wrong = [name for name in expected if name in tensors and tensors[name].shape != expected[name].shape]
+    if wrong:
+        found, wanted = tuple(tensors[wrong[0]].shape), tuple(expected[wrong[0]].shape)
+        raise InputError(f"{file}: {wrong[0]} has shape {found}, the model needs {wanted}")
+    model.load_state_dict({name: tensors[name] for name in expected if name in tensors}, strict=False)
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")

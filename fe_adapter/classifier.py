@@ -1,0 +1,210 @@
+"""`VideoClassifier`: an adapted image transformer, a mean over time and a linear head."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fe_adapter.adapt import adapt, get_adaptation, get_adapters, set_num_frames
+from fe_adapter.backbones import Preprocessing, describe_backbone
+from fe_adapter.config import FEAdapterConfig, check_choice, check_count
+from fe_adapter.errors import InputError
+from fe_adapter.factory import build_backbone
+
+TUNE = ("adapter", "head", "full")
+TEMPORAL_POOL = ("mean", "concat")
+
+
+class VideoClassifier(nn.Module):
+    """Class logits of a clip: a frame feature for every frame, pooled over time, then a linear layer.
+
+    The frame feature is the class token (the mean of the patches where the backbone has none or pools by mean) after
+    the final norm, before any projection, pooler or head.
+
+    Args:
+        vit: image transformer, adapted or not; of a model with a text tower or a head, the transformer alone is kept.
+        num_classes: C; or give ``class_names``.
+        class_names: C different names, in the order of the logits.
+        config: which adapters, for ``tune="adapter"``; None is ``FEAdapterConfig()``.
+        num_frames: frames T of a clip. Other lengths work too, unless ``temporal_pool="concat"``.
+        tune: what trains beside the head: "adapter" (the backbone is frozen), "head" (nothing; no adapters), or "full"
+            (the whole backbone; no adapters).
+        temporal_pool: "mean" over frames, or "concat": the head sees every frame's feature in order.
+        head_dropout: before the head, while training.
+        resize: scale clips of another size; otherwise they are refused.
+        preprocessing: what the backbone was trained with; None reads it from the backbone.
+
+    Shape:
+        ``(B, T, 3, h, w)`` uint8, or float in [0, 1]; logits ``(B, C)``.
+
+    Raises:
+        InputError: options do not fit together, or the backbone cannot be adapted.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        vit: nn.Module,
+        num_classes: int | None = None,
+        *,
+        class_names: Sequence[str] | None = None,
+        config: FEAdapterConfig | None = None,
+        num_frames: int | None = None,
+        tune: str = "adapter",
+        temporal_pool: str = "mean",
+        head_dropout: float = 0.0,
+        resize: bool = False,
+        preprocessing: Preprocessing | None = None,
+    ) -> None:
+        super().__init__()
+        check_choice("tune", tune, TUNE)
+        check_choice("temporal_pool", temporal_pool, TEMPORAL_POOL)
+        if not 0 <= head_dropout < 1:
+            raise InputError(f"head_dropout={head_dropout} is outside [0, 1)")
+        self.class_names = _class_names(num_classes, class_names)
+        backbone = describe_backbone(vit)
+        self.vit = backbone.vit
+        self._frame_features = backbone.frame_features
+        preprocessing = preprocessing or backbone.preprocessing
+        if preprocessing is None:
+            raise InputError("the backbone does not say its image size, mean and std; give preprocessing")
+        self.preprocessing = preprocessing
+        self.tune, self.temporal_pool, self.resize = tune, temporal_pool, resize
+        self.backbone_name: str | None = None
+        self.backbone_args: dict[str, Any] = {}
+        self.backbone_weights: str | None = None
+        self.clip_seconds: float | None = None  # length of the clips it was trained on, where known
+
+        is_adapted = hasattr(self.vit, "fe_adaptation")
+        if num_frames is None and not is_adapted:
+            raise InputError("give num_frames, the number of frames of a clip")
+        self.num_frames = check_count(
+            "num_frames", get_adaptation(self.vit).num_frames if num_frames is None else num_frames, 1
+        )
+        if tune == "adapter":
+            if not is_adapted:
+                adapt(self.vit, config, num_frames=self.num_frames)
+            elif config is not None and config != get_adaptation(self.vit).config:
+                raise InputError("vit is adapted already, with another config; leave config out or unadapt it first")
+        elif is_adapted or config is not None:
+            raise InputError(f"tune={tune!r} uses no adapters; leave config out and give a plain vit")
+        else:
+            self.vit.requires_grad_(tune == "full")
+        parameter = next(self.vit.parameters())
+        self._check_temporal_pool()
+        features = backbone.embed_dim * (self.num_frames if temporal_pool == "concat" else 1)
+        self.dropout = nn.Dropout(head_dropout)
+        self.head = nn.Linear(features, len(self.class_names), device=parameter.device)
+        nn.init.trunc_normal_(self.head.weight, std=0.02)
+        nn.init.zeros_(self.head.bias)
+        for name in ("mean", "std"):
+            value = torch.tensor(getattr(preprocessing, name), device=parameter.device).view(3, 1, 1)
+            self.register_buffer(name, value, persistent=False)
+
+    @classmethod
+    def from_name(
+        cls,
+        name: str,
+        num_classes: int | None = None,
+        *,
+        weights: str | Path | None = "pretrained",
+        backbone_args: dict[str, Any] | None = None,
+        **options: Any,
+    ) -> VideoClassifier:
+        """Build backbone and classifier; the name is remembered, so that `load_classifier` needs no ``vit``.
+
+        Args:
+            name: "timm:NAME", "hf:NAME", "openclip:NAME/TAG" or "torchvision:NAME".
+            num_classes: C; or give ``class_names``.
+            weights: "pretrained" (what the library fetches or has cached), a local FILE or FOLDER, or None or "none"
+                for random ones.
+            backbone_args: further arguments of the library's model or config, such as ``{"img_size": 96}``.
+            options: as of the class.
+
+        Raises:
+            InputError: an unknown name, weights that do not fit or cannot be had, or a missing library.
+        """
+        vit = build_backbone(name, weights, backbone_args or {})
+        model = cls(vit, num_classes, **options)
+        model.backbone_name, model.backbone_args = name, dict(backbone_args or {})
+        model.backbone_weights = "none" if weights is None else str(weights)
+        return model
+
+    def forward(self, video: Tensor) -> Tensor:
+        images = self._normalized(video)
+        B, T = video.shape[:2]
+        if any(adapter.num_frames != T for adapter in get_adapters(self.vit)):
+            set_num_frames(self.vit, T)
+        features = self._frame_features(self.vit, images).unflatten(0, (B, T))
+        pooled = features.mean(1) if self.temporal_pool == "mean" else features.flatten(1)
+        return self.head(self.dropout(pooled.to(self.head.weight.dtype)))
+
+    def train(self, mode: bool = True) -> VideoClassifier:
+        """As `nn.Module.train`; a frozen backbone stays in evaluation mode."""
+        super().train(mode)
+        if self.tune == "head":
+            self.vit.eval()
+        return self
+
+    def extra_repr(self) -> str:
+        return f"{len(self.class_names)} classes, num_frames={self.num_frames}, tune={self.tune!r}"
+
+    def _check_temporal_pool(self) -> None:
+        if self.temporal_pool == "concat" and self.num_frames < 2:
+            raise InputError("temporal_pool='concat' needs at least two frames")
+
+    def _normalized(self, video: Tensor) -> Tensor:
+        """``(B, T, 3, h, w)`` -> ``(B*T, 3, height, width)`` as the backbone wants it."""
+        if video.dim() != 5 or video.shape[2] != 3:
+            raise InputError(f"a video is (B, T, 3, h, w); got {tuple(video.shape)}")
+        if video.dtype != torch.uint8 and not video.is_floating_point():
+            raise TypeError(f"a video is uint8, or float in [0, 1]; got {video.dtype}")
+        if self.temporal_pool == "concat" and video.shape[1] != self.num_frames:
+            raise InputError(f"the head was built for {self.num_frames} frames; got {video.shape[1]}")
+        size = self.preprocessing.size
+        if tuple(video.shape[-2:]) != size and not self.resize:
+            raise InputError(
+                f"the backbone takes frames of {size[0]}x{size[1]}; got {video.shape[-2]}x{video.shape[-1]} "
+                "(resize=True scales them)"
+            )
+        dtype = next(self.vit.parameters()).dtype
+        images = video.flatten(0, 1).to(torch.float32 if video.dtype == torch.uint8 else video.dtype)
+        if video.dtype == torch.uint8:
+            images = images / 255
+        if tuple(images.shape[-2:]) != size:
+            images = F.interpolate(images, size, mode="bilinear", antialias=True, align_corners=False)
+        return ((images - self.mean) / self.std).to(dtype)
+
+    def describe(self) -> dict[str, Any]:
+        """What `load_classifier` needs to build the same classifier again, as plain values."""
+        return {
+            "class_names": list(self.class_names),
+            "num_frames": self.num_frames,
+            "tune": self.tune,
+            "temporal_pool": self.temporal_pool,
+            "head_dropout": self.dropout.p,
+            "resize": self.resize,
+            "preprocessing": dataclasses.asdict(self.preprocessing),
+            "clip_seconds": self.clip_seconds,
+        }
+
+
+def _class_names(num_classes: int | None, class_names: Sequence[str] | None) -> tuple[str, ...]:
+    if class_names is None:
+        if num_classes is None:
+            raise InputError("give num_classes or class_names")
+        return tuple(str(i) for i in range(check_count("num_classes", num_classes, 1)))
+    names = tuple(class_names)
+    if isinstance(class_names, str) or not names or len(set(names)) != len(names):
+        raise InputError(f"class_names={class_names!r} must be a list of different names")
+    if num_classes is not None and num_classes != len(names):
+        raise InputError(f"num_classes={num_classes}, but there are {len(names)} class_names")
+    return names
