@@ -1,0 +1,23 @@
+"""Videos, clips and data sets."""
+
+from fe_adapter.data.datasets import Clip, VideoCSV, VideoDataset, VideoFolder, open_dataset
+from fe_adapter.data.loader import make_loader
+from fe_adapter.data.sampling import FrameSampler, sliding_windows
+from fe_adapter.data.transforms import EvalTransform, TrainTransform
+from fe_adapter.data.video import VideoInfo, probe, read_frames
+
+__all__ = [
+    "Clip",
+    "EvalTransform",
+    "FrameSampler",
+    "TrainTransform",
+    "VideoCSV",
+    "VideoDataset",
+    "VideoFolder",
+    "VideoInfo",
+    "make_loader",
+    "open_dataset",
+    "probe",
+    "read_frames",
+    "sliding_windows",
+]

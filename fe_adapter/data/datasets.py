@@ -1,0 +1,287 @@
+"""Labelled videos: a folder for every class, or a CSV file."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import logging
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from fe_adapter.config import check_choice
+from fe_adapter.data.sampling import FrameSampler, derive_seed
+from fe_adapter.data.video import VIDEO_SUFFIXES, VideoInfo, probe, read_frames
+from fe_adapter.errors import InputError
+
+_log = logging.getLogger("fe_adapter")
+ON_ERROR = ("fail", "skip")
+SPLITS = ("train", "val", "test")
+
+
+@dataclasses.dataclass(frozen=True)
+class Clip:
+    """A video file and the name of its class."""
+
+    path: str
+    class_name: str
+
+
+class VideoDataset(Dataset[dict[str, Any]]):
+    """Clips as tensors. Every file is looked at first, so that none can surprise a training run.
+
+    Items are ``{"video": uint8 (T, 3, h, w), "label": int, "path": str, "index": int}``. What chance does to an item is
+    a function of the seed, the epoch and its index alone.
+
+    Args:
+        clips: files and class names.
+        class_names: classes in the order of the labels; None is the classes found, sorted.
+        sampler: which frames.
+        transform: ``(clip, seed) -> clip``; None leaves frames as they are.
+        is_training: sample frames at random.
+        seed: of frames and transforms.
+        on_error: "fail" at unreadable files, naming them, or "skip": log each and leave it out.
+
+    Raises:
+        InputError: unreadable files; no clips; one class only; a class that is not in ``class_names``.
+    """
+
+    def __init__(
+        self,
+        clips: Sequence[Clip],
+        *,
+        class_names: Sequence[str] | None = None,
+        sampler: FrameSampler,
+        transform: Callable[[Tensor, int], Tensor] | None = None,
+        is_training: bool = False,
+        seed: int = 0,
+        on_error: str = "fail",
+        source: str = "the data",
+    ) -> None:
+        check_choice("on_error", on_error, ON_ERROR)
+        if not clips:
+            raise InputError(f"{source} holds no videos")
+        found = sorted({clip.class_name for clip in clips}, key=_natural)
+        self.class_names = tuple(found if class_names is None else class_names)
+        unknown = [name for name in found if name not in self.class_names]
+        if unknown:
+            raise InputError(f"{source} has the unknown class {unknown[0]!r}; known are {', '.join(self.class_names)}")
+        if len(self.class_names) < 2:
+            raise InputError(f"{source} has the one class {self.class_names[0]!r}; a classifier needs two or more")
+        index = {name: i for i, name in enumerate(self.class_names)}
+        self._infos, self.skipped = _probe_all([clip.path for clip in clips], on_error, source)
+        self.paths = [clip.path for clip in clips if clip.path in self._infos]
+        self.labels = [index[clip.class_name] for clip in clips if clip.path in self._infos]
+        if not self.paths:
+            raise InputError(f"{source} holds no readable videos")
+        self._sampler, self._transform = sampler, transform
+        self._is_training, self._seed, self._epoch = is_training, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Other frames and other augmentation, in training; call before making the epoch's loader."""
+        self._epoch = epoch
+
+    @property
+    def median_seconds(self) -> float:
+        """Median length of the videos, in seconds."""
+        return float(np.median([self._infos[path].duration for path in self.paths]))
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        path = self.paths[index]
+        seed = derive_seed(self._seed, self._epoch, index)
+        random = np.random.default_rng(seed) if self._is_training else None
+        info = self._infos[path]
+        video = read_frames(info, self._sampler(info, random))
+        if self._transform is not None:
+            video = self._transform(video, seed)
+        return {"video": video, "label": self.labels[index], "path": path, "index": index}
+
+
+class VideoFolder(VideoDataset):
+    """Videos in a folder for every class: ``root/CLASS/any/name.mp4``. Options as of `VideoDataset`."""
+
+    def __init__(self, root: str | os.PathLike[str], **options: Any) -> None:
+        super().__init__(list_folder(Path(root)), source=str(root), **options)
+
+
+class VideoCSV(VideoDataset):
+    """Videos listed in a CSV file with the columns ``path`` and ``label``. Options as of `VideoDataset`."""
+
+    def __init__(self, file: str | os.PathLike[str], split: str | None = None, **options: Any) -> None:
+        clips = [clip for clip, own in list_csv(Path(file)) if split is None or own == split]
+        super().__init__(clips, source=str(file), **options)
+
+
+def open_dataset(
+    data: str | os.PathLike[str],
+    split: str | None = None,
+    *,
+    val_fraction: float = 0.2,
+    split_seed: int = 0,
+    **options: Any,
+) -> VideoDataset:
+    """A data set by its path: a folder per class, a folder of such folders by split, or a CSV.
+
+    Where the data has its own splits (folders ``train``, ``val``, ``test``, or the CSV's column ``split``) they are
+    used. Where it has no validation split, a stratified share of the training videos is one; a test split is never
+    used for it.
+
+    Args:
+        data: folder or CSV file.
+        split: "train", "val" or "test"; None is all of data without splits, and "test" (else "val") of data with them.
+        val_fraction: share of every class that is held out where there is no validation split, in (0, 1).
+        split_seed: chooses that share.
+        options: as of `VideoDataset`.
+
+    Raises:
+        InputError: as `VideoDataset`; there is no such split; a malformed CSV.
+    """
+    data = Path(data)
+    if split is not None:
+        check_choice("split", split, SPLITS)
+    if not 0 < val_fraction < 1:
+        raise InputError(f"val_fraction={val_fraction} is outside (0, 1)")
+    by_split = _clips_by_split(data)
+    own = {name for name in by_split if name is not None}
+    if split is None:
+        split = "test" if "test" in own else "val" if "val" in own else None
+    pool_name = "train" if own else None
+    if options.get("class_names") is None:
+        names = {clip.class_name for clips in by_split.values() for clip in clips}
+        options["class_names"] = sorted(names, key=_natural)
+    if split in own and not (split == "train" and "val" not in own):
+        clips = by_split[split]
+    elif split in ("train", "val"):
+        clips = _held_out(by_split.get(pool_name, []), val_fraction, split_seed, of_validation=split == "val")
+    elif split is None:
+        clips = by_split[None]
+    else:
+        raise InputError(f"{data} has no {split} split")
+    return VideoDataset(clips, source=str(data), **options)
+
+
+def list_folder(root: Path) -> list[Clip]:
+    """The videos below ``root``, in the order of their names.
+
+    Raises:
+        InputError: there is no such folder, no class folder in it, or a class without videos.
+    """
+    if not root.is_dir():
+        raise InputError(f"{root}: no such folder")
+    clips = []
+    for folder in sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")):
+        files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file())
+        if not files:
+            raise InputError(f"{folder} holds no videos; known endings are {' '.join(VIDEO_SUFFIXES)}")
+        clips += [Clip(str(path), folder.name) for path in files]
+    if not clips:
+        raise InputError(f"{root} holds no class folders with videos; the layout is {root.name}/CLASS/VIDEO.mp4")
+    return clips
+
+
+def list_csv(file: Path) -> list[tuple[Clip, str | None]]:
+    """The videos of a CSV file and the split of each; paths are relative to the file.
+
+    Raises:
+        InputError: a missing column, value or file, or a path that is there twice; the line is named.
+    """
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as text:
+            reader = csv.DictReader(text)
+            columns, rows = reader.fieldnames or [], list(reader)
+    except OSError as error:
+        raise InputError(f"cannot read {file}: {error.strerror or error}") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{file} is no CSV file in UTF-8: {error}") from None
+    for column in ("path", "label"):
+        if column not in columns:
+            raise InputError(f"{file} has no column {column!r}; it has {', '.join(map(repr, columns)) or 'none'}")
+    clips: list[tuple[Clip, str | None]] = []
+    lines: dict[str, int] = {}
+    for line, row in enumerate(rows, start=2):
+        name, label, split = row["path"], row["label"], row.get("split") or None
+        if not name or not label:
+            raise InputError(f"{file}, line {line}: path or label is missing")
+        if split is not None and split not in SPLITS:
+            raise InputError(f"{file}, line {line}: split {split!r} is none of {', '.join(SPLITS)}")
+        path = os.path.normpath(file.parent / name)
+        if path in lines:
+            raise InputError(f"{file}, line {line}: {name} is there already, in line {lines[path]}")
+        if not os.path.isfile(path):  # noqa: PTH113 (paths are strings from here on)
+            raise InputError(f"{file}, line {line}: {name}: no such file")
+        lines[path] = line
+        clips.append((Clip(path, label), split))
+    return clips
+
+
+def _clips_by_split(data: Path) -> dict[str | None, list[Clip]]:
+    if data.is_file():
+        if data.suffix.lower() != ".csv":
+            raise InputError(f"{data} is no folder and no .csv file")
+        by_split: dict[str | None, list[Clip]] = {}
+        for clip, split in list_csv(data):
+            by_split.setdefault(split, []).append(clip)
+        if None in by_split and len(by_split) > 1:
+            raise InputError(f"{data} leaves the split of some lines empty")
+        return by_split
+    if (data / "train").is_dir() and not any(p.suffix.lower() in VIDEO_SUFFIXES for p in (data / "train").iterdir()):
+        return {split: list_folder(data / split) for split in SPLITS if (data / split).is_dir()}
+    return {None: list_folder(data)}
+
+
+def _held_out(clips: list[Clip], fraction: float, seed: int, of_validation: bool) -> list[Clip]:
+    """The held-out share of every class, at least one clip of it, or the rest."""
+    chosen: set[str] = set()
+    for name in {clip.class_name for clip in clips}:
+        paths = sorted(clip.path for clip in clips if clip.class_name == name)
+        if len(paths) < 2:
+            raise InputError(f"class {name!r} has one video; it cannot be in both the training and the validation set")
+        order = np.random.default_rng(seed).permutation(len(paths))
+        chosen.update(paths[i] for i in order[: max(1, round(fraction * len(paths)))])
+    return [clip for clip in clips if (clip.path in chosen) == of_validation]
+
+
+def _probe_all(paths: list[str], on_error: str, source: str) -> tuple[dict[str, VideoInfo], list[str]]:
+    """What is in every readable file, and the unreadable ones, each with its reason."""
+
+    def look(path: str) -> VideoInfo | str:
+        try:
+            return probe(path)
+        except InputError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        console = Console(stderr=True)
+        found = list(
+            track(
+                pool.map(look, paths),
+                description="Looking at videos",
+                total=len(paths),
+                transient=True,
+                console=console,
+                disable=len(paths) < 100,
+            )
+        )
+    unreadable = [reason for reason in found if isinstance(reason, str)]
+    if unreadable and on_error == "fail":
+        shown = "; ".join(unreadable[:10]) + (f"; and {len(unreadable) - 10} more" if len(unreadable) > 10 else "")
+        raise InputError(f"{source} has {len(unreadable)} unreadable videos: {shown}. on_error='skip' leaves them out")
+    for reason in unreadable:
+        _log.warning("left out: %s", reason)
+    return {path: info for path, info in zip(paths, found, strict=True) if isinstance(info, VideoInfo)}, unreadable
+
+
+def _natural(name: str) -> tuple[int, int, str]:
+    """Numbers by value, before other names."""
+    return (0, int(name), "") if name.isdecimal() else (1, 0, name)

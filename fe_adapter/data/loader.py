@@ -1,0 +1,73 @@
+"""Batches in an order that is a function of seed and epoch, from any batch on."""
+
+from __future__ import annotations
+
+import multiprocessing
+import sys
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from fe_adapter.config import check_choice, check_count
+from fe_adapter.data.datasets import VideoDataset
+
+SAMPLERS = (None, "shuffle", "balanced")
+
+
+def make_loader(
+    dataset: VideoDataset,
+    batch_size: int,
+    *,
+    sampler: str | None = None,
+    seed: int = 0,
+    epoch: int = 0,
+    num_workers: int = 0,
+    start_batch: int = 0,
+) -> DataLoader[dict[str, Any]]:
+    """Batches ``{"video": (B, T, 3, h, w), "label": (B,), "path": [...], "index": (B,)}`` of one epoch.
+
+    Workers are started from a clean server process, never forked from this one: threads of PyTorch or FFmpeg that are
+    running here cannot leave locks behind in them. A script that uses workers needs ``if __name__ == "__main__":``.
+
+    Args:
+        dataset: as it is; call its ``set_epoch`` before.
+        batch_size: B; the last batch may be smaller.
+        sampler: None keeps the order, "shuffle" permutes, "balanced" draws every class equally often, with repetition.
+        seed: of the order.
+        epoch: of the order.
+        num_workers: processes that decode; 0 decodes in this one.
+        start_batch: leave out the first batches without decoding them, to resume within an epoch.
+    """
+    check_choice("sampler", sampler, SAMPLERS)
+    check_count("batch_size", batch_size, 1)
+    order = _order(dataset, sampler, seed, epoch)
+    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    return DataLoader(
+        dataset,
+        batch_sampler=batches[start_batch:],
+        num_workers=num_workers,
+        multiprocessing_context=_context() if num_workers else None,
+        generator=torch.Generator().manual_seed(seed),  # or the global one would lose a number to each loader
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def _order(dataset: VideoDataset, sampler: str | None, seed: int, epoch: int) -> list[int]:
+    n = len(dataset)
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    if sampler == "shuffle":
+        return torch.randperm(n, generator=generator).tolist()
+    if sampler == "balanced":
+        labels = torch.tensor(dataset.labels)
+        weights = 1 / torch.bincount(labels).float()[labels]
+        return torch.multinomial(weights, n, replacement=True, generator=generator).tolist()
+    return list(range(n))
+
+
+def _context() -> Any:
+    if sys.platform == "win32":
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["fe_adapter.data.datasets"])  # so that each worker starts at once
+    return context
