@@ -3,3 +3,7 @@
 
 class InputError(ValueError):
     """What the user gave cannot be used. The message is one line: what was given, what was expected, what to do."""
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; the message says why, what is safe and what to change. The command line exits with 1."""

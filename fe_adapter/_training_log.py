@@ -1,0 +1,104 @@
+"""What a training run says: a progress bar, ``log.jsonl``, and a tracker."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+from fe_adapter._io import atomic_write
+from fe_adapter._training_state import Progress
+
+
+class TrainingLog:
+    """Writes on the main process only. A resumed run drops the lines of steps that it makes again."""
+
+    def __init__(
+        self, out: Path, accelerator: Any, position: Progress, max_epochs: int, num_batches: int, progress: bool
+    ) -> None:
+        self._path, self._accelerator, self._main = out / "log.jsonl", accelerator, accelerator.is_main_process
+        self._start, self._max_epochs, self._num_batches = position, max_epochs, num_batches
+        self._bar = Bar(
+            TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[status]}"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            disable=not (progress and self._main),
+        )
+
+    def __enter__(self) -> TrainingLog:
+        position = self._start
+        self._file: TextIO | None = None
+        if self._main:
+            _drop_lines_after(self._path, position.step, position.epoch)
+            self._file = self._path.open("a")
+        self._accelerator.init_trackers("tensorboard")
+        self._bar.start()
+        self._task = self._bar.add_task(
+            "",
+            total=self._max_epochs * self._num_batches,
+            completed=position.epoch * self._num_batches + position.batch,
+            epoch=position.epoch + 1,
+            epochs=self._max_epochs,
+            status="",
+        )
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._bar.stop()
+        if self._file is not None:
+            self._file.close()
+        self._accelerator.end_training()
+
+    def step(self, position: Progress, loss: float, lr: float, grad_norm: float, ms: float) -> None:
+        """An optimizer step: its last loss, learning rate, gradient norm, and time in ms."""
+        values = {"loss": loss, "lr": lr, "grad_norm": grad_norm, "ms": ms}
+        self._write({"step": position.step, "epoch": position.epoch, **values})
+        self._accelerator.log({f"train/{name}": value for name, value in values.items()}, step=position.step)
+        self._bar.update(
+            self._task,
+            completed=position.epoch * self._num_batches + position.batch,
+            epoch=position.epoch + 1,
+            status=f"loss {loss:.3f}  lr {lr:.1e}",
+        )
+
+    def epoch(self, position: Progress, entry: dict[str, float]) -> None:
+        """The end of an epoch; ``entry`` holds its training loss and validation metrics."""
+        self._write({"step": position.step, **entry})
+        self._accelerator.log(
+            {f"epoch/{name}": value for name, value in entry.items() if name != "epoch"}, step=position.step
+        )
+        shown = "  ".join(
+            f"{name} {value:.3f}" if name == "train_loss" else f"{name.upper()} {value:.1%}"
+            for name, value in entry.items()
+            if name != "epoch"
+        )
+        self._bar.console.print(f"epoch {position.epoch + 1}: {shown}") if not self._bar.disable else None
+
+    def _write(self, record: dict[str, float]) -> None:
+        if self._file is not None:
+            self._file.write(json.dumps(record) + "\n")
+            self._file.flush()
+
+
+def _drop_lines_after(path: Path, step: int, epoch: int) -> None:
+    """Keep the lines of the steps before ``step`` and of the epochs before ``epoch``; a torn last line goes too."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        is_epoch_end = "train_loss" in record
+        if record["epoch"] < epoch if is_epoch_end else record["step"] < step:
+            kept.append(line + "\n")
+    with atomic_write(path) as file:
+        file.write("".join(kept).encode())

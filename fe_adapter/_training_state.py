@@ -1,0 +1,111 @@
+"""The checkpoint of a training run: one safetensors file, replaced as a whole.
+
+Tensors: ``model.NAME`` for what is trained, ``optimizer.NAME.KEY`` for the optimizer's state. Metadata: the position,
+the settings of the run and the loss scale. Random states are not in it: data order, augmentation and dropout are
+functions of the seed and the position.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_bytes
+from torch import nn
+
+from fe_adapter._io import atomic_write
+from fe_adapter.errors import InputError
+
+FORMAT = 1
+
+
+@dataclasses.dataclass
+class Progress:
+    """Where a run stands: ``batch`` batches of epoch ``epoch`` are done, and ``step`` optimizer steps in all."""
+
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    loss_sum: float = 0.0  # over the batches of this epoch
+    history: list[dict[str, float]] = dataclasses.field(default_factory=list)
+
+    def add(self, loss: float) -> None:
+        """A batch is done."""
+        self.batch += 1
+        self.loss_sum += loss
+
+    def next_epoch(self, entry: dict[str, float]) -> None:
+        """The epoch is done; ``entry`` is its line in the history."""
+        self.history.append(entry)
+        self.epoch, self.batch, self.loss_sum = self.epoch + 1, 0, 0.0
+
+
+def save_training_state(
+    path: Path, model: nn.Module, optimizer: Any, scaler: Any, position: Progress, settings: dict[str, Any]
+) -> None:
+    """Write the checkpoint; whenever the process dies, the previous or the new one is there, whole."""
+    names = _trainable(model)
+    tensors = {f"model.{name}": p.detach() for name, p in names.items()}
+    for name, p in names.items():
+        for key, value in optimizer.state.get(p, {}).items():
+            tensors[f"optimizer.{name}.{key}"] = value
+    metadata = {
+        "format": FORMAT,
+        "position": dataclasses.asdict(position),
+        "settings": settings,
+        "scaler": None if scaler is None else scaler.state_dict(),
+    }
+    content = to_bytes(
+        {name: t.cpu().contiguous() for name, t in tensors.items()}, {"fe_adapter": json.dumps(metadata)}
+    )
+    with atomic_write(path) as file:
+        file.write(content)
+
+
+def load_training_state(
+    path: Path, model: nn.Module, optimizer: Any, scaler: Any, settings: dict[str, Any]
+) -> Progress:
+    """Put the checkpoint's weights and states in place; returns its position.
+
+    Raises:
+        InputError: the file is damaged, newer than this release, or of a run with other settings or another model.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = json.loads((file.metadata() or {})["fe_adapter"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+    except (SafetensorError, KeyError, OSError, json.JSONDecodeError) as error:
+        raise InputError(f"{path} is not a whole training checkpoint ({error}); remove it to start again") from None
+    if metadata["format"] > FORMAT:
+        raise InputError(f"{path} was written by a newer fe-adapter; update this one")
+    for key, value in settings.items():
+        if metadata["settings"].get(key) != value:
+            raise InputError(
+                f"{path} is of a run with {key}={metadata['settings'].get(key)}, not {value}; "
+                "resume with the same settings or choose another folder"
+            )
+    names = _trainable(model)
+    saved = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
+    shapes = {name: p.shape for name, p in names.items()}
+    if {name: t.shape for name, t in saved.items()} != shapes:
+        raise InputError(f"{path} is of another model: its trained parameters are not those of this one")
+    with torch.no_grad():
+        for name, p in names.items():
+            p.copy_(saved[name])
+    for name, tensor in tensors.items():
+        kind, _, rest = name.partition(".")
+        if kind == "optimizer":
+            parameter, _, key = rest.rpartition(".")
+            p = names[parameter]
+            optimizer.state[p][key] = tensor if key == "step" else tensor.to(p.device)  # as AdamW keeps them
+    if scaler is not None and metadata["scaler"]:
+        scaler.load_state_dict(metadata["scaler"])
+    return Progress(**metadata["position"])
+
+
+def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}

@@ -1,0 +1,87 @@
+"""Test a classifier on a labelled data set."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fe_adapter._report import write_csv
+from fe_adapter.classifier import VideoClassifier
+from fe_adapter.data.loader import make_loader
+from fe_adapter.errors import InputError
+from fe_adapter.metrics import Metrics, confusion_matrix
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """One classifier on one data set, in the set's order.
+
+    Args:
+        metrics: UAR, WAR and what they come from.
+        paths: n file names.
+        labels: ``(n,)`` true classes.
+        probabilities: ``(n, C)``.
+    """
+
+    metrics: Metrics
+    paths: tuple[str, ...]
+    labels: Tensor
+    probabilities: Tensor
+
+    def save(self, folder: Path) -> None:
+        """Write the metrics' files and ``predictions.csv``, a line for every clip, into ``folder``."""
+        self.metrics.save(folder)
+        names = self.metrics.class_names
+        rows: list[list[Any]] = [["path", "label", "prediction", *names]]
+        for path, label, p in zip(self.paths, self.labels.tolist(), self.probabilities, strict=True):
+            rows.append([path, names[label], names[int(p.argmax())], *(f"{v:.6f}" for v in p.tolist())])
+        write_csv(folder / "predictions.csv", rows)
+
+
+def evaluate(
+    model: VideoClassifier, dataset: Any, *, batch_size: int = 8, num_workers: int = 0, description: str = "Evaluating"
+) -> Evaluation:
+    """Class probabilities of every clip of ``dataset``, and the metrics.
+
+    The model keeps its device and its training mode; autocast is the caller's.
+
+    Args:
+        dataset: a `VideoFolder` or `VideoCSV`, with the model's classes in the model's order.
+        batch_size: clips at a time.
+        num_workers: processes that decode; 0 decodes in this one.
+        description: in front of the progress bar; empty for none.
+
+    Raises:
+        InputError: the data set has other classes than the model, or no clips.
+    """
+    from rich.progress import track
+
+    class_names = tuple(model.class_names)
+    if tuple(dataset.class_names) != class_names:
+        raise InputError(
+            f"the data has the classes {', '.join(dataset.class_names)}, "
+            f"but the model was trained on {', '.join(class_names)}"
+        )
+    if len(dataset) == 0:
+        raise InputError("the data set holds no clips to evaluate on")
+    device = next(model.parameters()).device
+    loader = make_loader(dataset, batch_size, num_workers=num_workers)
+    paths: list[str] = []
+    labels: list[Tensor] = []
+    probabilities: list[Tensor] = []
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        for batch in track(loader, description=description, transient=True, disable=not description):
+            logits = model(batch["video"].to(device, non_blocking=True))
+            probabilities.append(logits.float().softmax(-1).cpu())
+            labels.append(batch["label"])
+            paths += batch["path"]
+    model.train(was_training)
+    label, probability = torch.cat(labels), torch.cat(probabilities)
+    confusion = confusion_matrix(label, probability.argmax(-1), len(class_names))
+    return Evaluation(Metrics(confusion, class_names), tuple(paths), label, probability)

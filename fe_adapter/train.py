@@ -1,0 +1,374 @@
+"""Train a video classifier: one recipe, resumable bit for bit."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import signal
+import statistics
+import threading
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fe_adapter._training_log import TrainingLog
+from fe_adapter._training_state import Progress, load_training_state, save_training_state
+from fe_adapter.checkpoint import save_adapter
+from fe_adapter.classifier import VideoClassifier
+from fe_adapter.config import check_choice, check_count
+from fe_adapter.data.loader import make_loader
+from fe_adapter.data.sampling import derive_seed
+from fe_adapter.errors import InputError, TrainingError
+from fe_adapter.evaluate import evaluate
+
+SAMPLERS = ("shuffle", "balanced")
+PRECISIONS = ("no", "bf16", "fp16")
+TRACKERS = (None, "tensorboard", "wandb")
+CHECKPOINT = "checkpoint.safetensors"
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """How to train. The defaults are the starting recipe: those of ST-Adapter and its peers, chosen by us.
+
+    Args:
+        max_epochs: passes over the training set.
+        batch_size: clips at a time, on each device.
+        accumulate: batches summed into one optimizer step.
+        lr: AdamW's peak learning rate; None is ``base_lr`` times the clips of a step over 256.
+        base_lr: learning rate for a step of 256 clips.
+        weight_decay: of matrices; biases, norms and the dilation predictor have none.
+        warmup_epochs: of linear warm-up, then a cosine to zero; at most a tenth of the steps.
+        label_smoothing: share of the target spread over all classes, in [0, 1).
+        clip_grad_norm: largest norm of the gradient.
+        precision: "no" (fp32), "bf16" or "fp16" autocast.
+        sampler: "shuffle", or "balanced": every class equally often.
+        num_workers: processes that decode; 0 decodes in the training process.
+        save_every: steps between checkpoints.
+        seed: of the data order, the augmentation and dropout.
+        tracker: None, "tensorboard" or "wandb", beside the JSON-lines log.
+
+    Raises:
+        InputError: a value is out of range.
+    """
+
+    max_epochs: int = 30
+    batch_size: int = 8
+    accumulate: int = 1
+    lr: float | None = None
+    base_lr: float = 1e-3
+    weight_decay: float = 1e-2
+    warmup_epochs: float = 2
+    label_smoothing: float = 0.1
+    clip_grad_norm: float = 1.0
+    precision: str = "no"
+    sampler: str = "shuffle"
+    num_workers: int = 0
+    save_every: int = 200
+    seed: int = 0
+    tracker: str | None = "tensorboard"
+
+    def __post_init__(self) -> None:
+        for name in ("max_epochs", "batch_size", "accumulate", "save_every"):
+            check_count(name, getattr(self, name), 1)
+        for name in ("num_workers", "seed"):
+            check_count(name, getattr(self, name), 0)
+        for name in ("lr", "base_lr", "clip_grad_norm"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise InputError(f"{name}={value} is not a positive number")
+        for name in ("weight_decay", "warmup_epochs"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise InputError(f"{name}={getattr(self, name)} is negative")
+        if not 0 <= self.label_smoothing < 1:
+            raise InputError(f"label_smoothing={self.label_smoothing} is outside [0, 1)")
+        check_choice("precision", self.precision, PRECISIONS)
+        check_choice("sampler", self.sampler, SAMPLERS)
+        check_choice("tracker", self.tracker, TRACKERS)
+
+
+MAY_CHANGE = ("num_workers", "save_every", "tracker")  # on resume, without another result
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainResult:
+    """What a training run came to.
+
+    Args:
+        folder: adapter folder to use: ``best`` by validation UAR, or ``last`` without a validation set.
+        history: one entry an epoch: ``epoch``, ``train_loss`` and, with a validation set, ``uar`` and ``war``.
+        num_steps: optimizer steps in all.
+        ms_per_step: median time of the steps of this process; NaN if it made none.
+    """
+
+    folder: Path
+    history: list[dict[str, float]]
+    num_steps: int
+    ms_per_step: float
+
+
+def fit(
+    model: VideoClassifier,
+    train_set: Any,
+    val_set: Any = None,
+    config: TrainConfig | None = None,
+    *,
+    out: Path | str,
+    resume: bool = False,
+    progress: bool = True,
+) -> TrainResult:
+    """Train what is trainable in ``model`` and leave the results in the folder ``out``.
+
+    Accelerate drives device, precision, accumulation and processes. ``out`` holds ``log.jsonl``, a checkpoint every
+    ``save_every`` steps and at the end of every epoch (one file, replaced as a whole), ``best/`` and ``last/``. On a
+    CPU a resumed run has the same losses bit for bit as one that was never stopped: data order, augmentation and
+    dropout are functions of the seed and the step.
+
+    Args:
+        model: moved to the device; its weights at return are those of the last step.
+        train_set: a `VideoFolder` or `VideoCSV` with the training transforms.
+        val_set: the same with the evaluation transforms; chooses ``best/``. None: there is only ``last/``.
+        config: the recipe; None is the default one.
+        out: folder, made if need be.
+        resume: go on from the checkpoint in ``out``, if there is one.
+        progress: show a progress bar.
+
+    Raises:
+        InputError: ``out`` holds a run and ``resume`` is off, or one with another config; the sets do not fit.
+        TrainingError: the loss or a gradient is not finite; the device is out of memory.
+        KeyboardInterrupt: after Ctrl-C, with the checkpoint of the last finished step written.
+    """
+    run = _Run(model, train_set, val_set, config or TrainConfig(), Path(out), resume, progress)
+    try:
+        with run.log:
+            while run.position.epoch < run.config.max_epochs:
+                run.train_epoch()
+                run.validate()
+            run.save_model("last")
+    except torch.OutOfMemoryError as error:
+        raise TrainingError(f"out of memory at step {run.position.step}. {_memory_advice(run.config)}") from error
+    finally:
+        run.accelerator.unwrap_model(run.prepared, keep_fp32_wrapper=False)  # gives the model its own forward back
+    return TrainResult(
+        folder=run.out / ("last" if val_set is None else "best"),
+        history=run.position.history,
+        num_steps=run.position.step,
+        ms_per_step=statistics.median(run.step_ms) if run.step_ms else math.nan,
+    )
+
+
+class _Run:
+    """The parts of one run, and what happens in an epoch."""
+
+    def __init__(
+        self,
+        model: VideoClassifier,
+        train_set: Any,
+        val_set: Any,
+        config: TrainConfig,
+        out: Path,
+        resume: bool,
+        progress: bool,
+    ) -> None:
+        if len(train_set) == 0:
+            raise InputError("the training set holds no clips")
+        self.model, self.train_set, self.val_set, self.config, self.out = model, train_set, val_set, config, out
+        self.accelerator = _accelerator(config, out)
+        world = self.accelerator.num_processes
+        self.num_batches = math.ceil(len(train_set) / (config.batch_size * world))
+        steps_per_epoch = math.ceil(self.num_batches / config.accumulate)
+        self.schedule = _Schedule(config, steps_per_epoch, clips_per_step=config.batch_size * config.accumulate * world)
+        optimizer = torch.optim.AdamW(_parameter_groups(model, config.weight_decay), lr=self.schedule.peak)
+        self.prepared, self.optimizer = self.accelerator.prepare(model, optimizer)
+        self.trainable = [p for p in model.parameters() if p.requires_grad]
+
+        self.settings = {key: value for key, value in dataclasses.asdict(config).items() if key not in MAY_CHANGE}
+        self.settings |= {"num_clips": len(train_set), "class_names": list(train_set.class_names)}
+        self.position = Progress()
+        self.checkpoint = out / CHECKPOINT
+        if self.checkpoint.exists():
+            if not resume:
+                raise InputError(f"{out} already holds a training run; resume it or choose another folder")
+            self.position = load_training_state(
+                self.checkpoint, model, self.optimizer, self.accelerator.scaler, self.settings
+            )
+        self.log = TrainingLog(out, self.accelerator, self.position, config.max_epochs, self.num_batches, progress)
+        self.step_ms: list[float] = []
+
+    def train_epoch(self) -> None:
+        """Every batch of the epoch that the position has not passed yet."""
+        position = self.position
+        if position.batch == self.num_batches:
+            return
+        self.train_set.set_epoch(position.epoch)
+        loader = make_loader(
+            self.train_set,
+            self.config.batch_size,
+            sampler=self.config.sampler,
+            seed=self.config.seed,
+            epoch=position.epoch,
+            num_workers=self.config.num_workers,
+            start_batch=position.batch,
+        )
+        self.prepared.train()
+        start = time.perf_counter()
+        with _StopSignal() as stop:
+            for batch in _on_device(loader, self.accelerator):
+                loss, norm = self._batch(batch)
+                position.add(loss)
+                if not self.accelerator.sync_gradients:
+                    continue
+                self.step_ms.append(1e3 * (time.perf_counter() - start))
+                start = time.perf_counter()
+                self.log.step(position, loss, self.schedule(position.step), norm, self.step_ms[-1])
+                position.step += 1
+                if position.step % self.config.save_every == 0 or position.batch == self.num_batches or stop.requested:
+                    self.save()
+                if stop.requested:
+                    raise KeyboardInterrupt
+
+    def _batch(self, batch: dict[str, Any]) -> tuple[float, float]:
+        """Loss of one batch, its gradients added; and the gradient's norm if a step of the optimizer followed."""
+        position, norm = self.position, math.nan
+        torch.manual_seed(derive_seed(self.config.seed, position.epoch, position.batch))  # of dropout
+        with self.accelerator.accumulate(self.prepared):
+            logits = self.prepared(batch["video"])
+            loss = F.cross_entropy(logits.float(), batch["label"], label_smoothing=self.config.label_smoothing)
+            self._check_finite("loss", loss)
+            self.accelerator.backward(loss)
+            if self.accelerator.sync_gradients:
+                norm = self.accelerator.clip_grad_norm_(self.trainable, self.config.clip_grad_norm).item()
+                if self.accelerator.scaler is None:  # which skips such steps itself
+                    self._check_finite("gradient", norm)
+                for group in self.optimizer.param_groups:
+                    group["lr"] = self.schedule(position.step)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+        return loss.item(), norm
+
+    def _check_finite(self, name: str, value: Tensor | float) -> None:
+        if not math.isfinite(value):
+            raise TrainingError(
+                f"the {name} is {float(value)} at step {self.position.step}; the last checkpoint in {self.out} is from "
+                f"before. Lower the learning rate (its peak is {self.schedule.peak:.2g}), warm up longer, or use "
+                "precision bf16 instead of fp16"
+            )
+
+    def validate(self) -> None:
+        """End the epoch: metrics on the validation set, ``best/`` where they are the best so far, a checkpoint."""
+        position = self.position
+        entry = {"epoch": position.epoch, "train_loss": position.loss_sum / self.num_batches}
+        if self.val_set is not None:
+            with self.accelerator.autocast():
+                metrics = evaluate(
+                    self.model,
+                    self.val_set,
+                    batch_size=self.config.batch_size,
+                    num_workers=self.config.num_workers,
+                    description="",
+                ).metrics
+            if metrics.uar > max((past["uar"] for past in position.history), default=-1):
+                self.save_model("best")
+            entry |= {"uar": metrics.uar, "war": metrics.war}
+        self.log.epoch(position, entry)
+        position.next_epoch(entry)
+        self.save()
+
+    def save(self) -> None:
+        """Replace the checkpoint."""
+        if self.accelerator.is_main_process:
+            save_training_state(
+                self.checkpoint, self.model, self.optimizer, self.accelerator.scaler, self.position, self.settings
+            )
+
+    def save_model(self, name: str) -> None:
+        """Write the adapter folder ``name``."""
+        if self.accelerator.is_main_process:
+            save_adapter(self.model, self.out / name)
+
+
+class _Schedule:
+    """Learning rate by step: linear warm-up, then a cosine to zero."""
+
+    def __init__(self, config: TrainConfig, steps_per_epoch: int, clips_per_step: int) -> None:
+        self.peak = config.base_lr * clips_per_step / 256 if config.lr is None else config.lr
+        self.total = config.max_epochs * steps_per_epoch
+        self.warmup = min(config.warmup_epochs * steps_per_epoch, self.total / 10)
+
+    def __call__(self, step: int) -> float:
+        if step < self.warmup:
+            return self.peak * (step + 1) / (self.warmup + 1)
+        done = (step - self.warmup) / max(1, self.total - self.warmup)
+        return self.peak * (1 + math.cos(math.pi * done)) / 2
+
+
+def _accelerator(config: TrainConfig, out: Path) -> Any:
+    try:
+        from accelerate import Accelerator
+    except ImportError:
+        raise InputError("training needs accelerate; pip install 'fe-adapter[train]'") from None
+    return Accelerator(
+        mixed_precision=config.precision,
+        gradient_accumulation_steps=config.accumulate,
+        log_with=config.tracker,
+        project_dir=out,
+    )
+
+
+def _on_device(loader: Any, accelerator: Any) -> Any:
+    """The loader, its share for this process, on this process's device."""
+    from accelerate.data_loader import prepare_data_loader
+
+    return prepare_data_loader(
+        loader,
+        accelerator.device,
+        num_processes=accelerator.num_processes,
+        process_index=accelerator.process_index,
+        put_on_device=True,
+        rng_types=[],  # the order is a function of seed and epoch, the same in every process
+    )
+
+
+def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Biases, norms and the dilation predictor (whose decay would pull every dilation to 1) are not decayed."""
+    decayed: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for name, p in model.named_parameters():
+        if p.requires_grad:
+            (others if p.dim() <= 1 or "dilation_proj" in name else decayed).append(p)
+    if not decayed and not others:
+        raise InputError("nothing in the model is trainable")
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+
+
+def _memory_advice(config: TrainConfig) -> str:
+    smaller = max(1, config.batch_size // 2)
+    return (
+        f"In the order of least cost: recompute='hidden' in the adapter's config, batch_size={smaller} with "
+        f"accumulate={config.accumulate * config.batch_size // smaller} (the same step), precision='bf16', fewer frames"
+    )
+
+
+class _StopSignal:
+    """Turns the first Ctrl-C into a request that the loop honours after the step; the second one interrupts."""
+
+    def __enter__(self) -> _StopSignal:
+        self.requested = False
+        self._in_main_thread = threading.current_thread() is threading.main_thread()
+        if self._in_main_thread:
+            self._previous = signal.signal(signal.SIGINT, self._request)
+        return self
+
+    def _request(self, number: int, frame: FrameType | None) -> None:
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
+
+    def __exit__(self, *exception: object) -> None:
+        if self._in_main_thread:
+            signal.signal(signal.SIGINT, self._previous)
