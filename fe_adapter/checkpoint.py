@@ -25,7 +25,8 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 def save_adapter(model: nn.Module, folder: Path | str) -> None:
     """Write what training changed in ``model``: an adapted backbone, or a `VideoClassifier` with its head.
 
-    The tensors' names are those in the model, ``vit.…`` for the backbone's side and ``head.…``. Both files are written
+    The tensors' names are those in the model, ``vit.…`` for the backbone's side and ``head.…``. A frozen backbone is
+    left out, unless its weights are random ones (``weights="none"``), which nobody else has. Both files are written
     aside before either takes its place: if the disk is full, the previous ones are still there.
 
     Raises:
@@ -84,6 +85,8 @@ def load_adapter(vit: nn.Module, folder: Path | str, strict: bool = True) -> nn.
         _check_backbone(adaptation.fingerprint, adaptation.embed_dim, content, folder)
     tensors = _read_weights(folder)
     own = {name.removeprefix("vit."): t for name, t in tensors.items() if not name.startswith("head.")}
+    backbone = set(vit.state_dict()) - set(_adapter_parameters(vit))
+    own = {name: t for name, t in own.items() if name not in backbone}  # there with ``weights="none"``
     _load(vit, own, folder, strict)
     return vit
 
@@ -114,21 +117,23 @@ def load_classifier(
             options["config"] = _adapter_config(content, folder)
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{folder / CONFIG_FILE} is damaged: {error}") from None
+    backbone = content.get("backbone")
     if vit is not None:
         model = VideoClassifier(vit, **options)
+        if backbone is not None and backbone["weights"] == "none":
+            model.backbone_weights = "none"  # they are in the folder
     else:
-        backbone = content.get("backbone")
         if backbone is None:
             raise InputError(f"{folder} does not say which backbone it was trained on; pass it as vit")
-        if options["tune"] == "full":
+        if options["tune"] == "full" or backbone["weights"] == "none":
             weights = "none"  # every weight is in the folder
         elif weights is None:
             weights = backbone["weights"]
-            if weights not in ("none", "pretrained") and not Path(weights).exists():
+            if weights != "pretrained" and not Path(weights).exists():
                 raise InputError(f"the backbone's weights were at {weights} and are not any more; pass weights")
         model = VideoClassifier.from_name(backbone["name"], weights=weights, backbone_args=backbone["args"], **options)
     model.clip_seconds = clip_seconds
-    if model.tune == "adapter":
+    if model.tune == "adapter" and not _saves_backbone(model):
         adaptation = get_adaptation(model.vit)
         _check_backbone(adaptation.fingerprint, adaptation.embed_dim, content, folder)
     _load(model, _read_weights(folder), folder, strict=True)
@@ -139,12 +144,16 @@ def _saved(model: nn.Module) -> dict[str, Tensor]:
     """The parameters that go into the file, by the file's names."""
     if not isinstance(model, VideoClassifier):
         return {f"vit.{name}": t for name, t in _adapter_parameters(model).items()}
-    if model.tune == "full":
+    if _saves_backbone(model):
         vit: dict[str, Tensor] = dict(model.vit.state_dict())
     else:
         vit = _adapter_parameters(model.vit)
     head = {f"head.{name}": t for name, t in model.head.state_dict().items()}
     return {f"vit.{name}": t for name, t in vit.items()} | head
+
+
+def _saves_backbone(model: VideoClassifier) -> bool:
+    return model.tune == "full" or model.backbone_weights == "none"
 
 
 def _adapter_parameters(vit: nn.Module) -> dict[str, Tensor]:

@@ -135,7 +135,8 @@ class VideoClassifier(nn.Module):
         vit = build_backbone(name, weights, backbone_args or {})
         model = cls(vit, num_classes, **options)
         model.backbone_name, model.backbone_args = name, dict(backbone_args or {})
-        model.backbone_weights = "none" if weights is None else str(weights)
+        source = "none" if weights is None else str(weights)
+        model.backbone_weights = source if source in ("pretrained", "none") else str(Path(source).resolve())
         return model
 
     def forward(self, video: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fe_adapter._io import make_folder
 from fe_adapter._training_log import TrainingLog
 from fe_adapter._training_state import Progress, load_training_state, save_training_state
 from fe_adapter.checkpoint import save_adapter
@@ -178,6 +179,8 @@ class _Run:
         if len(train_set) == 0:
             raise InputError("the training set holds no clips")
         self.model, self.train_set, self.val_set, self.config, self.out = model, train_set, val_set, config, out
+        model.clip_seconds = train_set.clip_seconds  # what predict_video slides over a longer video
+        make_folder(out)
         self.accelerator = _accelerator(config, out)
         world = self.accelerator.num_processes
         self.num_batches = math.ceil(len(train_set) / (config.batch_size * world))

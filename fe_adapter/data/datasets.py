@@ -45,10 +45,12 @@ class VideoDataset(Dataset[dict[str, Any]]):
         clips: files and class names.
         class_names: classes in the order of the labels; None is the classes found, sorted.
         sampler: which frames.
-        transform: ``(clip, seed) -> clip``; None leaves frames as they are.
+        transform: ``(clip, seed) -> clip``; None leaves frames as they are. It is an attribute, and may be set later.
         is_training: sample frames at random.
         seed: of frames and transforms.
         on_error: "fail" at unreadable files, naming them, or "skip": log each and leave it out.
+        in_memory: decode a video once and keep all its frames (3·H·W bytes each), for small data; without workers.
+        source: what the clips came from, for messages.
 
     Raises:
         InputError: unreadable files; no clips; one class only; a class that is not in ``class_names``.
@@ -64,6 +66,7 @@ class VideoDataset(Dataset[dict[str, Any]]):
         is_training: bool = False,
         seed: int = 0,
         on_error: str = "fail",
+        in_memory: bool = False,
         source: str = "the data",
     ) -> None:
         check_choice("on_error", on_error, ON_ERROR)
@@ -82,17 +85,18 @@ class VideoDataset(Dataset[dict[str, Any]]):
         self.labels = [index[clip.class_name] for clip in clips if clip.path in self._infos]
         if not self.paths:
             raise InputError(f"{source} holds no readable videos")
-        self._sampler, self._transform = sampler, transform
+        self._sampler, self.transform = sampler, transform
         self._is_training, self._seed, self._epoch = is_training, seed, 0
+        self._frames: dict[str, Tensor] | None = {} if in_memory else None
 
     def set_epoch(self, epoch: int) -> None:
         """Other frames and other augmentation, in training; call before making the epoch's loader."""
         self._epoch = epoch
 
     @property
-    def median_seconds(self) -> float:
-        """Median length of the videos, in seconds."""
-        return float(np.median([self._infos[path].duration for path in self.paths]))
+    def clip_seconds(self) -> float:
+        """Median time that a clip spans in its video, in seconds."""
+        return float(np.median([self._sampler.seconds(self._infos[path]) for path in self.paths]))
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -102,10 +106,17 @@ class VideoDataset(Dataset[dict[str, Any]]):
         seed = derive_seed(self._seed, self._epoch, index)
         random = np.random.default_rng(seed) if self._is_training else None
         info = self._infos[path]
-        video = read_frames(info, self._sampler(info, random))
-        if self._transform is not None:
-            video = self._transform(video, seed)
+        video = self._read(info, self._sampler(info, random))
+        if self.transform is not None:
+            video = self.transform(video, seed)
         return {"video": video, "label": self.labels[index], "path": path, "index": index}
+
+    def _read(self, info: VideoInfo, indices: list[int]) -> Tensor:
+        if self._frames is None:
+            return read_frames(info, indices)
+        if info.path not in self._frames:
+            self._frames[info.path] = read_frames(info)
+        return self._frames[info.path][indices]
 
 
 class VideoFolder(VideoDataset):

@@ -63,7 +63,7 @@ class FrameSampler:
             offsets = np.full(T, 0.5) if random is None else random.random(T)
             times: np.ndarray = start + (np.arange(T) + offsets) * (end - start) / T
         else:
-            step = info.frame_seconds * (self.stride if self.sampling == "stride" else 1)
+            step = self._step(info)
             slack = max(0.0, end - start - (T - 1) * step - info.frame_seconds)
             first = start + slack * (0.5 if random is None else random.random())
             times = first + np.arange(T) * step
@@ -71,6 +71,13 @@ class FrameSampler:
         shown = np.searchsorted(info.timestamps, times + 1e-6, side="right") - 1
         last = max(0, np.searchsorted(info.timestamps, end - 1e-6, side="left") - 1)
         return np.clip(shown, 0, last).tolist()
+
+    def seconds(self, info: VideoInfo) -> float:
+        """The time a clip spans in a video, in seconds."""
+        return info.duration if self.sampling == "uniform" else self.num_frames * self._step(info)
+
+    def _step(self, info: VideoInfo) -> float:
+        return info.frame_seconds * (self.stride if self.sampling == "stride" else 1)
 
 
 def sliding_windows(duration: float, length: float, step: float) -> list[tuple[float, float]]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -108,11 +109,12 @@ def read_frames(video: VideoInfo | str | os.PathLike[str], indices: Sequence[int
     chosen = range(info.num_frames) if indices is None else indices
     wanted = sorted({int(info.pts[i]) for i in chosen})
     frames: dict[int, np.ndarray] = {}
+    to_rgb = _reformatter()
     with _opened(info.path) as (container, stream):
         for pts, frame in _decode(container, stream, wanted, info):
             if frame.is_corrupt:
                 raise InputError(f"{info.path} is damaged at {(pts - info.pts[0]) * info.time_base:.2f} s")
-            frames[pts] = np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90)
+            frames[pts] = np.rot90(to_rgb(frame).to_ndarray(), frame.rotation // 90)
     if len(frames) < len(wanted):
         missing = next(pts for pts in wanted if pts not in frames)
         at = (missing - info.pts[0]) * info.time_base
@@ -145,6 +147,13 @@ def _decode(container: Any, stream: Any, wanted: list[int], info: VideoInfo) -> 
         if not landed:
             container.seek(int(info.pts[0]), stream=stream)
             can_seek, position = False, seeked
+
+
+def _reformatter() -> Callable[[Any], Any]:
+    """Frames to RGB by one scaler on one thread: a scaler for every frame costs more than decoding small ones."""
+    from av.video.reformatter import VideoReformatter
+
+    return functools.partial(VideoReformatter().reformat, format="rgb24", threads=1)
 
 
 @contextlib.contextmanager

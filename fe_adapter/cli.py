@@ -1,0 +1,376 @@
+"""The command line ``fe-adapter``: results go to stdout or files, words for people to stderr.
+
+Exit codes: 2 for bad use or input, with one line on stderr; 1 for a failure while running; 130 after Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import track
+from rich.table import Table
+
+from fe_adapter import __version__
+from fe_adapter._io import read_json
+from fe_adapter._report import write_json
+from fe_adapter.checkpoint import load_classifier
+from fe_adapter.classifier import VideoClassifier
+from fe_adapter.config import FEAdapterConfig
+from fe_adapter.data.sampling import FrameSampler
+from fe_adapter.data.transforms import EvalTransform, TrainTransform
+from fe_adapter.errors import InputError, TrainingError
+from fe_adapter.train import CHECKPOINT, TrainConfig, fit
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Temporal adapters on a frozen image transformer: train on videos, test, predict.",
+)
+words = Console(stderr=True)
+SETTINGS_FILE = "settings.json"
+
+
+def main() -> None:
+    """The entry point."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=words)])
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # CUDA builds complain on stderr where there is no GPU
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command; returns its exit code."""
+    try:
+        return app(arguments, prog_name="fe-adapter", standalone_mode=False) or 0
+    except (InputError, TrainingError) as error:
+        _say_error(str(error))
+        return 2 if isinstance(error, InputError) else 1
+    except (KeyboardInterrupt, typer.Abort):
+        _say_error("interrupted")
+        return 130
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # typer's own errors have one
+            raise
+        _say_error(f"{error.format_message()} (see fe-adapter --help)")
+        return 2
+
+
+def _say_error(message: str) -> None:
+    print(f"fe-adapter: {message}", file=sys.stderr)
+
+
+def _use_config_file(context: typer.Context, file: Path | None) -> Path | None:
+    """Make the values in a TOML file the defaults of the options."""
+    if file is None:
+        return None
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    try:
+        values = tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read {file}: {error.strerror or error}") from None
+    except ValueError as error:
+        raise InputError(f"{file} is no TOML file: {error}") from None
+    known = {parameter.name for parameter in context.command.params} - {"config", "data", "resume"}
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise InputError(f"{file} sets {unknown[0]!r}, which is no option; options are {', '.join(sorted(known))}")
+    context.default_map = values
+    return file
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    pass
+
+
+# Options that several commands share.
+Data = Annotated[Path, typer.Argument(help="Folder with a folder of videos per class, or a CSV with path,label.")]
+Run = Annotated[Path, typer.Argument(help="What train wrote, or an adapter folder.")]
+Weights = Annotated[
+    str | None, typer.Option(help="The backbone's weights, if they moved: FILE, FOLDER, pretrained or none.")
+]
+BatchSize = Annotated[int, typer.Option(help="Clips at a time.")]
+Workers = Annotated[int, typer.Option(help="Processes that decode videos; 0 decodes in this one.")]
+OnError = Annotated[str, typer.Option(help="Unreadable videos: fail, naming them, or skip.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")]
+
+
+@app.command(
+    epilog="Examples:\n\n  fe-adapter train videos/ --backbone timm:vit_base_patch16_clip_224.openai --out run\n\n"
+    "  fe-adapter train list.csv --backbone hf:google/vit-base-patch16-224 --num-frames 8 --out run --resume"
+)
+def train(
+    data: Data,
+    backbone: Annotated[str, typer.Option(help="timm:NAME, hf:NAME, openclip:NAME/TAG or torchvision:NAME.")],
+    out: Annotated[Path, typer.Option(help="Folder for the run.")],
+    weights: Annotated[str, typer.Option(help="pretrained, a local FILE or FOLDER, or none.")] = "pretrained",
+    backbone_args: Annotated[str, typer.Option(help="""More for the backbone, as JSON: '{"img_size": 96}'.""")] = "{}",
+    config: Annotated[
+        Path | None,
+        typer.Option(callback=_use_config_file, is_eager=True, help="TOML file with values for these options."),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where the run in --out stopped.")] = False,
+    num_frames: Annotated[int, typer.Option(help="Frames of a clip.", rich_help_panel="Clips")] = 16,
+    sampling: Annotated[str, typer.Option(help="uniform, stride or dense.", rich_help_panel="Clips")] = "uniform",
+    stride: Annotated[int, typer.Option(help="Frames from one to the next.", rich_help_panel="Clips")] = 4,
+    val_fraction: Annotated[
+        float, typer.Option(help="Held out for validation where DATA has no val split.", rich_help_panel="Clips")
+    ] = 0.2,
+    on_error: Annotated[
+        str, typer.Option(help="Unreadable videos: fail, naming them, or skip.", rich_help_panel="Clips")
+    ] = "fail",
+    flip: Annotated[bool, typer.Option(help="Mirror half of the clips.", rich_help_panel="Clips")] = True,
+    randaugment: Annotated[bool, typer.Option(help="Augment clips by RandAugment.", rich_help_panel="Clips")] = True,
+    in_memory: Annotated[
+        bool, typer.Option("--in-memory", help="Decode once and keep all frames.", rich_help_panel="Clips")
+    ] = False,
+    bottleneck: Annotated[
+        int | None, typer.Option(help="Width R; default half the backbone's.", rich_help_panel="Adapter")
+    ] = None,
+    kernel_size: Annotated[int, typer.Option(help="Frames a tap wide, odd.", rich_help_panel="Adapter")] = 3,
+    dilation: Annotated[str, typer.Option(help="dynamic, or a number.", rich_help_panel="Adapter")] = "dynamic",
+    positions: Annotated[str, typer.Option(help="Before attn, mlp, or attn,mlp.", rich_help_panel="Adapter")] = "attn",
+    recompute: Annotated[
+        str | None, typer.Option(help="hidden or input: keep less for backward.", rich_help_panel="Adapter")
+    ] = None,
+    tune: Annotated[str, typer.Option(help="adapter, head or full.", rich_help_panel="Adapter")] = "adapter",
+    temporal_pool: Annotated[str, typer.Option(help="mean or concat.", rich_help_panel="Adapter")] = "mean",
+    head_dropout: Annotated[float, typer.Option(help="Before the head.", rich_help_panel="Adapter")] = 0.5,
+    max_epochs: Annotated[int, typer.Option(help="Passes over the data.", rich_help_panel="Training")] = 30,
+    batch_size: Annotated[int, typer.Option(help="Clips at a time.", rich_help_panel="Training")] = 8,
+    accumulate: Annotated[int, typer.Option(help="Batches to one step.", rich_help_panel="Training")] = 1,
+    lr: Annotated[
+        float | None, typer.Option(help="Peak; default base-lr × clips / 256.", rich_help_panel="Training")
+    ] = None,
+    base_lr: Annotated[float, typer.Option(help="For a step of 256 clips.", rich_help_panel="Training")] = 1e-3,
+    weight_decay: Annotated[float, typer.Option(help="Of matrices.", rich_help_panel="Training")] = 1e-2,
+    warmup_epochs: Annotated[float, typer.Option(help="Then a cosine to 0.", rich_help_panel="Training")] = 2,
+    label_smoothing: Annotated[float, typer.Option(help="In [0, 1).", rich_help_panel="Training")] = 0.1,
+    sampler: Annotated[str, typer.Option(help="shuffle or balanced.", rich_help_panel="Training")] = "shuffle",
+    precision: Annotated[
+        str, typer.Option(help="no, bf16, fp16, or auto: bf16 where a GPU has it.", rich_help_panel="Training")
+    ] = "auto",
+    num_workers: Annotated[int, typer.Option(help="Processes that decode.", rich_help_panel="Training")] = 0,
+    save_every: Annotated[int, typer.Option(help="Steps to a checkpoint.", rich_help_panel="Training")] = 200,
+    seed: Annotated[int, typer.Option(help="Of all chance.", rich_help_panel="Training")] = 0,
+    tracker: Annotated[
+        str, typer.Option(help="tensorboard, wandb or none.", rich_help_panel="Training")
+    ] = "tensorboard",
+) -> None:
+    """Train adapters and a head on videos, the backbone frozen.
+
+    The run folder gets log.jsonl, TensorBoard's files, a checkpoint to resume from, and the adapter folders last/ and
+    best/ (by UAR on the validation split). Ctrl-C leaves a whole checkpoint.
+    """
+    from fe_adapter.data import open_dataset
+
+    options = {name: value for name, value in locals().items() if name != "open_dataset"}
+    if not resume and (out / CHECKPOINT).exists():
+        raise InputError(f"{out} already holds a training run; add --resume or choose another folder")
+    recipe = TrainConfig(
+        **{field.name: options[field.name] for field in dataclasses.fields(TrainConfig)}
+        | {"precision": _precision(precision), "tracker": None if tracker == "none" else tracker}
+    )
+    frames = FrameSampler(num_frames, sampling, stride)
+    adapter = FEAdapterConfig(
+        bottleneck=bottleneck,
+        kernel_size=kernel_size,
+        dilation=int(dilation) if dilation.isdecimal() else dilation,
+        positions=tuple(positions.split(",")),
+        recompute=recompute,
+    )
+    common: dict[str, Any] = {"sampler": frames, "seed": seed, "on_error": on_error, "val_fraction": val_fraction}
+    train_set = open_dataset(data, "train", is_training=True, in_memory=in_memory, **common)
+    val_set = open_dataset(data, "val", class_names=train_set.class_names, in_memory=in_memory, **common)
+    torch.manual_seed(seed)
+    with words.status(f"Loading {backbone}"):
+        model = VideoClassifier.from_name(
+            backbone,
+            weights=weights,
+            backbone_args=_json_object("--backbone-args", backbone_args),
+            class_names=train_set.class_names,
+            num_frames=num_frames,
+            config=adapter if tune == "adapter" else None,
+            tune=tune,
+            temporal_pool=temporal_pool,
+            head_dropout=head_dropout,
+        )
+    size = model.preprocessing.size
+    train_set.transform = TrainTransform(size, flip=flip, randaugment=randaugment)
+    val_set.transform = EvalTransform(size)
+    write_json(out / SETTINGS_FILE, {name: str(v) if isinstance(v, Path) else v for name, v in options.items()})
+    words.print(f"{len(train_set)} clips to train on, {len(val_set)} to validate, {len(train_set.class_names)} classes")
+    words.print(_trainable_line(model))
+    result = fit(model, train_set, val_set, recipe, out=out, resume=resume)
+    last = result.history[-1]
+    best = max(result.history, key=lambda entry: entry["uar"])
+    for name, entry in (("last", last), ("best", best)):
+        words.print(f"{name} epoch: UAR {entry['uar']:.1%}, WAR {entry['war']:.1%} on the validation split")
+    words.print(f"{result.ms_per_step:.0f} ms a step. Next: fe-adapter predict {out} VIDEO")
+
+
+@app.command("eval", epilog="Example:\n\n  fe-adapter eval run videos/ --split test")
+def evaluate_command(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="What train wrote, or an adapter folder.")],
+    data: Data,
+    split: Annotated[str | None, typer.Option(help="train, val or test; default test, else all of DATA.")] = None,
+    weights: Weights = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the results; default RUN/eval.")] = None,
+    batch_size: BatchSize = 8,
+    num_workers: Workers = 0,
+    on_error: OnError = "fail",
+    device: Device = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the metrics as JSON.")] = False,
+) -> None:
+    """Test a trained model on labelled videos: UAR, WAR, recall of each class, confusion matrix.
+
+    Writes metrics.json, predictions.csv, confusion.csv and confusion.png.
+    """
+    from fe_adapter.data import open_dataset
+    from fe_adapter.evaluate import evaluate
+    from fe_adapter.predict import find_model
+
+    model = load_classifier(find_model(run_folder), weights=weights).to(_device(device))
+    settings = run_folder / SETTINGS_FILE
+    trained: dict[str, Any] = read_json(settings) if settings.exists() else {}
+    dataset = open_dataset(
+        data,
+        split,
+        class_names=model.class_names,
+        sampler=FrameSampler(model.num_frames, trained.get("sampling", "uniform"), trained.get("stride", 4)),
+        transform=EvalTransform(model.preprocessing.size),
+        val_fraction=trained.get("val_fraction", 0.2),
+        on_error=on_error,
+    )
+    evaluation = evaluate(model, dataset, batch_size=batch_size, num_workers=num_workers)
+    folder = out or run_folder / "eval"
+    evaluation.save(folder)
+    metrics = evaluation.metrics
+    if as_json:
+        print(json.dumps(metrics.as_dict()))
+    else:
+        table = Table("class", "clips", "recall", title=f"UAR {metrics.uar:.1%}   WAR {metrics.war:.1%}")
+        for name, row, recall in zip(metrics.class_names, metrics.confusion, metrics.recall.tolist(), strict=True):
+            table.add_row(name, str(int(row.sum())), f"{recall:.1%}")
+        Console().print(table)
+    words.print(f"written to {folder}")
+
+
+@app.command(epilog="Example:\n\n  fe-adapter predict run clip.mp4 other.mp4 --out predictions")
+def predict(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="What train wrote, or an adapter folder.")],
+    videos: Annotated[list[Path], typer.Argument(metavar="VIDEO…", help="Video files of any length.")],
+    weights: Weights = None,
+    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("predictions"),
+    window: Annotated[
+        float | None, typer.Option(help="Seconds looked at at a time; default the clips of training.")
+    ] = None,
+    step: Annotated[float | None, typer.Option(help="Seconds to the next look; default half a window.")] = None,
+    batch_size: BatchSize = 8,
+    device: Device = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+) -> None:
+    """Class probabilities of video files.
+
+    Writes for each file a JSON with the probabilities of the whole and of every window, the same as CSV, and a PNG with
+    the timeline.
+    """
+    from fe_adapter.data import probe
+    from fe_adapter.predict import find_model, output_stems, predict_video
+
+    infos = [probe(path) for path in videos]  # a bad file is refused before anything is written
+    model = load_classifier(find_model(run_folder), weights=weights).to(_device(device))
+    predictions = []
+    stems = output_stems([info.path for info in infos], out)
+    for info, stem in zip(track(infos, "Predicting", console=words, transient=True), stems, strict=True):
+        prediction = predict_video(model, info, window=window, step=step, batch_size=batch_size)
+        prediction.save(stem)
+        predictions.append(prediction)
+    if as_json:
+        print(json.dumps([prediction.as_dict() for prediction in predictions]))
+    else:
+        table = Table("video", *model.class_names)
+        for prediction in predictions:
+            table.add_row(prediction.path, *(f"{p:.1%}" for p in prediction.probabilities.tolist()))
+        Console().print(table)
+    words.print(f"written to {out}")
+
+
+@app.command(epilog="Example:\n\n  fe-adapter demo --out demo")
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for videos, models and results.")] = Path("demo"),
+    quick: Annotated[bool, typer.Option("--quick", help="A minute instead of five; the models stay weak.")] = False,
+) -> None:
+    """Render videos of faces, train adapters on them, and compare with what else one would try.
+
+    An expression appears or fades: single frames do not tell which. Under five minutes on two CPU cores.
+    """
+    from fe_adapter.demo.run import run_demo
+
+    run_demo(out, quick)
+
+
+@app.command()
+def env() -> None:
+    """Print versions, devices and backends, for a bug report."""
+    from fe_adapter.environment import describe_environment
+
+    for name, value in describe_environment().items():
+        print(f"{name}: {value}")
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"--device {name}: {str(error).splitlines()[0]}") from None
+    return device
+
+
+def _precision(name: str) -> str:
+    if name != "auto":
+        return name
+    return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
+
+
+def _json_object(option: str, text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise InputError(f"{option} {text!r} is no JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise InputError(f'{option} {text!r} is no JSON object such as {{"img_size": 96}}')
+    return value
+
+
+def _trainable_line(model: VideoClassifier) -> str:
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    total = sum(p.numel() for p in model.parameters())
+    return f"{trained:,} of {total:,} parameters train ({trained / total:.1%})"

@@ -1,0 +1,250 @@
+"""The demo: data, a frozen image transformer, five ways to make a video model of it, one table, one prediction.
+
+Everything after the rendering is what a user calls: `VideoFolder`, `VideoClassifier`, `fit`, `evaluate`,
+`predict_video`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from safetensors.torch import save as to_bytes
+from torch import nn
+from torch.nn import functional as F
+
+from fe_adapter._io import atomic_write
+from fe_adapter._report import new_figure, write_csv, write_figure
+from fe_adapter.checkpoint import load_classifier
+from fe_adapter.classifier import VideoClassifier
+from fe_adapter.config import FEAdapterConfig
+from fe_adapter.data import EvalTransform, FrameSampler, TrainTransform, VideoFolder
+from fe_adapter.demo.dataset import CLASSES, draw_onset, make_stills, write_video, write_videos
+from fe_adapter.demo.dataset import NUM_FRAMES as NUM_VIDEO_FRAMES
+from fe_adapter.demo.faces import EXPRESSIONS, SIZE
+from fe_adapter.errors import InputError
+from fe_adapter.evaluate import evaluate
+from fe_adapter.factory import build_backbone
+from fe_adapter.memory import measure_peak_memory
+from fe_adapter.metrics import Metrics
+from fe_adapter.predict import predict_video
+from fe_adapter.train import TrainConfig, fit
+
+BACKBONE = "timm:vit_tiny_patch16_224"
+BACKBONE_ARGS = {"img_size": SIZE, "patch_size": 12, "embed_dim": 64, "depth": 4, "num_heads": 4}
+NUM_FRAMES = 8  # of a clip
+MARKER = "README.txt"
+words = Console(stderr=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """How much of everything."""
+
+    num_stills: int
+    still_steps: int
+    train_pairs: int
+    test_pairs: int
+    max_epochs: int
+
+
+FULL = Size(num_stills=16_000, still_steps=800, train_pairs=300, test_pairs=100, max_epochs=8)
+QUICK = Size(num_stills=960, still_steps=40, train_pairs=24, test_pairs=12, max_epochs=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A way to make a video model of the image model, and its peak learning rate."""
+
+    name: str
+    averages_frames: bool  # its logits do not depend on the order of the frames
+    options: dict[str, Any]
+    lr: float = 2e-3
+
+
+ADAPTER = "FE-Adapter, dynamic dilation"
+ENTRIES = (
+    Entry("frozen + linear", True, {"tune": "head"}),
+    Entry("per-frame adapter (K=1)", True, {"config": FEAdapterConfig(bottleneck=32, kernel_size=1, dilation=1)}),
+    Entry("FE-Adapter, static dilation", False, {"config": FEAdapterConfig(bottleneck=32, dilation=1)}),
+    Entry(ADAPTER, False, {"config": FEAdapterConfig(bottleneck=32, max_dilation=NUM_FRAMES / 2)}),
+    Entry("full fine-tuning + temporal head", False, {"tune": "full", "temporal_pool": "concat"}, lr=5e-4),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One line of the table: what `entry` came to on the test videos."""
+
+    entry: Entry
+    metrics: Metrics
+    num_trainable: int
+    ms_per_step: float
+    peak_bytes: int
+
+
+def run_demo(out: Path, quick: bool = False) -> list[Row]:
+    """Run everything and leave it in ``out``: videos, models, table, plot, a prediction with its timeline.
+
+    Raises:
+        InputError: ``out`` holds something else, or a library is missing.
+    """
+    start = time.perf_counter()
+    size = QUICK if quick else FULL
+    _clear(out)
+    words.print(f"1. Rendering {2 * (size.train_pairs + size.test_pairs)} videos of faces to {out / 'videos'}")
+    write_videos(out / "videos" / "train", size.train_pairs, seed=1)
+    write_videos(out / "videos" / "test", size.test_pairs, seed=2)
+    words.print(f"2. Training an image transformer on {size.num_stills} stills of {len(EXPRESSIONS)} expressions")
+    weights = out / "backbone.safetensors"
+    accuracy = train_backbone(weights, size)
+    words.print(f"   it names the expression of {accuracy:.1%} of new stills, and is frozen from here on")
+    words.print("3. Training on the videos: does the expression appear (onset) or fade (offset)?")
+    rows = [train_entry(entry, weights, out, size) for entry in ENTRIES]
+    _report(rows, out)
+    words.print("4. A new video, in which an expression appears and then fades")
+    _predict(out)
+    words.print(f"All of it is in {out}. {time.perf_counter() - start:.0f} s in all.")
+    return rows
+
+
+def train_backbone(weights: Path, size: Size) -> float:
+    """Train the image model and write its weights; returns its accuracy on new stills."""
+    torch.manual_seed(0)
+    vit: Any = build_backbone(BACKBONE, None, BACKBONE_ARGS)
+    model = nn.Sequential(vit, nn.Linear(vit.embed_dim, len(EXPRESSIONS) + 1))
+    images, labels = make_stills(size.num_stills, seed=0)
+    mean, std = (torch.tensor(vit.pretrained_cfg[key]).view(3, 1, 1) for key in ("mean", "std"))
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, size.still_steps, pct_start=0.15)
+    for _ in track(range(size.still_steps), "stills", console=words, transient=True):
+        chosen = torch.randint(len(images), (128,))
+        batch = (images[chosen] / 255 - mean) / std
+        batch = batch.flip(-1) if torch.rand(()) < 0.5 else batch
+        loss = F.cross_entropy(model(batch), labels[chosen])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    with atomic_write(weights) as file:
+        file.write(to_bytes(vit.state_dict()))
+    model.eval()
+    images, labels = make_stills(size.num_stills // 8, seed=3)
+    with torch.no_grad():
+        predictions = torch.cat([model((x / 255 - mean) / std).argmax(1) for x in images.split(128)])
+    return (predictions == labels).float().mean().item()
+
+
+def train_entry(entry: Entry, weights: Path, out: Path, size: Size) -> Row:
+    """Train one entry, save it in ``out/models``, and test it."""
+    torch.manual_seed(0)
+    model = VideoClassifier.from_name(
+        BACKBONE,
+        weights=weights,
+        backbone_args=BACKBONE_ARGS,
+        class_names=CLASSES,
+        num_frames=NUM_FRAMES,
+        **entry.options,
+    )
+    frames, videos = FrameSampler(NUM_FRAMES), out / "videos"
+    train_set = VideoFolder(
+        videos / "train",
+        class_names=CLASSES,
+        sampler=frames,
+        transform=TrainTransform((SIZE, SIZE), scale=(0.8, 1.0), randaugment=False),
+        is_training=True,
+        in_memory=True,
+    )
+    test_set = VideoFolder(videos / "test", class_names=CLASSES, sampler=frames, transform=EvalTransform((SIZE, SIZE)))
+    peak_bytes = measure_peak_memory(functools.partial(_step, model, 8))
+    config = TrainConfig(
+        max_epochs=size.max_epochs, batch_size=8, lr=entry.lr, warmup_epochs=1, label_smoothing=0.0, tracker=None
+    )
+    folder = out / "models" / _slug(entry.name)
+    result = fit(model, train_set, None, config, out=folder)
+    metrics = evaluate(load_classifier(result.folder), test_set, description="testing").metrics
+    words.print(f"   {entry.name}: test UAR {metrics.uar:.1%}")
+    num_trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return Row(entry, metrics, num_trainable, result.ms_per_step, peak_bytes)
+
+
+def _step(model: VideoClassifier, batch_size: int) -> None:
+    """A training step on noise, of a model that is trained from the start afterwards."""
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.0, weight_decay=0.0)
+    video = torch.randint(0, 256, (batch_size, NUM_FRAMES, 3, SIZE, SIZE), dtype=torch.uint8)
+    F.cross_entropy(model(video), torch.zeros(batch_size, dtype=torch.long)).backward()
+    optimizer.step()
+    model.zero_grad(set_to_none=True)
+
+
+def _report(rows: list[Row], out: Path) -> None:
+    """The table on stdout and as CSV, and its plot."""
+    columns = ("", "test UAR", "test WAR", "trainable", "ms/step", "peak MiB")
+    lines = [
+        (
+            row.entry.name,
+            f"{row.metrics.uar:.1%}",
+            f"{row.metrics.war:.1%}",
+            f"{row.num_trainable:,}",
+            f"{row.ms_per_step:.0f}",
+            f"{row.peak_bytes / 2**20:.1f}",
+        )
+        for row in rows
+    ]
+    table = Table(
+        title=f"onset or offset? {int(rows[0].metrics.confusion.sum())} test videos, {NUM_FRAMES} frames each"
+    )
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="right" if i else "left")
+    for line in lines:
+        table.add_row(*line)
+    Console().print(table)
+    write_csv(out / "table.csv", [list(columns), *map(list, lines)])
+
+    figure, axes = new_figure(8, 3)
+    colors = ["tab:gray" if row.entry.averages_frames else "tab:blue" for row in rows]
+    bars = axes.barh([row.entry.name for row in rows], [100 * row.metrics.uar for row in rows], color=colors)
+    axes.bar_label(bars, [f"{row.metrics.uar:.1%}, {row.num_trainable:,} parameters" for row in rows], padding=3)
+    axes.axvline(50, color="black", linestyle="--", linewidth=1)
+    axes.set(xlim=(0, 140), xticks=range(0, 101, 25), xlabel="test UAR, % (dashed: chance; grey: averages over frames)")
+    axes.invert_yaxis()
+    axes.spines[["top", "right"]].set_visible(False)
+    write_figure(figure, out / "results.png")
+
+
+def _predict(out: Path) -> None:
+    """Slide the dynamic adapter over a new video: neutral, onset, held, offset, neutral."""
+    frames = draw_onset(np.random.default_rng(4))
+    path = out / "prediction" / "appears_and_fades.mp4"
+    still = NUM_VIDEO_FRAMES // 2
+    first, last = frames[:1].repeat(still, axis=0), frames[-1:].repeat(still, axis=0)
+    write_video(path, np.concatenate([first, frames, last, frames[::-1], first]))
+    model = load_classifier(out / "models" / _slug(ADAPTER) / "last")
+    prediction = predict_video(model, path, step=0.125)
+    prediction.save(path.with_suffix(""))
+    for (start, end), row in zip(prediction.windows, prediction.window_probabilities.tolist(), strict=True):
+        bar = "█" * round(20 * row[0])
+        words.print(f"   {start:.2f} to {end:.2f} s: onset {row[0]:4.0%}  offset {row[1]:4.0%}  {bar}", highlight=False)
+
+
+def _slug(name: str) -> str:
+    return "-".join("".join(c if c.isalnum() else " " for c in name.lower()).split())
+
+
+def _clear(out: Path) -> None:
+    """An empty folder ``out``, where it was the demo's own or not there."""
+    if out.exists():
+        if not out.is_dir() or (any(out.iterdir()) and not (out / MARKER).exists()):
+            raise InputError(f"{out} holds something that is not the demo's; choose another folder with --out")
+        shutil.rmtree(out)
+    with atomic_write(out / MARKER) as file:
+        file.write(b"Made by `fe-adapter demo`. The next run in this folder replaces everything in it.\n")

@@ -1,0 +1,168 @@
+"""What a classifier says about a video file of any length."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fe_adapter._report import new_figure, write_csv, write_figure, write_json
+from fe_adapter.checkpoint import CONFIG_FILE
+from fe_adapter.classifier import VideoClassifier
+from fe_adapter.config import check_count
+from fe_adapter.data.sampling import FrameSampler, sliding_windows
+from fe_adapter.data.transforms import EvalTransform
+from fe_adapter.data.video import VideoInfo, probe, read_frames
+from fe_adapter.errors import InputError
+
+MODEL_FOLDERS = ("best", "last")
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """Class probabilities of one video.
+
+    Args:
+        path: the file.
+        class_names: C names.
+        windows: ``(start, end)`` in seconds of the parts that were looked at.
+        window_probabilities: ``(n, C)``, one row a window.
+    """
+
+    path: str
+    class_names: tuple[str, ...]
+    windows: tuple[tuple[float, float], ...]
+    window_probabilities: Tensor
+
+    @property
+    def probabilities(self) -> Tensor:
+        """``(C,)`` of the whole video: the mean over its windows."""
+        return self.window_probabilities.mean(0)
+
+    @property
+    def label(self) -> str:
+        """The most probable class of the whole video."""
+        return self.class_names[int(self.probabilities.argmax())]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything as plain values, ready for JSON."""
+        return {
+            "path": self.path,
+            "label": self.label,
+            "probabilities": self._by_name(self.probabilities),
+            "windows": [
+                {"start": start, "end": end, "probabilities": self._by_name(row)}
+                for (start, end), row in zip(self.windows, self.window_probabilities, strict=True)
+            ],
+        }
+
+    def save(self, stem: Path) -> None:
+        """Write ``stem.json``, ``stem.csv`` (a line for every window) and ``stem.png``, a timeline."""
+        write_json(stem.with_name(f"{stem.name}.json"), self.as_dict())
+        rows: list[list[Any]] = [["start", "end", *self.class_names]]
+        for (start, end), row in zip(self.windows, self.window_probabilities.tolist(), strict=True):
+            rows.append([f"{start:.3f}", f"{end:.3f}", *(f"{p:.6f}" for p in row)])
+        write_csv(stem.with_name(f"{stem.name}.csv"), rows)
+        write_figure(self._timeline(), stem.with_name(f"{stem.name}.png"))
+
+    def _by_name(self, row: Tensor) -> dict[str, float]:
+        return dict(zip(self.class_names, row.tolist(), strict=True))
+
+    def _timeline(self) -> Any:
+        """Probability of each class over time, above a strip of frames."""
+        figure, axes = new_figure(8, 4)
+        centres = [(start + end) / 2 for start, end in self.windows]
+        for name, row in zip(self.class_names, self.window_probabilities.t().tolist(), strict=True):
+            axes.plot(centres, row, marker="o", markersize=3, label=name)
+        end = self.windows[-1][1]
+        axes.set(xlim=(0, end), ylim=(-0.02, 1.02), xlabel="time, s", ylabel="probability", title=Path(self.path).name)
+        axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+        strip = axes.inset_axes((0, -0.45, 1, 0.25))
+        strip.imshow(_film_strip(probe(self.path)), aspect="auto", extent=(0, end, 0, 1))
+        strip.set_axis_off()
+        return figure
+
+
+def predict_video(
+    model: VideoClassifier,
+    video: VideoInfo | str | os.PathLike[str],
+    *,
+    window: float | None = None,
+    step: float | None = None,
+    batch_size: int = 8,
+) -> Prediction:
+    """Slide a window over a video and classify every part of it.
+
+    The model keeps its device; autocast is the caller's. Memory is bounded by ``batch_size``, not by the video.
+
+    Args:
+        model: in evaluation mode.
+        video: a file, or what `fe_adapter.data.probe` said of it.
+        window: length of a part, in seconds; None is the length of the clips the model was trained on, and the whole
+            video where that is not known.
+        step: seconds from one part to the next; None is half a window.
+        batch_size: parts at a time.
+
+    Raises:
+        InputError: no readable video; a window or a step that is not positive.
+    """
+    check_count("batch_size", batch_size, 1)
+    info = video if isinstance(video, VideoInfo) else probe(video)
+    length = (model.clip_seconds or info.duration) if window is None else window
+    windows = sliding_windows(info.duration, length, length / 2 if step is None else step)
+    device = next(model.parameters()).device
+    rows = []
+    with torch.no_grad():
+        for clips in _batches(model, info, windows, batch_size):
+            rows.append(model(clips.to(device)).float().softmax(-1).cpu())
+    return Prediction(info.path, model.class_names, tuple(windows), torch.cat(rows))
+
+
+def find_model(run: Path | str) -> Path:
+    """The adapter folder meant by ``run``: itself, or ``best`` or else ``last`` of a training run.
+
+    Raises:
+        InputError: there is none.
+    """
+    run = Path(run)
+    if not run.is_dir():
+        raise InputError(f"{run}: no such folder")
+    for folder in (run, *(run / name for name in MODEL_FOLDERS)):
+        if (folder / CONFIG_FILE).exists():
+            return folder
+    raise InputError(f"{run} holds no trained model: neither {CONFIG_FILE} nor best/ nor last/ is in it")
+
+
+def output_stems(paths: Sequence[str], out: Path) -> list[Path]:
+    """Where to write the results of each file: its own name in ``out``, numbered where two files share one."""
+    stems: dict[Path, None] = {}
+    for path in paths:
+        stem = name = out / Path(path).stem
+        count = 1
+        while stem in stems:
+            count += 1
+            stem = name.with_name(f"{name.name}-{count}")
+        stems[stem] = None
+    return list(stems)
+
+
+def _batches(
+    model: VideoClassifier, info: VideoInfo, windows: list[tuple[float, float]], batch_size: int
+) -> Iterator[Tensor]:
+    sampler, transform = FrameSampler(model.num_frames), EvalTransform(model.preprocessing.size)
+    for i in range(0, len(windows), batch_size):
+        clips = [transform(read_frames(info, sampler(info, window=w))) for w in windows[i : i + batch_size]]
+        yield torch.stack(clips)
+
+
+def _film_strip(info: VideoInfo, num_frames: int = 12) -> Any:
+    """``(h, num_frames * w, 3)`` uint8 for matplotlib: frames from the whole video, side by side."""
+    frames = EvalTransform((96, round(96 * info.width / info.height)))(
+        read_frames(info, FrameSampler(num_frames)(info))
+    )
+    return torch.cat(list(frames), dim=-1).permute(1, 2, 0).numpy()
