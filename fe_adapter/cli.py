@@ -124,6 +124,7 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")]
     "  fe-adapter train list.csv --backbone hf:google/vit-base-patch16-224 --num-frames 8 --out run --resume"
 )
 def train(
+    context: typer.Context,
     data: Data,
     backbone: Annotated[str, typer.Option(help="timm:NAME, hf:NAME, openclip:NAME/TAG or torchvision:NAME.")],
     out: Annotated[Path, typer.Option(help="Folder for the run.")],
@@ -170,6 +171,7 @@ def train(
     weight_decay: Annotated[float, typer.Option(help="Of matrices.", rich_help_panel="Training")] = 1e-2,
     warmup_epochs: Annotated[float, typer.Option(help="Then a cosine to 0.", rich_help_panel="Training")] = 2,
     label_smoothing: Annotated[float, typer.Option(help="In [0, 1).", rich_help_panel="Training")] = 0.1,
+    clip_grad_norm: Annotated[float, typer.Option(help="Largest of the gradient.", rich_help_panel="Training")] = 1.0,
     sampler: Annotated[str, typer.Option(help="shuffle or balanced.", rich_help_panel="Training")] = "shuffle",
     precision: Annotated[
         str, typer.Option(help="no, bf16, fp16, or auto: bf16 where a GPU has it.", rich_help_panel="Training")
@@ -188,11 +190,10 @@ def train(
     """
     from fe_adapter.data import open_dataset
 
-    options = {name: value for name, value in locals().items() if name != "open_dataset"}
     if not resume and (out / CHECKPOINT).exists():
         raise InputError(f"{out} already holds a training run; add --resume or choose another folder")
     recipe = TrainConfig(
-        **{field.name: options[field.name] for field in dataclasses.fields(TrainConfig)}
+        **{field.name: context.params[field.name] for field in dataclasses.fields(TrainConfig)}
         | {"precision": _precision(precision), "tracker": None if tracker == "none" else tracker}
     )
     frames = FrameSampler(num_frames, sampling, stride)
@@ -222,7 +223,8 @@ def train(
     size = model.preprocessing.size
     train_set.transform = TrainTransform(size, flip=flip, randaugment=randaugment)
     val_set.transform = EvalTransform(size)
-    write_json(out / SETTINGS_FILE, {name: str(v) if isinstance(v, Path) else v for name, v in options.items()})
+    if not (out / CHECKPOINT).exists():  # or it is that of the run that is resumed
+        _write_settings(context, out)
     words.print(f"{len(train_set)} clips to train on, {len(val_set)} to validate, {len(train_set.class_names)} classes")
     words.print(_trainable_line(model))
     result = fit(model, train_set, val_set, recipe, out=out, resume=resume)
@@ -323,7 +325,7 @@ def predict(
 @app.command(epilog="Example:\n\n  fe-adapter demo --out demo")
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for videos, models and results.")] = Path("demo"),
-    quick: Annotated[bool, typer.Option("--quick", help="A minute instead of five; the models stay weak.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Every step, in seconds: too short to learn.")] = False,
 ) -> None:
     """Render videos of faces, train adapters on them, and compare with what else one would try.
 
@@ -341,6 +343,13 @@ def env() -> None:
 
     for name, value in describe_environment().items():
         print(f"{name}: {value}")
+
+
+def _write_settings(context: typer.Context, out: Path) -> None:
+    write_json(
+        out / SETTINGS_FILE,
+        {name: str(value) if isinstance(value, Path) else value for name, value in context.params.items()},
+    )
 
 
 def _device(name: str) -> torch.device:

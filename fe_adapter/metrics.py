@@ -66,7 +66,7 @@ class Metrics:
         C = len(self.class_names)
         figure, axes = new_figure(2 + 0.5 * C, 1.5 + 0.5 * C)
         share = self.confusion / self.confusion.sum(1, keepdim=True).clamp_min(1)
-        axes.imshow(share, vmin=0, vmax=1, cmap="Blues")
+        axes.imshow(share.numpy(), vmin=0, vmax=1, cmap="Blues")
         axes.set_xticks(range(C), self.class_names, rotation=45, ha="right")
         axes.set_yticks(range(C), self.class_names)
         axes.set_xlabel("predicted")

@@ -13,7 +13,7 @@ from types import FrameType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
 from fe_adapter._io import make_folder
@@ -242,7 +242,8 @@ class _Run:
         with self.accelerator.accumulate(self.prepared):
             logits = self.prepared(batch["video"])
             loss = F.cross_entropy(logits.float(), batch["label"], label_smoothing=self.config.label_smoothing)
-            self._check_finite("loss", loss)
+            value = loss.item()
+            self._check_finite("loss", value)
             self.accelerator.backward(loss)
             if self.accelerator.sync_gradients:
                 norm = self.accelerator.clip_grad_norm_(self.trainable, self.config.clip_grad_norm).item()
@@ -252,12 +253,12 @@ class _Run:
                     group["lr"] = self.schedule(position.step)
             self.optimizer.step()
             self.optimizer.zero_grad()
-        return loss.item(), norm
+        return value, norm
 
-    def _check_finite(self, name: str, value: Tensor | float) -> None:
+    def _check_finite(self, name: str, value: float) -> None:
         if not math.isfinite(value):
             raise TrainingError(
-                f"the {name} is {float(value)} at step {self.position.step}; the last checkpoint in {self.out} is from "
+                f"the {name} is {value} at step {self.position.step}; the last checkpoint in {self.out} is from "
                 f"before. Lower the learning rate (its peak is {self.schedule.peak:.2g}), warm up longer, or use "
                 "precision bf16 instead of fp16"
             )

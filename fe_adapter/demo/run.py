@@ -57,7 +57,7 @@ class Size:
     max_epochs: int
 
 
-FULL = Size(num_stills=16_000, still_steps=800, train_pairs=300, test_pairs=100, max_epochs=8)
+FULL = Size(num_stills=20_000, still_steps=900, train_pairs=400, test_pairs=100, max_epochs=7)
 QUICK = Size(num_stills=960, still_steps=40, train_pairs=24, test_pairs=12, max_epochs=1)
 
 
@@ -160,7 +160,7 @@ def train_entry(entry: Entry, weights: Path, out: Path, size: Size) -> Row:
         videos / "train",
         class_names=CLASSES,
         sampler=frames,
-        transform=TrainTransform((SIZE, SIZE), scale=(0.8, 1.0), randaugment=False),
+        transform=TrainTransform((SIZE, SIZE), scale=(0.6, 1.0), randaugment=False),
         is_training=True,
         in_memory=True,
     )
@@ -229,7 +229,7 @@ def _predict(out: Path) -> None:
     first, last = frames[:1].repeat(still, axis=0), frames[-1:].repeat(still, axis=0)
     write_video(path, np.concatenate([first, frames, last, frames[::-1], first]))
     model = load_classifier(out / "models" / _slug(ADAPTER) / "last")
-    prediction = predict_video(model, path, step=0.125)
+    prediction = predict_video(model, path, step=0.25)
     prediction.save(path.with_suffix(""))
     for (start, end), row in zip(prediction.windows, prediction.window_probabilities.tolist(), strict=True):
         bar = "█" * round(20 * row[0])

@@ -1,0 +1,248 @@
+"""The command line from end to end, and its one-line errors."""
+
+from __future__ import annotations
+
+import csv
+import json
+import signal
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from fe_adapter import cli
+from fe_adapter.demo.dataset import draw_onset, write_video, write_videos
+from fe_adapter.predict import find_model, output_stems
+
+pytest.importorskip("timm")
+pytest.importorskip("av")
+pytest.importorskip("accelerate")
+
+BACKBONE = ["--backbone", "timm:vit_tiny_patch16_224"]
+BACKBONE += ["--backbone-args", '{"img_size": 48, "patch_size": 24, "embed_dim": 24, "depth": 2, "num_heads": 2}']
+FAST = ["--num-frames", "4", "--batch-size", "3", "--max-epochs", "1", "--no-randaugment", "--tracker", "none"]
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    """Three clips of each of two classes."""
+    folder = tmp_path_factory.mktemp("data") / "videos"
+    write_videos(folder, num_pairs=3, seed=0)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(videos, tmp_path_factory):
+    """A finished run."""
+    out = tmp_path_factory.mktemp("runs") / "run"
+    assert cli.run(["train", str(videos), *BACKBONE, "--weights", "none", *FAST, "--out", str(out)]) == 0
+    return out
+
+
+def fails(capsys, arguments, code=2):
+    """The one line that a failing command leaves on stderr."""
+    capsys.readouterr()
+    assert cli.run([str(a) for a in arguments]) == code
+    output = capsys.readouterr()
+    assert output.out == ""
+    lines = output.err.strip().splitlines()
+    assert len(lines) == 1, output.err
+    return lines[0]
+
+
+def test_train_leaves_a_run(trained):
+    names = {path.name for path in trained.iterdir()}
+    assert names == {"settings.json", "log.jsonl", "checkpoint.safetensors", "best", "last"}
+    records = [json.loads(line) for line in (trained / "log.jsonl").read_text().splitlines()]
+    assert {"loss", "lr", "grad_norm", "ms"} <= set(records[0])
+    assert {"train_loss", "uar", "war"} <= set(records[-1])
+    settings = json.loads((trained / "settings.json").read_text())
+    assert settings["num_frames"] == 4
+    assert settings["precision"] == "auto"
+
+
+def test_eval_writes_metrics_and_prints_them(videos, trained, tmp_path, capsys):
+    assert cli.run(["eval", str(trained), str(videos), "--out", str(tmp_path), "--json"]) == 0
+    metrics = json.loads(capsys.readouterr().out)
+    assert metrics["num_clips"] == 6
+    assert metrics["class_names"] == ["offset", "onset"]
+    assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "metrics.json", "predictions.csv", "confusion.csv", "confusion.png",
+    }  # fmt: skip
+    assert cli.run(["eval", str(trained), str(videos), "--split", "val"]) == 0
+    assert "UAR" in capsys.readouterr().out
+    assert (trained / "eval" / "confusion.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_predict_covers_a_long_video(trained, tmp_path, capsys):
+    frames = draw_onset(np.random.default_rng(5))
+    write_video(tmp_path / "a" / "clip.mp4", np.concatenate([frames, frames[::-1], frames]))  # three clips long
+    write_video(tmp_path / "b" / "clip.mp4", frames[:7])  # shorter than one
+    files = [str(tmp_path / name / "clip.mp4") for name in ("a", "b")]
+    out = tmp_path / "out"
+    assert cli.run(["predict", str(trained), *files, "--out", str(out), "--json"]) == 0
+    long, short = json.loads(capsys.readouterr().out)
+    assert [w["start"] for w in long["windows"]] == pytest.approx([0, 0.5, 1, 1.5, 2])
+    assert [w["end"] for w in long["windows"]] == pytest.approx([1, 1.5, 2, 2.5, 3])
+    assert len(short["windows"]) == 1
+    for prediction in (long, short):
+        assert sum(prediction["probabilities"].values()) == pytest.approx(1)
+        assert prediction["label"] == max(prediction["probabilities"], key=prediction["probabilities"].get)
+    assert sorted(path.name for path in out.iterdir()) == [
+        f"clip{number}.{kind}" for number in ("-2", "") for kind in ("csv", "json", "png")
+    ]
+    assert json.loads((out / "clip.json").read_text()) == long
+    rows = list(csv.DictReader((out / "clip.csv").read_text().splitlines()))
+    assert [float(row["start"]) for row in rows] == [0, 0.5, 1, 1.5, 2]
+    assert cli.run(["predict", str(trained), files[1], "--out", str(out), "--window", "0.1", "--step", "0.1"]) == 0
+    assert "onset" in capsys.readouterr().out
+
+
+def test_results_never_overwrite_each_other(tmp_path):
+    assert output_stems(["a/x.mp4", "b/x.mov", "c/x-2.mp4", "d/x.mp4"], tmp_path) == [
+        tmp_path / name for name in ("x", "x-2", "x-2-2", "x-3")
+    ]
+
+
+def test_a_finished_run_is_not_overwritten_but_resumed(videos, trained, capsys):
+    arguments = ["train", videos, *BACKBONE, "--weights", "none", *FAST, "--out", trained]
+    before = (trained / "checkpoint.safetensors").read_bytes()
+    assert "already holds a training run; add --resume or choose another folder" in fails(capsys, arguments)
+    assert cli.run([str(a) for a in [*arguments, "--resume"]]) == 0
+    assert (trained / "checkpoint.safetensors").read_bytes() == before
+    capsys.readouterr()
+    assert cli.run([str(a) for a in [*arguments, "--resume", "--batch-size", "2"]]) == 2
+    assert "is of a run with batch_size=3, not 2" in capsys.readouterr().err
+
+
+def test_options_come_from_a_toml_file_and_the_command_line_wins(videos, tmp_path, capsys):
+    file = tmp_path / "run.toml"
+    file.write_text('num_frames = 2\nmax_epochs = 1\nbatch_size = 2\nrandaugment = false\ntracker = "none"\n')
+    out = tmp_path / "run"
+    arguments = ["train", videos, *BACKBONE, "--weights", "none", "--out", out, "--config", file, "--batch-size", "4"]
+    assert cli.run([str(a) for a in arguments]) == 0
+    settings = json.loads((out / "settings.json").read_text())
+    assert (settings["num_frames"], settings["batch_size"], settings["randaugment"]) == (2, 4, False)
+    file.write_text("frames = 2\n")
+    assert "sets 'frames', which is no option" in fails(capsys, arguments)
+    file.write_text("num_frames = \n")
+    assert "is no TOML file" in fails(capsys, arguments)
+
+
+def test_the_weights_of_the_backbone_may_move(videos, tmp_path, capsys):
+    import timm
+
+    vit = timm.create_model(
+        "vit_tiny_patch16_224", img_size=48, patch_size=24, embed_dim=24, depth=2, num_heads=2, num_classes=0
+    )
+    save_file(vit.state_dict(), tmp_path / "vit.safetensors")
+    arguments = [*BACKBONE, "--weights", tmp_path / "vit.safetensors", *FAST, "--out", tmp_path / "run"]
+    assert cli.run([str(a) for a in ["train", videos, *arguments]]) == 0
+    (tmp_path / "vit.safetensors").rename(tmp_path / "moved.safetensors")
+    predict = ["predict", tmp_path / "run", videos / "onset" / "0000.mp4", "--out", tmp_path / "out"]
+    assert "and are not any more; pass weights" in fails(capsys, predict)
+    assert not (tmp_path / "out").exists()
+    assert cli.run([str(a) for a in [*predict, "--weights", tmp_path / "moved.safetensors"]]) == 0
+    torch.nn.init.zeros_(vit.blocks[0].attn.qkv.weight)
+    save_file(vit.state_dict(), tmp_path / "other.safetensors")
+    assert "on another backbone, or on other weights of it" in fails(
+        capsys, [*predict, "--weights", tmp_path / "other.safetensors"]
+    )
+
+
+BAD_TRAINING = {
+    "no data": (["nowhere"], "nowhere: no such folder"),
+    "unknown backbone": (["VIDEOS", "--backbone", "resnet"], "is none of timm:NAME"),
+    "typo in backbone": (["VIDEOS", "--backbone", "timm:vit_tiny_patch16_225"], "close to it are vit_tiny_patch16_224"),
+    "even kernel": (["VIDEOS", "--kernel-size", "4"], "has the even size 4"),
+    "no dilation": (["VIDEOS", "--dilation", "0"], "dilation=0 is too small"),
+    "bad dilation": (["VIDEOS", "--dilation", "1.5"], "dilation='1.5' is not one of 'dynamic'"),
+    "no bottleneck": (["VIDEOS", "--bottleneck", "0"], "bottleneck=0 is too small"),
+    "no frames": (["VIDEOS", "--num-frames", "0"], "num_frames=0 is too small"),
+    "bad number": (["VIDEOS", "--lr", "fast"], "Invalid value for '--lr'"),
+    "negative rate": (["VIDEOS", "--lr", "-1"], "lr=-1.0 is not a positive number"),
+    "bad position": (["VIDEOS", "--positions", "head"], "'head' is not one of 'attn', 'mlp'"),
+    "bad sampling": (["VIDEOS", "--sampling", "random"], "'random' is not one of"),
+    "bad arguments": (["VIDEOS", "--backbone-args", "{"], "is no JSON"),
+    "bad precision": (["VIDEOS", "--precision", "int8"], "precision='int8' is not one of"),
+    "no such weights": (["VIDEOS", "--weights", "none.safetensors"], "weights none.safetensors: no such file"),
+    "unknown option": (["VIDEOS", "--frames", "8"], "No such option: --frames"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_TRAINING)
+def test_bad_use_is_one_line_and_leaves_nothing(case, videos, tmp_path, capsys):
+    given, message = BAD_TRAINING[case]
+    arguments = [videos if a == "VIDEOS" else a for a in given]
+    defaults = [*BACKBONE, "--weights", "none"]
+    line = fails(capsys, ["train", *defaults, *FAST, "--out", tmp_path / "run", *arguments])
+    assert line.startswith("fe-adapter: ")
+    assert message in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_bad_folders_and_files_are_named(videos, trained, tmp_path, capsys):
+    (tmp_path / "text.mp4").write_text("no video")
+    (tmp_path / "file").write_text("")
+    train = ["train", videos, *BACKBONE, "--weights", "none", *FAST, "--out"]
+    out = tmp_path / "out"
+    cases = [
+        ([*train, tmp_path / "file" / "run"], "settings.json: Not a directory"),
+        (["predict", trained, tmp_path / "text.mp4", "--out", out], "text.mp4 is no video, or a damaged one"),
+        (["predict", trained, tmp_path / "none.mp4", "--out", out], "none.mp4: no such file"),
+        (["predict", tmp_path / "none", videos / "onset" / "0000.mp4", "--out", out], "none: no such folder"),
+        (["predict", videos, videos / "onset" / "0000.mp4", "--out", out], "holds no trained model"),
+        (["predict", trained, videos / "onset" / "0000.mp4", "--window", "0", "--out", out], "both must be positive"),
+        (["predict", trained, videos / "onset" / "0000.mp4", "--device", "cuda:9", "--out", out], "--device cuda:9: "),
+        (["eval", trained, videos.parent, "--out", out], "has the unknown class 'videos'"),
+        (["eval", trained, videos, "--split", "test", "--out", out], "has no test split"),
+        (["demo", "--out", trained], "holds something that is not the demo's"),
+    ]
+    for arguments, message in cases:
+        assert message in fails(capsys, arguments)
+    assert not out.exists()
+
+
+def test_a_loss_that_is_not_finite_ends_with_advice(videos, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("fe_adapter.train.F.cross_entropy", lambda logits, *a, **k: logits.sum() * float("nan"))
+    arguments = ["train", str(videos), *BACKBONE, "--weights", "none", *FAST, "--out", str(tmp_path / "run")]
+    assert cli.run(arguments) == 1
+    assert "the loss is nan at step 0" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_ctrl_c_leaves_a_checkpoint_to_resume_from(videos, tmp_path, capsys, monkeypatch):
+    from fe_adapter import train
+
+    real = train._Run._batch
+
+    def interrupted(run, batch):
+        signal.raise_signal(signal.SIGINT)
+        return real(run, batch)
+
+    monkeypatch.setattr(train._Run, "_batch", interrupted)
+    arguments = ["train", str(videos), *BACKBONE, "--weights", "none", *FAST, "--out", str(tmp_path / "run")]
+    assert cli.run(arguments) == 130
+    assert (tmp_path / "run" / "checkpoint.safetensors").exists()
+    monkeypatch.undo()
+    assert cli.run([*arguments, "--resume"]) == 0
+    assert find_model(tmp_path / "run").name == "best"
+
+
+def test_help_shows_examples_and_env_the_machine(capsys):
+    for command in ("train", "eval", "predict", "demo"):
+        assert cli.run([command, "--help"]) == 0
+        assert f"fe-adapter {command}" in capsys.readouterr().out
+    assert cli.run(["env"]) == 0
+    assert f"torch: {torch.__version__.split('+')[0]}" in capsys.readouterr().out
+    assert cli.run(["--version"]) == 0
+
+
+def test_the_quick_demo_runs_through(tmp_path, capsys):
+    assert cli.run(["demo", "--quick", "--out", str(tmp_path / "demo")]) == 0
+    rows = list(csv.DictReader((tmp_path / "demo" / "table.csv").read_text().splitlines()))
+    assert [row["test UAR"] for row in rows[:2]] == ["50.0%", "50.0%"]  # whatever it learned: frames have no order
+    made = {path.name for path in (tmp_path / "demo" / "prediction").iterdir()}
+    assert made == {f"appears_and_fades.{kind}" for kind in ("mp4", "json", "csv", "png")}
+    assert (tmp_path / "demo" / "results.png").exists()
