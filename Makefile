@@ -2,18 +2,19 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check format
+.PHONY: demo test lint check format
 demo: .venv/.installed
 	$(BIN)/fe-adapter demo
 
 test: .venv/.installed
 	$(BIN)/python -m pytest
 
-check: .venv/.installed
+lint: .venv/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+
+check: lint test
 
 format: .venv/.installed
 	$(BIN)/ruff check --fix .

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench import layer as layer_case
+from bench import readme as readme_tables
 
 app = typer.Typer(help=__doc__, no_args_is_help=True)
 
@@ -49,6 +50,16 @@ def layer(
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(results, indent=2) + "\n")
+
+
+@app.command()
+def readme() -> None:
+    """Put the tables of bench/results/ into the README.
+
+    Example: python -m bench readme
+    """
+    path = readme_tables.ROOT / "README.md"
+    path.write_text(readme_tables.updated(path.read_text()))
 
 
 if __name__ == "__main__":

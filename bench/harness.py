@@ -1,19 +1,14 @@
-"""Interleaved timing, and what it was measured on."""
+"""Interleaved timing."""
 
 from __future__ import annotations
 
 import dataclasses
-import datetime
-import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 import torch
 from rich.progress import track
-
-import fe_adapter
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,25 +39,6 @@ def time_interleaved(contenders: Mapping[str, Contender], rounds: int, label: st
 def median_ratio(seconds: Mapping[str, list[float]], numerator: str, denominator: str) -> float:
     """Median over the rounds of the ratio within a round."""
     return statistics.median(a / b for a, b in zip(seconds[numerator], seconds[denominator], strict=True))
-
-
-def machine() -> dict[str, str | int]:
-    """What the figures were measured on, for the result file."""
-    return {
-        "date": datetime.date.today().isoformat(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else _cpu_name(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "fe_adapter": fe_adapter.__version__,
-    }
-
-
-def _cpu_name() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = (line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or platform.machine())
 
 
 def _synchronize() -> None:

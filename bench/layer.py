@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from bench.baselines import SixProducts, STAdapter
-from bench.harness import Contender, machine, median_ratio, time_interleaved
+from bench.harness import Contender, median_ratio, time_interleaved
 from fe_adapter import FusedFEAdapter
+from fe_adapter.environment import machine
 from fe_adapter.memory import measure_peak_memory, measure_saved_memory
 
 EMBED_DIM, NUM_FRAMES, NUM_PATCHES = 768, 8, 196

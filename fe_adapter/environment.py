@@ -1,33 +1,52 @@
-"""What a bug report needs to know of the machine."""
+"""What results and bug reports need to know of the machine."""
 
 from __future__ import annotations
 
+import datetime
 import importlib.metadata
 import platform
+from pathlib import Path
 
 import torch
 
 from fe_adapter.kernels.support import unsupported_reasons
 
 LIBRARIES = (
-    "fe-adapter", "torch", "triton", "numpy", "einops", "safetensors", "timm", "transformers", "open_clip_torch",
-    "torchvision", "av", "accelerate", "xformers",
+    "triton", "numpy", "einops", "safetensors", "timm", "transformers", "open_clip_torch", "torchvision", "av",
+    "accelerate", "xformers",
 )  # fmt: skip
+
+
+def machine() -> dict[str, str | int]:
+    """What a figure was measured on and when, for the result file."""
+    return {
+        "date": datetime.date.today().isoformat(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else _cpu_name(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "fe_adapter": importlib.metadata.version("fe-adapter"),
+    }
 
 
 def describe_environment() -> dict[str, str]:
     """Versions, devices and backends, by name."""
-    found = {"python": platform.python_version(), "platform": platform.platform()}
+    found = {name: str(value) for name, value in machine().items() if name != "date"}
+    found |= {"platform": platform.platform(), "CUDA of torch": torch.version.cuda or "none"}
     for name in LIBRARIES:
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             found[name] = "not installed"
-    has_gpu = torch.cuda.is_available()
-    device = torch.device("cuda" if has_gpu else "cpu")
-    found["device"] = torch.cuda.get_device_name() if has_gpu else f"CPU, {torch.get_num_threads()} threads"
-    found["CUDA of torch"] = torch.version.cuda or "none"
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     for dtype in (torch.float32, torch.bfloat16):
         reasons = unsupported_reasons(device, dtype)
         found[f"triton backend, {dtype}"] = "; ".join(reasons) or "runs"
     return found
+
+
+def _cpu_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = (line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())

@@ -1,0 +1,89 @@
+"""Every command and every example in the README and the docs, run in the order in which they stand."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bench.__main__ import app as bench_app
+from bench.readme import updated
+from fe_adapter import cli
+from fe_adapter.demo.dataset import draw_onset, write_video, write_videos
+
+pytest.importorskip("timm")
+pytest.importorskip("av")
+pytest.importorskip("accelerate")
+
+ROOT = Path(__file__).parents[1]
+PAGES = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
+# Without a network: a backbone of random weights, as small as can be, and one epoch. The last of two options wins.
+SMALL = ["--backbone", "timm:vit_tiny_patch16_224", "--weights", "none", "--max-epochs", "1", "--no-randaugment"]
+SMALL += ["--backbone-args", '{"img_size": 48, "patch_size": 24, "embed_dim": 24, "depth": 2, "num_heads": 2}']
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_what_the_page_says_works(page, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_videos(tmp_path / "videos", num_pairs=3, seed=0)
+    write_video(tmp_path / "clip.mp4", draw_onset(np.random.default_rng(1)))
+    namespace: dict[str, object] = {}
+    for language, block in re.findall(r"^```(\w+)\n(.*?)^```", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL):
+        if language == "python":
+            exec(compile(block, page, "exec"), namespace)
+        elif language == "toml":
+            (tmp_path / block.splitlines()[0].lstrip("# ")).write_text(block)
+        else:
+            assert language == "bash"
+            for line in filter(None, block.splitlines()):
+                _run(shlex.split(line, comments=True))
+    capsys.readouterr()
+
+
+def _run(words: list[str]) -> None:
+    if words[0] == "make":
+        assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE), words
+    elif words[:2] == ["pip", "install"]:
+        extras = importlib.metadata.metadata("fe-adapter").get_all("Provides-Extra")
+        assert re.search(r"\[(\w+)\]", words[-1])[1] in extras
+    elif words[:3] == ["python", "-m", "bench"]:
+        bench_app([*words[3:], "--bottleneck", "8", "--rounds", "1"], standalone_mode=False)
+    else:
+        assert words[0] == "fe-adapter", words
+        assert cli.run([*words[1:], *(SMALL if words[1] == "train" else [])]) == 0, words
+
+
+def test_the_tables_of_the_readme_are_those_of_the_results():
+    readme = (ROOT / "README.md").read_text()
+    assert updated(readme) == readme, "run: python -m bench readme"
+    assert len(readme.splitlines()) < 200
+
+
+def test_links_between_pages_lead_somewhere():
+    for page in PAGES:
+        for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", (ROOT / page).read_text()):
+            assert ((ROOT / page).parent / target).exists(), f"{page}: {target}"
+
+
+def test_importing_needs_no_optional_library():
+    absent = (
+        "triton",
+        "xformers",
+        "timm",
+        "transformers",
+        "open_clip",
+        "torchvision",
+        "av",
+        "accelerate",
+        "matplotlib",
+    )
+    code = (
+        f"import sys; sys.modules.update(dict.fromkeys({absent})); import fe_adapter, fe_adapter.cli, fe_adapter.data"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
