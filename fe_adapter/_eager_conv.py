@@ -19,6 +19,8 @@ from torch import Tensor
 
 from fe_adapter._spec import AdapterSpec, Weights
 
+_CHUNK = 2**20  # elements of the clips whose interpolation is computed at a time: few operators, and still in cache
+
 Tap = tuple[int, int, int]
 Index = tuple[int | slice, ...]
 
@@ -133,28 +135,31 @@ def _integer_taps(w: Tensor, z: Tensor, spec: AdapterSpec, weights: Weights) -> 
 
 
 def _interpolating_taps(w: Tensor, d: Tensor) -> Iterator[tuple[Tap, int, Index, Index, Tensor]]:
-    """(tap, k, outputs, sources, z) of the taps at real-valued frames, clip by clip.
+    """(tap, k, outputs, sources, z) of the taps at real-valued frames, a few clips at a time.
 
     ``d`` is (B, T, H, W); ``z`` (n, T, T) holds τ_k[t] − n for each of the n positions among the outputs.
     """
-    (K, kh, kw, _), (B, T, H, W) = w.shape, d.shape
+    (K, kh, kw, R), (B, T, H, W) = w.shape, d.shape
     frames = torch.arange(T, dtype=d.dtype, device=d.device)
-    for b, k in itertools.product(range(B), range(-(K // 2), K // 2 + 1)):
+    num_clips = max(1, _CHUNK // (T * H * W * R))
+    for b, k in itertools.product(range(0, B, num_clips), range(-(K // 2), K // 2 + 1)):
         if k == 0:
             continue
-        tau = frames + k * d[b].permute(1, 2, 0)  # (H, W, T)
+        clips = slice(b, b + num_clips)
+        tau = frames + k * d[clips].permute(0, 2, 3, 1)  # (b, H, W, T)
         for i, j in itertools.product(range(kh), range(kw)):
             y, x = _overlap(H, i - kh // 2), _overlap(W, j - kw // 2)
-            z = tau[y[0], x[0]].flatten(0, 1)[..., None] - frames
-            yield (k + K // 2, i, j), k, (b, slice(None), y[0], x[0]), (b, slice(None), y[1], x[1]), z
+            z = tau[:, y[0], x[0]].flatten(0, 2)[..., None] - frames
+            yield (k + K // 2, i, j), k, (clips, slice(None), y[0], x[0]), (clips, slice(None), y[1], x[1]), z
 
 
 def _by_position(z: Tensor) -> Tensor:
-    return z.flatten(1, 2).transpose(0, 1)  # (T, H, W, R) -> (H*W, T, R)
+    return z.flatten(2, 3).transpose(1, 2).flatten(0, 1)  # (b, T, H, W, R) -> (b*H*W, T, R)
 
 
 def _by_frame(z: Tensor, like: Tensor) -> Tensor:
-    return z.transpose(0, 1).unflatten(1, like.shape[1:3])  # (H*W, T, R) -> (T, H, W, R), the shape of ``like``
+    b, _, H, W = like.shape[:4]
+    return z.unflatten(0, (b, H * W)).transpose(1, 2).unflatten(2, (H, W))  # (b*H*W, T, R) -> (b, T, H, W, R)
 
 
 def _hat(z: Tensor) -> Tensor:
