@@ -52,10 +52,10 @@ def conv_backward(
 
     middle = _middle(w)
     torch.mul(g, w[middle], out=dh)
-    dw[middle] = torch.mul(g, source, out=product).sum((0, 1, 2, 3))
+    dw[middle] = _dot(g, source, product)
     for tap, here, there in _integer_taps(w, g, spec, weights):
         dh[there].addcmul_(g[here], w[tap])
-        dw[tap] = torch.mul(g[here], source[there], out=product[here]).sum((0, 1, 2, 3))
+        dw[tap] = _dot(g[here], source[there], product)
 
     ddilation = ddilation_bias = None
     if weights.dilation is not None:
@@ -82,6 +82,12 @@ def conv_backward(
     if dh.dtype != out.dtype:
         _on_grid(out, spec).copy_(dh)
     return dw.movedim(-1, 0)[:, None], ddilation, ddilation_bias
+
+
+def _dot(a: Tensor, b: Tensor, buffer: Tensor) -> Tensor:
+    """``Σ a·b`` over all dimensions but the last. The product lies in ``buffer`` without gaps: a fast sum needs that."""
+    product = buffer.view(-1)[: a.numel()].view(a.shape)
+    return torch.mul(a, b, out=product).sum((0, 1, 2, 3))
 
 
 def predict_dilation(h: Tensor, weights: Weights, spec: AdapterSpec) -> tuple[Tensor, Tensor]:
