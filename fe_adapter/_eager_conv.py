@@ -85,7 +85,7 @@ def conv_backward(
 
 
 def _dot(a: Tensor, b: Tensor, buffer: Tensor) -> Tensor:
-    """``Σ a·b`` over all dimensions but the last. The product lies in ``buffer`` without gaps: a fast sum needs that."""
+    """``Σ a·b`` over all dimensions but the last; the product lies without gaps in ``buffer``, for a fast sum."""
     product = buffer.view(-1)[: a.numel()].view(a.shape)
     return torch.mul(a, b, out=product).sum((0, 1, 2, 3))
 
