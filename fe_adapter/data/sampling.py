@@ -65,7 +65,8 @@ class FrameSampler:
         else:
             step = self._step(info)
             slack = max(0.0, end - start - (T - 1) * step - info.frame_seconds)
-            first = start + slack * (0.5 if random is None else random.random())
+            # at random anywhere in a frame, so that the last start is as likely as the others
+            first = start + (slack / 2 if random is None else (slack + info.frame_seconds) * random.random())
             times = first + np.arange(T) * step
         # the frame on show at each time; a hair later, so that rounding does not take the one before
         shown = np.searchsorted(info.timestamps, times + 1e-6, side="right") - 1

@@ -74,6 +74,7 @@ def probe(path: str | os.PathLike[str]) -> VideoInfo:
         packets = [packet for packet in container.demux(stream) if packet.size]
         if any(packet.is_corrupt for packet in packets) or len(packets) < promised:
             raise InputError(f"{path} is truncated: {len(packets)} of {promised} frames are there")
+        _check_length(path, container, packets)
         shown = [packet.pts for packet in packets if not packet.is_discard]
         numbered = time_base is None or None in shown or len(set(shown)) < len(shown)
     with _opened(path) as (container, stream):
@@ -147,6 +148,17 @@ def _decode(container: Any, stream: Any, wanted: list[int], info: VideoInfo) -> 
         if not landed:
             container.seek(int(info.pts[0]), stream=stream)
             can_seek, position = False, seeked
+
+
+def _check_length(path: str, container: Any, packets: list[Any]) -> None:
+    """Refuse a Matroska file that ends before its header says; it counts no frames, and other lengths are estimates."""
+    if "matroska" not in container.format.name or container.streams.audio or not container.duration:
+        return
+    timed = [packet for packet in packets if packet.pts is not None]
+    end = max((float((p.pts + (p.duration or 0)) * p.time_base) for p in timed), default=0.0)
+    promised = container.duration / 1e6
+    if end < 0.99 * promised - 0.1:
+        raise InputError(f"{path} is truncated: {end:.1f} of {promised:.1f} s are there")
 
 
 def _reformatter() -> Callable[[Any], Any]:

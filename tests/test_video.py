@@ -1,0 +1,150 @@
+"""Reading video files, good ones and bad ones."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+from fe_adapter.data import FrameSampler, probe, read_frames
+from fe_adapter.errors import InputError
+from tests.videos import corner, levels, make_empty_video, make_sound, make_video, rotate
+
+KINDS = {
+    "h264": {},
+    "h264 in mkv": {"suffix": ".mkv"},
+    "10 bit": {"pix_fmt": "yuv420p10le"},
+    "full chroma": {"pix_fmt": "yuv444p"},
+    "odd size": {"size": (47, 63), "pix_fmt": "yuv444p"},
+    "mpeg4 in avi": {"codec": "mpeg4", "suffix": ".avi"},
+    "lossless": {"codec": "ffv1", "suffix": ".mkv", "size": (33, 35)},
+    "10 bit lossless": {"codec": "ffv1", "pix_fmt": "yuv444p10le", "suffix": ".mkv"},
+    "mjpeg": {"codec": "mjpeg", "pix_fmt": "yuvj420p", "suffix": ".avi"},
+    "fast start": {"container": {"movflags": "faststart"}},
+    "fragmented": {"container": {"movflags": "frag_keyframe+empty_moov"}},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_frame_is_read_once_and_in_order(kind, tmp_path):
+    options = dict(KINDS[kind])
+    path = make_video(tmp_path / f"video{options.pop('suffix', '.mp4')}", **options)
+    info = probe(path)
+    assert info.num_frames == 12
+    assert (info.height, info.width) == options.get("size", (48, 64))
+    assert info.duration == pytest.approx(1.2)
+    assert info.timestamps == pytest.approx([i / 10 for i in range(12)])
+    video = read_frames(path)
+    assert video.dtype == torch.uint8
+    assert video.shape == (12, 3, info.height, info.width)
+    assert levels(video) == list(range(12))
+    assert corner(video[3]) == "top left"
+
+
+def test_frames_come_in_the_order_they_are_asked_for(tmp_path):
+    path = make_video(tmp_path / "video.mp4")
+    assert levels(read_frames(path, [7, 2, 2, 11, 0])) == [7, 2, 2, 11, 0]
+    with pytest.raises(IndexError):
+        read_frames(path, [12])
+
+
+@pytest.mark.parametrize(
+    ("clockwise", "place", "size"),
+    [(0, "top left", (48, 64)), (90, "top right", (64, 48)), (180, "bottom right", (48, 64)),
+     (270, "bottom left", (64, 48))],
+)  # fmt: skip
+def test_rotation_is_honoured(clockwise, place, size, tmp_path):
+    info = probe(rotate(make_video(tmp_path / "video.mp4"), clockwise))
+    video = read_frames(info, [2])
+    assert (info.height, info.width) == size
+    assert tuple(video.shape[2:]) == size
+    assert corner(video[0]) == place
+
+
+def test_a_single_frame_is_a_video(tmp_path):
+    info = probe(make_video(tmp_path / "video.mp4", num_frames=1))
+    assert (info.num_frames, info.duration) == (1, pytest.approx(0.04))
+    assert FrameSampler(4)(info) == [0, 0, 0, 0]
+    assert read_frames(info, [0, 0]).shape == (2, 3, 48, 64)
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_a_variable_frame_rate_is_sampled_by_time(suffix, tmp_path):
+    # eight frames in the first second, then one that stands for three seconds, then the last
+    times = [0, 1, 2, 3, 4, 5, 6, 7, 8, 32]
+    info = probe(make_video(tmp_path / f"video{suffix}", num_frames=10, times=times, fps=8))
+    assert info.timestamps == pytest.approx([t / 8 for t in times], abs=1e-3)
+    chosen = FrameSampler(4)(info)  # the middles of four parts of 4.125 s: 0.52, 1.55, 2.58, 3.61 s
+    assert chosen == [4, 8, 8, 8]
+    assert levels(read_frames(info, chosen)) == [4, 8, 8, 8]
+
+
+def test_far_frames_of_a_long_video_are_sought(tmp_path):
+    """Seeking and decoding in sequence give the same frames."""
+    path = make_video(tmp_path / "video.mp4", num_frames=31, fps=1)
+    every = read_frames(path)
+    chosen = [0, 9, 10, 22, 30]
+    assert torch.equal(read_frames(path, chosen), every[chosen])
+
+
+def text_file(path):
+    path.write_text("this is no video\n" * 100)
+    return path
+
+
+def cut(path, share):
+    os.truncate(path, int(path.stat().st_size * share))
+    return path
+
+
+def folder(path):
+    path.mkdir()
+    return path
+
+
+BAD = {
+    "missing": (lambda p: p, "no such file"),
+    "a folder": (folder, "is a folder, not a video file"),
+    "empty": (lambda p: p.touch() or p, "is empty"),
+    "text": (text_file, "is no video, or a damaged one"),
+    "truncated": (lambda p: cut(make_video(p), 0.6), "is no video, or a damaged one|has no video"),
+    "truncated mkv": (lambda p: cut(make_video(p.with_suffix(".mkv")), 0.6), "is truncated: .* of 1.2 s are there"),
+    "truncated, fast start": (
+        lambda p: cut(make_video(p, container={"movflags": "faststart"}), 0.6),
+        "is truncated|is no video, or a damaged one",
+    ),
+    "sound only": (make_sound, "has no video, only audio"),
+    "no frames": (lambda p: make_empty_video(p.with_suffix(".mkv")), "is no video, or a damaged one"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+@pytest.mark.parametrize("read", [probe, read_frames])
+def test_bad_files_are_refused_in_one_line(case, read, tmp_path):
+    make, message = BAD[case]
+    path = make(tmp_path / "video.mp4")
+    with pytest.raises(InputError, match=message) as caught:
+        read(path)
+    assert "\n" not in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.8, 0.95, 0.99])
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".avi"])
+def test_a_truncated_file_never_reads_as_a_shorter_or_other_video(share, suffix, tmp_path):
+    """Whatever is missing: an error that names the file, or frames as they were (of an mkv, without the last few)."""
+    codec = "mpeg4" if suffix == ".avi" else "libx264"
+    options = {"container": {"movflags": "faststart"}} if suffix == ".mp4" else {}
+    path = make_video(tmp_path / f"video{suffix}", num_frames=24, codec=codec, **options)
+    whole = read_frames(path)
+    cut(path, share)
+    try:
+        info = probe(path)
+        video = read_frames(info)
+    except InputError as error:
+        assert str(path) in str(error)
+    else:
+        assert suffix == ".mkv" or info.num_frames == 24
+        assert info.num_frames >= 20  # the last frames in the file are not the last in time
+        assert torch.equal(video, whole[(info.timestamps * 10).round()])

@@ -1,0 +1,98 @@
+"""Small video files whose frames can be told apart: frame i is grey with level ``LEVEL * i``, its top left is white."""
+
+from __future__ import annotations
+
+import struct
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+av = pytest.importorskip("av")
+LEVEL = 8
+MARK = 6  # pixels
+
+
+def make_video(
+    path: Path,
+    num_frames: int = 12,
+    size: tuple[int, int] = (48, 64),
+    *,
+    fps: int = 10,
+    times: list[int] | None = None,
+    codec: str = "libx264",
+    pix_fmt: str = "yuv420p",
+    container: dict[str, str] | None = None,
+) -> Path:
+    """``times`` gives each frame's own time in units of ``1 / fps`` seconds, for a variable frame rate."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w", options=container or {}) as file:
+        stream = file.add_stream(codec, rate=fps)
+        stream.height, stream.width = size
+        stream.pix_fmt = pix_fmt
+        stream.codec_context.time_base = Fraction(1, fps)
+        if codec == "libx264":
+            stream.options = {"crf": "1"}
+        for i in range(num_frames):
+            image = np.full((*size, 3), LEVEL * i, dtype=np.uint8)
+            image[:MARK, :MARK] = 255
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            frame.pts = i if times is None else times[i]
+            frame.time_base = Fraction(1, fps)
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode(None))
+    return path
+
+
+def make_sound(path: Path) -> Path:
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream("aac", rate=8000)
+        stream.layout = "mono"
+        for _ in range(8):
+            frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+            frame.sample_rate = 8000
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode(None))
+    return path
+
+
+def make_empty_video(path: Path) -> Path:
+    """A file that announces a video and holds not one frame."""
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream("mpeg4", rate=10)
+        stream.height, stream.width = 48, 64
+        stream.pix_fmt = "yuv420p"
+        file.start_encoding()
+    return path
+
+
+def rotate(path: Path, clockwise: int) -> Path:
+    """Ask players of an mp4 to turn its frames: the matrix in the track's header, ISO 14496-12 §8.3.2."""
+    cos, sin = {0: (1, 0), 90: (0, 1), 180: (-1, 0), 270: (0, -1)}[clockwise]
+    one = 1 << 16
+    content = bytearray(path.read_bytes())
+    start = content.index(b"tkhd") + 44
+    content[start : start + 36] = struct.pack(">9i", cos * one, sin * one, 0, -sin * one, cos * one, 0, 0, 0, 1 << 30)
+    path.write_bytes(content)
+    return path
+
+
+def levels(video: torch.Tensor) -> list[int]:
+    """Which frame each frame of ``(T, 3, H, W)`` is."""
+    middle = video[:, :, video.shape[2] // 2, video.shape[3] // 2].float().mean(1)
+    return (middle / LEVEL).round().int().tolist()
+
+
+def corner(frame: torch.Tensor) -> str:
+    """In which corner of ``(3, H, W)`` the white mark is."""
+    m = MARK // 2
+    grey = frame.float().mean(0)
+    values = {
+        "top left": grey[m, m],
+        "top right": grey[m, -m],
+        "bottom left": grey[-m, m],
+        "bottom right": grey[-m, -m],
+    }
+    return max(values, key=lambda name: values[name].item())
