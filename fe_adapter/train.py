@@ -314,8 +314,10 @@ class _Schedule:
 def _accelerator(config: TrainConfig, out: Path) -> Any:
     try:
         from accelerate import Accelerator
+        from accelerate.state import AcceleratorState
     except ImportError:
         raise InputError("training needs accelerate; pip install 'fe-adapter[train]'") from None
+    AcceleratorState._reset_state()  # or the first run of a process would fix the precision of all later ones
     return Accelerator(
         mixed_precision=config.precision,
         gradient_accumulation_steps=config.accumulate,

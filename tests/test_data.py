@@ -258,7 +258,7 @@ def test_bad_csvs_are_refused_with_their_line(case, root):
 def test_other_files_are_no_csv(root):
     with pytest.raises(InputError, match=r"cannot read .*none\.csv"):
         VideoCSV(root / "none.csv", sampler=FrameSampler(1))
-    with pytest.raises(InputError, match="is no folder and no .csv file"):
+    with pytest.raises(InputError, match=r"is no folder and no \.csv file"):
         open_dataset(root / "sad" / "notes.txt", sampler=FrameSampler(1))
     (root / "latin.csv").write_bytes(b"path,label\nsad/0.mkv,tr\xfcbe\n")
     with pytest.raises(InputError, match=r"is no CSV file in UTF-8"):
@@ -276,8 +276,8 @@ def test_unreadable_videos_are_named_or_left_out(root, caplog):
     assert len(data.skipped) == len(caplog.records) == 2
     with pytest.raises(InputError, match="'ignore' is not one of"):
         VideoFolder(root, sampler=FrameSampler(1), on_error="ignore")
+    clips = [Clip(str(root / "sad" / "broken.mp4"), "sad")]
     with pytest.raises(InputError, match="holds no readable videos"):
-        clips = [Clip(str(root / "sad" / "broken.mp4"), "sad")]
         VideoDataset(clips, class_names=["sad", "happy"], sampler=FrameSampler(1), on_error="skip")
 
 

@@ -88,11 +88,5 @@ def levels(video: torch.Tensor) -> list[int]:
 def corner(frame: torch.Tensor) -> str:
     """In which corner of ``(3, H, W)`` the white mark is."""
     m = MARK // 2
-    grey = frame.float().mean(0)
-    values = {
-        "top left": grey[m, m],
-        "top right": grey[m, -m],
-        "bottom left": grey[-m, m],
-        "bottom right": grey[-m, -m],
-    }
-    return max(values, key=lambda name: values[name].item())
+    places = {"top left": (m, m), "top right": (m, -m), "bottom left": (-m, m), "bottom right": (-m, -m)}
+    return max(places, key=lambda name: frame[(slice(None), *places[name])].sum().item())

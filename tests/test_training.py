@@ -1,0 +1,312 @@
+"""Training: that it learns, that it resumes to the same bits, and that nothing is lost when it stops."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from fe_adapter import FEAdapterConfig, VideoClassifier, load_classifier, train
+from fe_adapter.data import EvalTransform, FrameSampler, TrainTransform, VideoFolder
+from fe_adapter.demo.dataset import write_videos
+from fe_adapter.errors import InputError, TrainingError
+from fe_adapter.evaluate import evaluate
+from fe_adapter.train import TrainConfig, fit
+from tests.videos import make_video
+
+pytest.importorskip("timm")
+pytest.importorskip("av")
+pytest.importorskip("accelerate")
+
+NAME = "timm:vit_tiny_patch16_224"
+ARGS = {"img_size": 48, "patch_size": 24, "embed_dim": 24, "depth": 2, "num_heads": 2}
+RECIPE = TrainConfig(max_epochs=2, batch_size=2, lr=1e-2, warmup_epochs=0, tracker=None, save_every=1)
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    """Six clips of each of two classes."""
+    folder = tmp_path_factory.mktemp("videos")
+    write_videos(folder, num_pairs=6, seed=0)
+    return folder
+
+
+def model(**options) -> VideoClassifier:
+    torch.manual_seed(0)
+    options = {"config": FEAdapterConfig(bottleneck=8), "head_dropout": 0.3, **options}
+    return VideoClassifier.from_name(
+        NAME, weights="none", backbone_args=ARGS, class_names=["onset", "offset"], num_frames=4, **options
+    )
+
+
+def train_set(videos, **options) -> VideoFolder:
+    options = {"transform": TrainTransform((48, 48), randaugment=False), "is_training": True, **options}
+    return VideoFolder(videos, class_names=["onset", "offset"], sampler=FrameSampler(4), in_memory=True, **options)
+
+
+def val_set(videos) -> VideoFolder:
+    return train_set(videos, transform=EvalTransform((48, 48)), is_training=False)
+
+
+def losses(out: Path) -> list[tuple[int, float]]:
+    records = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    return [(record["step"], record["loss"]) for record in records if "loss" in record]
+
+
+def weights(classifier: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in classifier.named_parameters() if p.requires_grad}
+
+
+def test_it_learns_and_changes_the_adapters_and_the_head_only(tmp_path):
+    for i in range(6):  # dark clips and bright ones
+        make_video(tmp_path / "videos" / "onset" / f"{i}.mp4", num_frames=4 + i % 2)
+        make_video(tmp_path / "videos" / "offset" / f"{i}.mp4", num_frames=28 + i % 2)
+    classifier = model(head_dropout=0.0)
+    before = {name: p.clone() for name, p in classifier.named_parameters()}
+    data = val_set(tmp_path / "videos")
+    recipe = TrainConfig(max_epochs=12, batch_size=4, lr=1e-2, label_smoothing=0.0, tracker=None)
+    result = fit(classifier, data, data, recipe, out=tmp_path / "run", progress=False)
+    assert result.history[-1]["train_loss"] < 0.2 * result.history[0]["train_loss"]
+    assert result.history[-1]["uar"] == 1
+    assert result.num_steps == 12 * 3
+    changed = {name for name, p in classifier.named_parameters() if not torch.equal(p, before[name])}
+    assert changed == set(weights(classifier))
+    best = load_classifier(result.folder)
+    assert evaluate(best, data, description="").metrics.uar == 1
+    assert best.clip_seconds == data.clip_seconds
+
+
+class StoppedError(Exception):
+    """Stands for whatever ends a process at once."""
+
+
+def stop_after(monkeypatch, num_batches: int) -> None:
+    """Let the process die at the start of a later batch."""
+    real, done = train._Run._batch, []
+
+    def batch(run, *args):
+        if len(done) == num_batches:
+            raise StoppedError
+        done.append(None)
+        return real(run, *args)
+
+    monkeypatch.setattr(train._Run, "_batch", batch)
+
+
+@pytest.mark.parametrize(
+    ("options", "num_batches"),
+    [
+        ({}, 4),
+        ({"accumulate": 2}, 4),
+        ({"accumulate": 2}, 5),  # between two batches of one step: the step is made again
+        ({"sampler": "balanced", "save_every": 3}, 5),
+        ({"precision": "bf16"}, 7),  # in the second epoch
+    ],
+)
+def test_a_resumed_run_has_the_same_losses_and_weights_bit_for_bit(videos, tmp_path, monkeypatch, options, num_batches):
+    recipe = TrainConfig(**{**vars(RECIPE), **options})
+    whole = model()
+    fit(whole, train_set(videos), None, recipe, out=tmp_path / "whole", progress=False)
+
+    with monkeypatch.context() as patch:
+        stop_after(patch, num_batches)
+        with pytest.raises(StoppedError):
+            fit(model(), train_set(videos), None, recipe, out=tmp_path / "stopped", progress=False)
+    torch.manual_seed(99)  # whatever a new process starts from
+    resumed = model()
+    fit(resumed, train_set(videos), None, recipe, out=tmp_path / "stopped", resume=True, progress=False)
+
+    assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")
+    expected = weights(whole)
+    assert all(torch.equal(p, expected[name]) for name, p in weights(resumed).items())
+
+
+def test_the_seed_alone_decides(videos, tmp_path):
+    runs = {}
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        recipe = TrainConfig(**{**vars(RECIPE), "seed": seed, "max_epochs": 1})
+        fit(model(), train_set(videos, seed=seed), None, recipe, out=tmp_path / name, progress=False)
+        runs[name] = losses(tmp_path / name)
+    assert runs["a"] == runs["b"] != runs["c"]
+
+
+def test_workers_change_nothing(videos, tmp_path):
+    for name, num_workers in (("alone", 0), ("workers", 2)):
+        recipe = TrainConfig(**{**vars(RECIPE), "num_workers": num_workers, "max_epochs": 1})
+        fit(model(), train_set(videos), None, recipe, out=tmp_path / name, progress=False)
+    assert losses(tmp_path / "alone") == losses(tmp_path / "workers")
+
+
+SCRIPT = """
+import sys, time
+from pathlib import Path
+from tests import test_training as t
+from fe_adapter import train
+real = train._Run._batch
+def slow(run, batch):
+    time.sleep(0.05)
+    return real(run, batch)
+train._Run._batch = slow
+if __name__ == "__main__":
+    t.fit(t.model(), t.train_set(sys.argv[1]), None, t.RECIPE, out=sys.argv[2], progress=False)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_stopped_process_leaves_a_checkpoint_to_resume_from(videos, tmp_path, number):
+    root = Path(__file__).parents[1]
+    out = tmp_path / "run"
+    process = subprocess.Popen([sys.executable, "-c", SCRIPT, videos, out], cwd=root, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 60
+    while not (out / "checkpoint.safetensors").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode != 0, "it ran to its end before the signal came"
+    assert number == signal.SIGKILL or b"KeyboardInterrupt" in errors
+    fit(model(), train_set(videos), None, RECIPE, out=out, resume=True, progress=False)
+    fit(model(), train_set(videos), None, RECIPE, out=tmp_path / "whole", progress=False)
+    assert losses(out) == losses(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_numbers_that_are_not_finite_stop_it_with_advice(videos, tmp_path, what, monkeypatch):
+    classifier = model()
+    recipe = TrainConfig(**{**vars(RECIPE), "max_epochs": 1})
+    fit(classifier, train_set(videos), None, recipe, out=tmp_path, progress=False)
+    before = (tmp_path / "checkpoint.safetensors").read_bytes()
+    if what == "loss":
+        monkeypatch.setattr(train.F, "cross_entropy", lambda logits, *a, **k: logits.sum() * float("nan"))
+    else:
+        classifier.head.weight.register_hook(lambda g: g * float("inf"))
+    (tmp_path / "checkpoint.safetensors").unlink()
+    with pytest.raises(TrainingError, match=rf"the {what} is (nan|inf) at step 0; .*Lower the learning rate"):
+        fit(classifier, train_set(videos), None, recipe, out=tmp_path, progress=False)
+    assert not (tmp_path / "checkpoint.safetensors").exists()
+    assert before
+
+
+def test_a_full_disk_leaves_the_previous_checkpoint(videos, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)
+        with pytest.raises(StoppedError):
+            fit(model(), train_set(videos), None, RECIPE, out=tmp_path, progress=False)
+    before = (tmp_path / "checkpoint.safetensors").read_bytes()
+
+    real, calls = os.fsync, []
+
+    def full(handle):
+        calls.append(handle)
+        if len(calls) > 1:  # the log is shortened first
+            raise OSError(28, "No space left on device")
+        real(handle)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(InputError, match=r"cannot write .*checkpoint\.safetensors: No space left on device"):
+            fit(model(), train_set(videos), None, RECIPE, out=tmp_path, resume=True, progress=False)
+    assert (tmp_path / "checkpoint.safetensors").read_bytes() == before
+    assert not list(tmp_path.glob(".checkpoint*"))
+    fit(model(), train_set(videos), None, RECIPE, out=tmp_path, resume=True, progress=False)
+
+
+def test_what_cannot_be_resumed_is_refused(videos, tmp_path):
+    fit(model(), train_set(videos), None, RECIPE, out=tmp_path, progress=False)
+    checkpoint = tmp_path / "checkpoint.safetensors"
+    cases = [
+        ({}, False, model(), "already holds a training run"),
+        ({"batch_size": 3}, True, model(), "is of a run with batch_size=2, not 3"),
+        ({"lr": 1e-3}, True, model(), r"is of a run with lr=0\.01, not 0\.001"),
+        ({}, True, model(config=FEAdapterConfig(bottleneck=4)), "is of another model"),
+    ]
+    for options, resume, classifier, message in cases:
+        recipe = TrainConfig(**{**vars(RECIPE), **options})
+        with pytest.raises(InputError, match=message):
+            fit(classifier, train_set(videos), None, recipe, out=tmp_path, resume=resume, progress=False)
+    os.truncate(checkpoint, checkpoint.stat().st_size // 2)
+    with pytest.raises(InputError, match="is not a whole training checkpoint"):
+        fit(model(), train_set(videos), None, RECIPE, out=tmp_path, resume=True, progress=False)
+    checkpoint.write_text("no checkpoint")
+    with pytest.raises(InputError, match="is not a whole training checkpoint"):
+        fit(model(), train_set(videos), None, RECIPE, out=tmp_path, resume=True, progress=False)
+
+
+def test_what_may_change_on_resume(videos, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3)
+        with pytest.raises(StoppedError):
+            fit(model(), train_set(videos), None, RECIPE, out=tmp_path, progress=False)
+    recipe = TrainConfig(**{**vars(RECIPE), "save_every": 7, "num_workers": 1})
+    assert fit(model(), train_set(videos), None, recipe, out=tmp_path, resume=True, progress=False).num_steps == 12
+
+
+def test_a_place_that_cannot_be_written_to_is_refused(videos, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"cannot make the folder .*file"):
+        fit(model(), train_set(videos), None, RECIPE, out=tmp_path / "file" / "run", progress=False)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_epochs": 0}, "max_epochs=0 is too small"),
+        ({"lr": 0.0}, r"lr=0\.0 is not a positive number"),
+        ({"base_lr": float("nan")}, "base_lr=nan is not a positive number"),
+        ({"weight_decay": -1.0}, r"weight_decay=-1\.0 is negative"),
+        ({"label_smoothing": 1.0}, "is outside"),
+        ({"precision": "int8"}, "'int8' is not one of"),
+        ({"sampler": "random"}, "'random' is not one of"),
+        ({"tracker": "paper"}, "'paper' is not one of"),
+        ({"num_workers": -1}, "num_workers=-1 is too small"),
+    ],
+)
+def test_bad_recipes_are_refused(options, message):
+    with pytest.raises(InputError, match=message):
+        TrainConfig(**options)
+
+
+def test_the_schedule_warms_up_and_ends_at_zero():
+    schedule = train._Schedule(TrainConfig(max_epochs=20, warmup_epochs=1), steps_per_epoch=10, clips_per_step=128)
+    rates = [schedule(step) for step in range(200)]
+    assert max(rates) == pytest.approx(schedule.peak) == pytest.approx(5e-4)
+    assert rates.index(max(rates)) == 10
+    assert rates[:10] == sorted(rates[:10])
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert rates[-1] < 1e-3 * schedule.peak
+
+
+def test_what_is_not_decayed():
+    classifier = model(config=FEAdapterConfig(bottleneck=8, dilation="dynamic"))
+    decayed, others = (group["params"] for group in train._parameter_groups(classifier, 0.1))
+    names = {id(p): name for name, p in classifier.named_parameters()}
+    assert all(p.dim() > 1 and "dilation" not in names[id(p)] for p in decayed)
+    assert {names[id(p)].rpartition(".")[2] for p in others} == {"bias", "weight"}
+    assert len(decayed) + len(others) == len(weights(classifier))
+
+
+def test_tensorboard_gets_the_curves(videos, tmp_path):
+    pytest.importorskip("tensorboard")
+    recipe = TrainConfig(**{**vars(RECIPE), "max_epochs": 1, "tracker": "tensorboard"})
+    fit(model(), train_set(videos), None, recipe, out=tmp_path, progress=False)
+    assert list((tmp_path / "tensorboard").rglob("events.out.tfevents.*"))
+
+
+def test_evaluation_refuses_other_classes_and_keeps_the_order(videos):
+    classifier = model().eval()
+    with pytest.raises(InputError, match="the data has the classes offset, onset, but the model was trained on onset"):
+        evaluate(classifier, VideoFolder(videos, sampler=FrameSampler(4)), description="")
+    data = val_set(videos)
+    evaluation = evaluate(classifier.train(), data, batch_size=5, description="")
+    assert classifier.training
+    assert list(evaluation.paths) == data.paths
+    assert evaluation.labels.tolist() == data.labels
+    alone = classifier.eval()(data[7]["video"][None]).softmax(-1)[0]
+    torch.testing.assert_close(evaluation.probabilities[7], alone)
