@@ -227,7 +227,11 @@ def train(
         _write_settings(context, out)
     words.print(f"{len(train_set)} clips to train on, {len(val_set)} to validate, {len(train_set.class_names)} classes")
     words.print(_trainable_line(model))
-    result = fit(model, train_set, val_set, recipe, out=out, resume=resume)
+    try:
+        result = fit(model, train_set, val_set, recipe, out=out, resume=resume)
+    except KeyboardInterrupt:
+        words.print(f"The checkpoint in {out} is whole; the same command with --resume goes on from it.")
+        raise
     last = result.history[-1]
     best = max(result.history, key=lambda entry: entry["uar"])
     for name, entry in (("last", last), ("best", best)):
