@@ -16,8 +16,9 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from fe_adapter._spec import AdapterSpec, Weights
+from fe_adapter.kernels.spec import PAD, AdapterSpec, ConvGradients, Weights
 
 _CHUNK = 2**20  # elements of the clips whose interpolation is computed at a time: few operators, and still in cache
 
@@ -25,7 +26,73 @@ Tap = tuple[int, int, int]
 Index = tuple[int | slice, ...]
 
 
-def conv(h: Tensor, weights: Weights, spec: AdapterSpec, out: Tensor) -> None:
+def activated_rows(h: Tensor, weights: Weights, spec: AdapterSpec) -> Tensor:
+    """As `fe_adapter._gemm.Convolution`."""
+    return _activated(h, weights, spec)[0]
+
+
+def backward_activation(dphi: Tensor, h: Tensor, weights: Weights, spec: AdapterSpec) -> tuple[Tensor, Tensor, None]:
+    """As `fe_adapter._gemm.Convolution`."""
+    rows, c = _activated(h, weights, spec)
+    return rows, _activation_backward(dphi, c, spec.activation), None
+
+
+def backward_hidden(
+    dc: Tensor, h: Tensor, weights: Weights, spec: AdapterSpec, out: Tensor, state: None
+) -> ConvGradients:
+    """As `fe_adapter._gemm.Convolution`."""
+    dh = out[..., : h.shape[-1]]
+    dconv, ddilation, ddilation_bias = _conv_backward(dc, h, weights, spec, out=dh[:, :, spec.num_prefix_tokens :])
+    return ConvGradients(
+        conv=dconv,
+        conv_bias=dc.sum((0, 1, 2), dtype=spec.accumulate_dtype),
+        down_bias=dh.sum((0, 1, 2), dtype=spec.accumulate_dtype),
+        dilation=ddilation,
+        dilation_bias=ddilation_bias,
+    )
+
+
+def _activated(h: Tensor, weights: Weights, spec: AdapterSpec) -> tuple[Tensor, Tensor | None]:
+    """φ(c) as (B, T, L, R + PAD) with the column of ones, and c (B, T, N, R) where φ's derivative needs it."""
+    (B, T, N, R), P = h.shape, spec.num_prefix_tokens
+    rows = h.new_empty(B, T, P + N, R + PAD)
+    rows[:, :, :P] = 0
+    rows[..., R:] = 0
+    rows[:, :, P:, R] = 1
+    patches = rows[:, :, P:, :R]
+    if spec.activation == "identity" and h.dtype == spec.accumulate_dtype:
+        _conv(h, weights, spec, out=patches)
+        return rows, None
+    c = torch.empty_like(h, dtype=spec.accumulate_dtype)
+    _conv(h, weights, spec, out=c)
+    patches.copy_(_activate(c, spec.activation))
+    return rows, c
+
+
+def _activate(c: Tensor, activation: str) -> Tensor:
+    """φ(c): "identity", "relu", "gelu" (tanh form) or "silu"."""
+    if activation == "relu":
+        return torch.relu(c)
+    if activation == "gelu":
+        return F.gelu(c, approximate="tanh")
+    if activation == "silu":
+        return F.silu(c)
+    return c
+
+
+def _activation_backward(g: Tensor, c: Tensor | None, activation: str) -> Tensor:
+    if activation == "identity":
+        return g
+    assert c is not None
+    if activation == "relu":
+        return g * (c > 0)
+    g = g.to(c.dtype)
+    if activation == "gelu":
+        return torch.ops.aten.gelu_backward(g, c, approximate="tanh")
+    return torch.ops.aten.silu_backward(g, c)
+
+
+def _conv(h: Tensor, weights: Weights, spec: AdapterSpec, out: Tensor) -> None:
     """Write the convolution c of ``h``, both (B, T, N, R), into ``out``, computing in ``out``'s dtype."""
     w, source, c = _taps_last(weights.conv, out.dtype), _on_grid(h.to(out.dtype), spec), _on_grid(out, spec)
     torch.addcmul(weights.conv_bias.to(out.dtype), source, w[_middle(w)], out=c)
@@ -37,7 +104,7 @@ def conv(h: Tensor, weights: Weights, spec: AdapterSpec, out: Tensor) -> None:
             c[here].addcmul_(_by_frame(torch.bmm(_hat(z), _by_position(source[there])), c[here]), w[tap])
 
 
-def conv_backward(
+def _conv_backward(
     dc: Tensor, h: Tensor, weights: Weights, spec: AdapterSpec, out: Tensor
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Write the gradient of ``h`` into ``out``; return those of the taps, of the dilation's weight and of its bias.

@@ -13,14 +13,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fe_adapter import _eager
+from fe_adapter import _eager_conv, _gemm
 from fe_adapter._backend import choose_backend
-from fe_adapter._spec import AdapterSpec, Weights
+from fe_adapter.kernels.spec import AdapterSpec, Weights
 
 
 def _pair(grid_size: Sequence[int]) -> tuple[int, int]:
     H, W = grid_size
     return H, W
+
+
+def _convolution(backend: str, device: torch.device, dtype: torch.dtype) -> _gemm.Convolution:
+    if choose_backend(backend, device, dtype) == "eager":
+        return _eager_conv
+    from fe_adapter.kernels import conv  # not before it is needed: it imports Triton
+
+    return conv
 
 
 @torch.library.custom_op("fe_adapter::adapter_forward", mutates_args=())
@@ -38,10 +46,9 @@ def adapter_forward(
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     """``y`` like ``x`` (B, T, L, D), and ``h`` (B, T, N, R), empty unless backward wants it."""
-    choose_backend(backend, x.device, compute_dtype)
     spec = AdapterSpec(dilation, max_dilation, activation, num_prefix_tokens, _pair(grid_size), compute_dtype)
     with torch.autocast(x.device.type, enabled=False):
-        y, h = _eager.forward(x, Weights(*weights), spec)
+        y, h = _gemm.forward(x, Weights(*weights), spec, _convolution(backend, x.device, compute_dtype))
     return y, h if needs_backward and recompute != "hidden" else h.new_empty(0)
 
 
@@ -73,10 +80,10 @@ def adapter_backward(
     needs_dx: bool,
 ) -> list[Tensor]:
     """``dx`` (empty if not needed), then the gradient of each weight in the weight's dtype."""
-    choose_backend(backend, dy.device, compute_dtype)
     spec = AdapterSpec(dilation, max_dilation, activation, num_prefix_tokens, _pair(grid_size), compute_dtype)
     with torch.autocast(dy.device.type, enabled=False):
-        dx, gradients = _eager.backward(dy, x, y, h, Weights(*weights), spec, needs_dx)
+        convolution = _convolution(backend, dy.device, compute_dtype)
+        dx, gradients = _gemm.backward(dy, x, y, h, Weights(*weights), spec, needs_dx, convolution)
     outputs = [dy.new_empty(0) if dx is None else dx]
     for weight, gradient in zip(weights, gradients, strict=False):  # a static adapter has no last two
         assert gradient is not None

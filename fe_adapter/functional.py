@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from fe_adapter import _ops
-from fe_adapter._spec import AdapterSpec, Weights
 from fe_adapter.config import (
     ACTIVATIONS,
     BACKENDS,
@@ -18,6 +17,7 @@ from fe_adapter.config import (
     check_dilation,
     check_kernel_size,
 )
+from fe_adapter.kernels.spec import AdapterSpec, Weights
 
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 
 from fe_adapter import functional, reference
-from fe_adapter._spec import Weights
 from fe_adapter.config import (
     ACTIVATIONS,
     BACKENDS,
@@ -16,6 +15,7 @@ from fe_adapter.config import (
     check_dilation,
     check_kernel_size,
 )
+from fe_adapter.kernels.spec import Weights
 
 
 class DilationProjection(nn.Module):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fe_adapter._spec import AdapterSpec, Weights
+from fe_adapter.kernels.spec import AdapterSpec, Weights
 
 ACTIVATIONS = {
     "identity": lambda c: c,

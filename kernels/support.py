@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 
 import torch
@@ -11,11 +12,37 @@ SUPPORTED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 def unsupported_reasons(device: torch.device, dtype: torch.dtype) -> list[str]:
     """Every reason why the Triton backend cannot compute in ``dtype`` on ``device``; empty if it can."""
-    reasons = ["this version of fe-adapter ships no Triton kernels yet"]
-    if importlib.util.find_spec("triton") is None:
-        reasons.append("Triton is not installed")
-    if device.type != "cuda":
+    reasons = []
+    if not _has_triton():
+        reasons.append("Triton is not installed or cannot be imported")
+    if device.type != "cuda" and not is_interpreting():
         reasons.append(f"the tensors are on {device}, not on a GPU")
+    if device.type == "cuda" and torch.version.hip is None:
+        capability = torch.cuda.get_device_capability(device)
+        if capability < (7, 5):
+            reasons.append(f"compute capability {capability[0]}.{capability[1]} is below 7.5")
+        elif dtype == torch.bfloat16 and capability < (8, 0):
+            reasons.append(f"compute capability {capability[0]}.{capability[1]} has no bfloat16; use float16")
     if dtype not in SUPPORTED_DTYPES:
         reasons.append(f"{dtype} is not supported (float32, bfloat16, float16 are)")
     return reasons
+
+
+def is_interpreting() -> bool:
+    """Whether Triton runs its kernels in its interpreter, on CPU tensors (``TRITON_INTERPRET=1``)."""
+    if not _has_triton():
+        return False
+    import triton
+
+    return bool(triton.knobs.runtime.interpret)
+
+
+@functools.cache
+def _has_triton() -> bool:
+    if importlib.util.find_spec("triton") is None:
+        return False
+    try:
+        import triton  # noqa: F401
+    except Exception:  # a broken installation may raise anything
+        return False
+    return True

@@ -1,4 +1,4 @@
-"""What travels between the operator and its backends: the adapter's weights and everything else that defines it."""
+"""What travels between the operator and its backends: weights, gradients, and what else defines an adapter."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+PAD = 8  # columns after φ(c): one for the bias, the rest zeros that keep rows aligned
 
 
 class Weights(NamedTuple):
@@ -23,6 +25,16 @@ class Weights(NamedTuple):
 
     def to(self, dtype: torch.dtype) -> Weights:
         return Weights(*(None if p is None else p.to(dtype) for p in self))  # type: ignore[arg-type]
+
+
+class ConvGradients(NamedTuple):
+    """The gradients of the convolution's parameters, and of the bias in front of it."""
+
+    conv: Tensor  # (R, 1, K, kh, kw)
+    conv_bias: Tensor  # (R,)
+    down_bias: Tensor  # (R,)
+    dilation: Tensor | None  # (3, R)
+    dilation_bias: Tensor | None  # (1,)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,118 @@
+"""The adapter as library products around a convolution: the eager backend, and design ``gemm`` of the Triton backend.
+
+    u = x·Wdᵀ + bd,   c[t] = bc + Σ_k w[k]·u[t + k·d],   y = x + φ(c)·Wuᵀ + bu      (patch tokens only)
+
+Nothing is permuted and nothing is copied that need not be:
+
+- the down-projection is a batched GEMM over the strided patch rows of ``x``, so ``h`` (= u) holds no prefix rows;
+- the convolution comes as an argument: shifted multiply-adds on a CPU (`fe_adapter._eager_conv`), a Triton kernel on a
+  GPU (`fe_adapter.kernels.conv`), both in the layout ``(B, T, N, R)``;
+- it writes ``φ(c)`` into rows for *all* tokens, zero for prefix tokens, with a column of ones on patch rows. Both of
+  its products are then single GEMMs over the matrix that ``x`` already is: the up-projection adds its bias and the
+  residual in the same pass, and column R of the weight's gradient is the bias's.
+
+Saved for backward: ``x`` and ``h``; see ``recompute`` in `fe_adapter.functional.adapter`. Convolutions accumulate in
+fp32 where the compute dtype is narrower, and are rounded once.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fe_adapter.kernels.spec import PAD, AdapterSpec, ConvGradients, Weights
+
+
+class Convolution(Protocol):
+    """What a module of convolutions offers; ``h``, ``dphi`` and ``dc`` are (B, T, N, R), contiguous."""
+
+    def activated_rows(self, h: Tensor, weights: Weights, spec: AdapterSpec) -> Tensor:
+        """``[φ(c) | 1 | 0 …]`` (B, T, L, R + PAD) in the dtype of ``h``, 0 on prefix rows."""
+
+    def backward_activation(
+        self, dphi: Tensor, h: Tensor, weights: Weights, spec: AdapterSpec
+    ) -> tuple[Tensor, Tensor, Any]:
+        """``activated_rows`` again, the gradient ``dc`` of ``c``, and what `backward_hidden` wants to be given."""
+
+    def backward_hidden(
+        self, dc: Tensor, h: Tensor, weights: Weights, spec: AdapterSpec, out: Tensor, state: Any
+    ) -> ConvGradients:
+        """Write ``dh`` into the first R columns of ``out``'s patch rows; returns the other gradients."""
+
+
+def forward(x: Tensor, weights: Weights, spec: AdapterSpec, convolution: Convolution) -> tuple[Tensor, Tensor]:
+    """``y`` (B, T, L, D) in the dtype of ``x``, and ``h`` (B, T, N, R) in the compute dtype."""
+    weights = weights.to(spec.compute_dtype)
+    h = _down(x, weights, spec)
+    rows = convolution.activated_rows(h, weights, spec)
+    return _add_product(x, rows, _up_with_bias(weights), spec), h
+
+
+def backward(
+    dy: Tensor,
+    x: Tensor | None,
+    y: Tensor | None,
+    h: Tensor | None,
+    weights: Weights,
+    spec: AdapterSpec,
+    needs_dx: bool,
+    convolution: Convolution,
+) -> tuple[Tensor | None, Weights]:
+    """``dx`` (None if not needed) and the gradients of the weights, in the accumulate or compute dtype.
+
+    ``h`` may be None: it is computed again from ``x``. Or ``x`` may be None: it is computed again from ``y``.
+    """
+    B, T, L, D = dy.shape
+    P, dtype = spec.num_prefix_tokens, spec.compute_dtype
+    weights = weights.to(dtype)
+    if h is None:
+        assert x is not None
+        h = _down(x, weights, spec)
+    R = h.shape[-1]
+    dy_rows = dy.to(dtype).reshape(B * T * L, D)
+    dphi = torch.bmm(dy_rows.view(B * T, L, D)[:, P:], weights.up.expand(B * T, D, R)).view(h.shape)
+    rows, dc, state = convolution.backward_activation(dphi, h, weights, spec)
+    if x is None:
+        assert y is not None
+        x = _add_product(y, rows, _up_with_bias(weights), spec, sign=-1)
+    dup = dy_rows.t() @ rows.flatten(0, 2)  # (D, R + PAD)
+    conv = convolution.backward_hidden(dc, h, weights, spec, rows, state)
+    dh = rows[..., :R]  # took the place of φ(c), which is no longer needed; its prefix rows are zero already
+    gradients = Weights(
+        down=dh.flatten(0, 2).t() @ x.to(dtype).reshape(B * T * L, D),
+        down_bias=conv.down_bias,
+        conv=conv.conv,
+        conv_bias=conv.conv_bias,
+        up=dup[:, :R].clone(memory_format=torch.contiguous_format),
+        up_bias=dup[:, R].clone(),
+        dilation=conv.dilation,
+        dilation_bias=conv.dilation_bias,
+    )
+    return (_add_product(dy, dh, weights.down, spec) if needs_dx else None), gradients
+
+
+def _down(x: Tensor, weights: Weights, spec: AdapterSpec) -> Tensor:
+    B, T = x.shape[:2]
+    patches = x[:, :, spec.num_prefix_tokens :].to(spec.compute_dtype).flatten(0, 1)
+    return torch.baddbmm(weights.down_bias, patches, weights.down.t().expand(B * T, -1, -1)).unflatten(0, (B, T))
+
+
+def _up_with_bias(weights: Weights) -> Tensor:
+    """[Wu | bu | 0]ᵀ (R + PAD, D)."""
+    up = torch.cat([weights.up, weights.up_bias[:, None]], dim=1)
+    return F.pad(up, (0, PAD - 1)).t()
+
+
+def _add_product(x: Tensor, rows: Tensor, matrix: Tensor, spec: AdapterSpec, sign: int = 1) -> Tensor:
+    """``x ± rows @ matrix`` (B, T, L, D) in the dtype of ``x``, whose prefix tokens come back bit-identical."""
+    P, base, rows = spec.num_prefix_tokens, x.reshape(-1, x.shape[-1]), rows.flatten(0, 2)
+    if base.dtype == rows.dtype:
+        y = torch.addmm(base, rows, matrix, alpha=sign)
+    else:
+        y = torch.add(base, rows @ matrix, alpha=sign).to(x.dtype)
+    y = y.view(x.shape)
+    y[:, :, :P] = x[:, :, :P]
+    return y

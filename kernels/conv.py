@@ -1,0 +1,225 @@
+"""The temporal convolution as kernels of its own, for the design ``gemm``: between library products, without a copy.
+
+    forward      rows = [φ(c) | 1 | 0 …] on patch rows, 0 on prefix rows                         c = conv(h)
+    backward 1   rows again;  dc = dφ·φ'(c);  partial sums of dw = Σ dc·tap(h) and dbc = Σ dc;
+                 dynamic: the dilation d, and da = slope·Σ_k k Σ_r dc·w[k]·∂tap/∂d
+    backward 2   rows[…, :R] = dh = convᵀ(dc) + Σ_j W_δ[j]·da[t − j + 1];  partial sums of dh, of da·h
+
+``h``, ``dφ``, ``dc`` are (B, T, N, R), ``rows`` (B, T, L, R + PAD), all contiguous, made here or by ``gemm``.
+The extra columns and the zero prefix rows make both products of the up-projection single GEMMs over the matrix that
+``x`` is, bias included. ``h`` is read once a kernel, 3 (K) times through the cache; nothing else is saved for backward.
+Every element is written by one program; sums are fp32 partials, one row a program, added on the host: no atomics.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fe_adapter.kernels.common import activate, activation_slope, load_f32, rounded
+from fe_adapter.kernels.plans import conv_plan
+from fe_adapter.kernels.spec import PAD, AdapterSpec, ConvGradients, Weights
+from fe_adapter.kernels.taps import convolve, convolve_transposed, predict_dilation, rows_at, tap_value
+
+
+@triton.jit
+def _conv_fwd_kernel(
+    p_h, p_conv, p_conv_bias, p_dilation, p_dilation_bias, p_rows,
+    T, N, R, H, W, P, C, dilation, max_dilation,
+    K: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, ACTIVATION: tl.constexpr, DYNAMIC: tl.constexpr,
+    HAS_MAX: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_R: tl.constexpr,
+):  # fmt: skip
+    """One program: BLOCK_M tokens of one clip, all channels."""
+    L = P + N
+    tiles = tl.cdiv(T * L, BLOCK_M)
+    i_clip = (tl.program_id(0) // tiles).to(tl.int64)
+    o_m = (tl.program_id(0) % tiles) * BLOCK_M + tl.arange(0, BLOCK_M)
+    o_t = o_m // L
+    o_n = o_m % L - P
+    m_row = (o_m < T * L) & (o_n >= 0)
+    p_h += i_clip * T * N * R
+    p_rows += i_clip * T * L * C
+    b_d = o_t.to(tl.float32)
+    if DYNAMIC:
+        b_d, _ = predict_dilation(
+            p_h, p_dilation, p_dilation_bias, o_t, o_n, T, N, R, m_row, max_dilation, HAS_MAX, BLOCK_M, BLOCK_R
+        )
+    for r0 in range(0, C, BLOCK_R):
+        o_r = r0 + tl.arange(0, BLOCK_R)
+        m_r = o_r < R
+        b_c = convolve(
+            p_h, p_conv, p_conv_bias, b_d, o_t, o_n, T, N, R, H, W, dilation, m_row, o_r, m_r, K, KH, KW, DYNAMIC,
+            BLOCK_M, BLOCK_R,
+        )  # fmt: skip
+        b_out = tl.where(m_r[None, :], activate(b_c, ACTIVATION), (o_r == R).to(tl.float32)[None, :])
+        b_out = rounded(tl.where(m_row[:, None], b_out, 0.0), p_rows.dtype.element_ty)
+        tl.store(p_rows + o_m[:, None] * C + o_r[None, :], b_out, (o_m < T * L)[:, None] & (o_r < C)[None, :])
+
+
+@triton.jit
+def _conv_bwd_activation_kernel(
+    p_dphi, p_h, p_conv, p_conv_bias, p_dilation, p_dilation_bias, p_rows, p_dc, p_d, p_da, p_sums,
+    T, N, R, H, W, P, C, dilation, max_dilation,
+    K: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, ACTIVATION: tl.constexpr, DYNAMIC: tl.constexpr,
+    HAS_MAX: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_R: tl.constexpr,
+):  # fmt: skip
+    """One program: BLOCK_M tokens of one clip, all channels. ``p_sums``: (programs, K·KH·KW + 1, R)."""
+    L = P + N
+    tiles = tl.cdiv(T * L, BLOCK_M)
+    i_clip = (tl.program_id(0) // tiles).to(tl.int64)
+    o_m = (tl.program_id(0) % tiles) * BLOCK_M + tl.arange(0, BLOCK_M)
+    o_t = o_m // L
+    o_n = o_m % L - P
+    m_row = (o_m < T * L) & (o_n >= 0)
+    p_h += i_clip * T * N * R
+    p_dphi += i_clip * T * N * R
+    p_dc += i_clip * T * N * R
+    p_rows += i_clip * T * L * C
+    p_sums += tl.program_id(0).to(tl.int64) * (K * KH * KW + 1) * R
+    o_row = o_t * N + o_n
+    b_d = o_t.to(tl.float32)
+    b_slope = b_d
+    b_dd = tl.zeros((BLOCK_M,), tl.float32)
+    if DYNAMIC:
+        b_d, b_slope = predict_dilation(
+            p_h, p_dilation, p_dilation_bias, o_t, o_n, T, N, R, m_row, max_dilation, HAS_MAX, BLOCK_M, BLOCK_R
+        )
+    for r0 in range(0, C, BLOCK_R):
+        o_r = r0 + tl.arange(0, BLOCK_R)
+        m_r = o_r < R
+        m_here = m_row[:, None] & m_r[None, :]
+        b_c = convolve(
+            p_h, p_conv, p_conv_bias, b_d, o_t, o_n, T, N, R, H, W, dilation, m_row, o_r, m_r, K, KH, KW, DYNAMIC,
+            BLOCK_M, BLOCK_R,
+        )  # fmt: skip
+        b_out = tl.where(m_r[None, :], activate(b_c, ACTIVATION), (o_r == R).to(tl.float32)[None, :])
+        b_out = rounded(tl.where(m_row[:, None], b_out, 0.0), p_rows.dtype.element_ty)
+        tl.store(p_rows + o_m[:, None] * C + o_r[None, :], b_out, (o_m < T * L)[:, None] & (o_r < C)[None, :])
+
+        b_dc = load_f32(p_dphi + o_row[:, None] * R + o_r[None, :], m_here) * activation_slope(b_c, ACTIVATION)
+        b_dc = tl.where(m_here, b_dc, 0.0)
+        tl.store(p_dc + o_row[:, None] * R + o_r[None, :], rounded(b_dc, p_dc.dtype.element_ty), m_here)
+        tl.store(p_sums + K * KH * KW * R + o_r, tl.sum(b_dc, 0), m_r)
+        for k in tl.static_range(K):
+            for i in tl.static_range(KH):
+                for j in tl.static_range(KW):
+                    b_value, b_rise = tap_value(
+                        p_h, k - K // 2, i - KH // 2, j - KW // 2, b_d, o_t, o_n, T, N, R, H, W, dilation, m_row, o_r,
+                        m_r, KH, KW, DYNAMIC,
+                    )  # fmt: skip
+                    tl.store(p_sums + ((k * KH + i) * KW + j) * R + o_r, tl.sum(b_dc * b_value, 0), m_r)
+                    if DYNAMIC and k != K // 2:
+                        b_w = load_f32(p_conv + o_r * (K * KH * KW) + (k * KH + i) * KW + j, m_r)
+                        b_dd += (k - K // 2) * tl.sum(b_dc * b_rise * b_w[None, :], 1)
+    if DYNAMIC:
+        tl.store(p_d + i_clip * T * N + o_row, b_d, m_row)
+        tl.store(p_da + i_clip * T * N + o_row, b_dd * b_slope, m_row)
+
+
+@triton.jit
+def _conv_bwd_hidden_kernel(
+    p_dc, p_h, p_conv, p_dilation, p_d, p_da, p_dh, p_sums,
+    T, N, R, H, W, P, C, dilation,
+    K: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, DYNAMIC: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_R: tl.constexpr,
+):  # fmt: skip
+    """One program: BLOCK_M patches of one clip, all channels. ``p_sums``: (programs, 4, R), dynamic or not."""
+    tiles = tl.cdiv(T * N, BLOCK_M)
+    i_clip = (tl.program_id(0) // tiles).to(tl.int64)
+    o_m = (tl.program_id(0) % tiles) * BLOCK_M + tl.arange(0, BLOCK_M)
+    o_t = o_m // N
+    o_n = o_m % N
+    m_row = o_m < T * N
+    p_h += i_clip * T * N * R
+    p_dc += i_clip * T * N * R
+    p_d += i_clip * T * N
+    p_da += i_clip * T * N
+    p_dh += i_clip * T * (P + N) * C
+    p_sums += tl.program_id(0).to(tl.int64) * 4 * R
+    for r0 in range(0, R, BLOCK_R):
+        o_r = r0 + tl.arange(0, BLOCK_R)
+        m_r = o_r < R
+        b_dh = convolve_transposed(
+            p_dc, p_conv, p_d, o_t, o_n, T, N, R, H, W, dilation, m_row, o_r, m_r, K, KH, KW, DYNAMIC, BLOCK_M, BLOCK_R
+        )
+        if DYNAMIC:
+            b_h = rows_at(p_h, o_t, o_n, T, N, R, m_row, o_r, m_r)
+            for j in tl.static_range(3):
+                o_by = o_t + 1 - j  # the frame whose prediction read this one by its tap j
+                b_da = load_f32(p_da + o_by * N + o_n, m_row & (o_by >= 0) & (o_by < T))
+                b_dh += b_da[:, None] * load_f32(p_dilation + j * R + o_r, m_r)[None, :]
+                tl.store(p_sums + (1 + j) * R + o_r, tl.sum(b_da[:, None] * b_h, 0), m_r)
+        m_here = m_row[:, None] & m_r[None, :]
+        o_out = ((o_t * (P + N) + P + o_n) * C)[:, None] + o_r[None, :]
+        tl.store(p_dh + o_out, rounded(b_dh, p_dh.dtype.element_ty), m_here)
+        tl.store(p_sums + o_r, tl.sum(tl.where(m_here, b_dh, 0.0), 0), m_r)
+
+
+def activated_rows(h: Tensor, weights: Weights, spec: AdapterSpec) -> Tensor:
+    """``[φ(c) | 1 | 0 …]`` (B, T, L, R + PAD) in the dtype of ``h`` (B, T, N, R); see the module's text."""
+    B, T, N, R = h.shape
+    P, plan = spec.num_prefix_tokens, conv_plan(h, weights.conv)
+    rows = h.new_empty(B, T, P + N, R + PAD)
+    _conv_fwd_kernel[(B * triton.cdiv(T * (P + N), plan.BLOCK_M),)](
+        h, weights.conv, weights.conv_bias, *_dilation(weights), rows,
+        T, N, R, *spec.grid_size, P, R + PAD, spec.dilation, spec.max_dilation or 0.0,
+        ACTIVATION=spec.activation, **_flags(weights, spec), **plan.options(),
+    )  # fmt: skip
+    return rows
+
+
+def backward_activation(dphi: Tensor, h: Tensor, weights: Weights, spec: AdapterSpec) -> tuple[Tensor, Tensor, tuple]:
+    """``rows`` again; ``dc`` in the place of ``dphi`` (B, T, N, R); and what `backward_hidden` wants to be given."""
+    B, T, N, R = h.shape
+    P, plan = spec.num_prefix_tokens, conv_plan(h, weights.conv)
+    programs, taps = B * triton.cdiv(T * (P + N), plan.BLOCK_M), weights.conv[0].numel()
+    rows = h.new_empty(B, T, P + N, R + PAD)
+    sums = h.new_empty(programs, taps + 1, R, dtype=torch.float32)
+    d, da = h.new_empty(2, B, T, N, dtype=torch.float32) if weights.dilation is not None else (sums, sums)
+    _conv_bwd_activation_kernel[(programs,)](
+        dphi, h, weights.conv, weights.conv_bias, *_dilation(weights), rows, dphi, d, da, sums,
+        T, N, R, *spec.grid_size, P, R + PAD, spec.dilation, spec.max_dilation or 0.0,
+        ACTIVATION=spec.activation, **_flags(weights, spec), **plan.options(),
+    )  # fmt: skip
+    return rows, dphi, (sums, d, da)
+
+
+def backward_hidden(
+    dc: Tensor, h: Tensor, weights: Weights, spec: AdapterSpec, out: Tensor, state: tuple
+) -> ConvGradients:
+    """Write ``dh`` into the first R columns of ``out`` (B, T, L, R + PAD); returns the other gradients in fp32."""
+    B, T, N, R = h.shape
+    P, plan, (sums, d, da) = spec.num_prefix_tokens, conv_plan(h, weights.conv), state
+    programs = B * triton.cdiv(T * N, plan.BLOCK_M)
+    sums_h = h.new_empty(programs, 4, R, dtype=torch.float32)
+    flags = _flags(weights, spec)
+    del flags["HAS_MAX"]
+    _conv_bwd_hidden_kernel[(programs,)](
+        dc, h, weights.conv, _dilation(weights)[0], d, da, out, sums_h,
+        T, N, R, *spec.grid_size, P, R + PAD, spec.dilation, **flags, **plan.options(),
+    )  # fmt: skip
+    by_tap = sums.sum(0)
+    dynamic = weights.dilation is not None
+    by_row = sums_h.sum(0) if dynamic else sums_h[:, 0].sum(0, keepdim=True)
+    return ConvGradients(
+        conv=by_tap[:-1].t().clone(memory_format=torch.contiguous_format).view(weights.conv.shape),
+        conv_bias=by_tap[-1].clone(),  # outputs of an operator share no memory
+        down_bias=by_row[0].clone(),
+        dilation=by_row[1:].clone() if dynamic else None,
+        dilation_bias=da.sum().reshape(1) if dynamic else None,
+    )
+
+
+def _dilation(weights: Weights) -> tuple[Tensor, Tensor]:
+    """The predictor's weights; of a static adapter others in their place, which are not read."""
+    if weights.dilation is None or weights.dilation_bias is None:
+        return weights.conv_bias, weights.conv_bias
+    return weights.dilation, weights.dilation_bias
+
+
+def _flags(weights: Weights, spec: AdapterSpec) -> dict[str, int | bool]:
+    K, KH, KW = weights.conv.shape[2:]
+    dynamic = weights.dilation is not None
+    return {"K": K, "KH": KH, "KW": KW, "DYNAMIC": dynamic, "HAS_MAX": spec.max_dilation is not None}
