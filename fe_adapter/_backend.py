@@ -6,34 +6,47 @@ import functools
 import logging
 import os
 
-import torch
+from torch import Tensor
 
 from fe_adapter.config import BACKENDS, check_choice
+from fe_adapter.kernels.spec import AdapterSpec, Weights
 from fe_adapter.kernels.support import unsupported_reasons
 
 _log = logging.getLogger("fe_adapter")
 
 
-def choose_backend(backend: str, device: torch.device, dtype: torch.dtype) -> str:
-    """ "triton" or "eager" for a call that computes in ``dtype`` on ``device``.
+def choose_design(backend: str, x: Tensor, weights: Weights, spec: AdapterSpec) -> str:
+    """What serves a call on ``x`` (B, T, L, D): "eager", or the design "fused" or "gemm" of the Triton backend.
 
-    ``FE_ADAPTER_BACKEND`` replaces "auto". "auto" takes Triton where it can run and logs a fall-back once.
+    ``FE_ADAPTER_BACKEND`` replaces "auto", which takes Triton where it can run and logs a fall-back once.
+    ``FE_ADAPTER_DESIGN`` replaces the choice of the launch plans.
 
     Raises:
-        RuntimeError: Triton was asked for and cannot run; the message lists every reason.
+        RuntimeError: Triton, or a design of it, was asked for and cannot run; the message lists every reason.
     """
     if backend == "auto":
         backend = os.environ.get("FE_ADAPTER_BACKEND") or "auto"
         check_choice("FE_ADAPTER_BACKEND", backend, BACKENDS)
     if backend == "eager":
         return "eager"
-    reasons = unsupported_reasons(device, dtype)
-    if not reasons:
-        return "triton"
-    if backend == "triton":
+    reasons = unsupported_reasons(x.device, spec.compute_dtype)
+    if reasons and backend == "triton":
         raise RuntimeError(f"backend='triton' cannot run here: {'; '.join(reasons)}. Use backend='auto' or 'eager'")
-    _log_fall_back(device.type, "; ".join(reasons))
-    return "eager"
+    if reasons:
+        _log_fall_back(x.device.type, "; ".join(reasons))
+        return "eager"
+    if x.numel() == 0:
+        return "eager"  # nothing to launch
+    from fe_adapter.kernels import plans  # not before it is needed: it imports Triton
+
+    design = os.environ.get("FE_ADAPTER_DESIGN")
+    if not design:
+        return plans.choose_design(x, spec.compute_dtype, weights.down.shape[0], weights.conv)
+    check_choice("FE_ADAPTER_DESIGN", design, plans.DESIGNS)
+    reasons = plans.fused_refusals(x, spec.compute_dtype, weights.conv) if design == "fused" else []
+    if reasons:
+        raise RuntimeError(f"FE_ADAPTER_DESIGN=fused cannot run here: {'; '.join(reasons)}. Use gemm")
+    return design
 
 
 @functools.cache

@@ -46,7 +46,7 @@ class Convolution(Protocol):
 def forward(x: Tensor, weights: Weights, spec: AdapterSpec, convolution: Convolution) -> tuple[Tensor, Tensor]:
     """``y`` (B, T, L, D) in the dtype of ``x``, and ``h`` (B, T, N, R) in the compute dtype."""
     weights = weights.to(spec.compute_dtype)
-    h = _down(x, weights, spec)
+    h = down(x, weights, spec)
     rows = convolution.activated_rows(h, weights, spec)
     return _add_product(x, rows, _up_with_bias(weights), spec), h
 
@@ -66,23 +66,46 @@ def backward(
     ``h`` may be None: it is computed again from ``x``. Or ``x`` may be None: it is computed again from ``y``.
     """
     B, T, L, D = dy.shape
-    P, dtype = spec.num_prefix_tokens, spec.compute_dtype
-    weights = weights.to(dtype)
+    weights = weights.to(spec.compute_dtype)
     if h is None:
         assert x is not None
-        h = _down(x, weights, spec)
-    R = h.shape[-1]
-    dy_rows = dy.to(dtype).reshape(B * T * L, D)
-    dphi = torch.bmm(dy_rows.view(B * T, L, D)[:, P:], weights.up.expand(B * T, D, R)).view(h.shape)
+        h = down(x, weights, spec)
+    R, dy_rows = h.shape[-1], flat(dy, spec)
+    patches = dy_rows.view(B * T, L, D)[:, spec.num_prefix_tokens :]
+    dphi = torch.bmm(patches, weights.up.expand(B * T, D, R)).view(h.shape)
     rows, dc, state = convolution.backward_activation(dphi, h, weights, spec)
     if x is None:
         assert y is not None
-        x = _add_product(y, rows, _up_with_bias(weights), spec, sign=-1)
-    dup = dy_rows.t() @ rows.flatten(0, 2)  # (D, R + PAD)
+        x = remove_product(y, rows, weights, spec)
+    dup = dy_rows.t() @ rows.flatten(0, 2)
     conv = convolution.backward_hidden(dc, h, weights, spec, rows, state)
     dh = rows[..., :R]  # took the place of φ(c), which is no longer needed; its prefix rows are zero already
-    gradients = Weights(
-        down=dh.flatten(0, 2).t() @ x.to(dtype).reshape(B * T * L, D),
+    dx = _add_product(dy, dh, weights.down, spec) if needs_dx else None
+    return dx, gradients(dup, dh, x, conv, spec)
+
+
+def down(x: Tensor, weights: Weights, spec: AdapterSpec) -> Tensor:
+    """``h`` (B, T, N, R) of the patch tokens of ``x``."""
+    B, T = x.shape[:2]
+    patches = x[:, :, spec.num_prefix_tokens :].to(spec.compute_dtype).flatten(0, 1)
+    return torch.baddbmm(weights.down_bias, patches, weights.down.t().expand(B * T, -1, -1)).unflatten(0, (B, T))
+
+
+def remove_product(y: Tensor, rows: Tensor, weights: Weights, spec: AdapterSpec) -> Tensor:
+    """``x`` again, from ``y`` and ``[φ(c) | 1 | 0 …]``; half an ulp of ``y`` off."""
+    return _add_product(y, rows, _up_with_bias(weights), spec, sign=-1)
+
+
+def flat(x: Tensor, spec: AdapterSpec) -> Tensor:
+    """(B, T, L, D) as the matrix (B·T·L, D) of a product."""
+    return x.to(spec.compute_dtype).reshape(-1, x.shape[-1])
+
+
+def gradients(dup: Tensor, dh: Tensor, x: Tensor, conv: ConvGradients, spec: AdapterSpec) -> Weights:
+    """All gradients of the weights, given ``dup`` (D, R + PAD) = dyᵀ·rows and ``dh`` (B, T, L, R), 0 on prefix rows."""
+    R = dh.shape[-1]
+    return Weights(
+        down=dh.flatten(0, 2).t() @ flat(x, spec),
         down_bias=conv.down_bias,
         conv=conv.conv,
         conv_bias=conv.conv_bias,
@@ -91,13 +114,6 @@ def backward(
         dilation=conv.dilation,
         dilation_bias=conv.dilation_bias,
     )
-    return (_add_product(dy, dh, weights.down, spec) if needs_dx else None), gradients
-
-
-def _down(x: Tensor, weights: Weights, spec: AdapterSpec) -> Tensor:
-    B, T = x.shape[:2]
-    patches = x[:, :, spec.num_prefix_tokens :].to(spec.compute_dtype).flatten(0, 1)
-    return torch.baddbmm(weights.down_bias, patches, weights.down.t().expand(B * T, -1, -1)).unflatten(0, (B, T))
 
 
 def _up_with_bias(weights: Weights) -> Tensor:

@@ -7,14 +7,15 @@ settled autocast: it passes the compute dtype. Outputs never alias inputs or eac
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fe_adapter import _eager_conv, _gemm
-from fe_adapter._backend import choose_backend
+from fe_adapter._backend import choose_design
 from fe_adapter.kernels.spec import AdapterSpec, Weights
 
 
@@ -23,12 +24,19 @@ def _pair(grid_size: Sequence[int]) -> tuple[int, int]:
     return H, W
 
 
-def _convolution(backend: str, device: torch.device, dtype: torch.dtype) -> _gemm.Convolution:
-    if choose_backend(backend, device, dtype) == "eager":
-        return _eager_conv
-    from fe_adapter.kernels import conv  # not before it is needed: it imports Triton
+def _backend(backend: str, x: Tensor, weights: Weights, spec: AdapterSpec) -> tuple[Callable, Callable]:
+    """The functions ``forward`` and ``backward`` that serve a call."""
+    design = choose_design(backend, x, weights, spec)
+    if design == "fused":
+        from fe_adapter import _fused  # not before it is needed: it imports Triton
 
-    return conv
+        return _fused.forward, _fused.backward
+    convolution: _gemm.Convolution = _eager_conv
+    if design == "gemm":
+        from fe_adapter.kernels import conv
+
+        convolution = conv
+    return partial(_gemm.forward, convolution=convolution), partial(_gemm.backward, convolution=convolution)
 
 
 @torch.library.custom_op("fe_adapter::adapter_forward", mutates_args=())
@@ -48,7 +56,8 @@ def adapter_forward(
     """``y`` like ``x`` (B, T, L, D), and ``h`` (B, T, N, R), empty unless backward wants it."""
     spec = AdapterSpec(dilation, max_dilation, activation, num_prefix_tokens, _pair(grid_size), compute_dtype)
     with torch.autocast(x.device.type, enabled=False):
-        y, h = _gemm.forward(x, Weights(*weights), spec, _convolution(backend, x.device, compute_dtype))
+        forward, _ = _backend(backend, x, Weights(*weights), spec)
+        y, h = forward(x, Weights(*weights), spec)
     return y, h if needs_backward and recompute != "hidden" else h.new_empty(0)
 
 
@@ -82,8 +91,8 @@ def adapter_backward(
     """``dx`` (empty if not needed), then the gradient of each weight in the weight's dtype."""
     spec = AdapterSpec(dilation, max_dilation, activation, num_prefix_tokens, _pair(grid_size), compute_dtype)
     with torch.autocast(dy.device.type, enabled=False):
-        convolution = _convolution(backend, dy.device, compute_dtype)
-        dx, gradients = _gemm.backward(dy, x, y, h, Weights(*weights), spec, needs_dx, convolution)
+        _, backward = _backend(backend, dy, Weights(*weights), spec)
+        dx, gradients = backward(dy, x, y, h, Weights(*weights), spec, needs_dx)
     outputs = [dy.new_empty(0) if dx is None else dx]
     for weight, gradient in zip(weights, gradients, strict=False):  # a static adapter has no last two
         assert gradient is not None

@@ -25,27 +25,13 @@ from fe_adapter.kernels.taps import convolve, convolve_transposed, predict_dilat
 
 
 @triton.jit
-def _conv_fwd_kernel(
-    p_h, p_conv, p_conv_bias, p_dilation, p_dilation_bias, p_rows,
-    T, N, R, H, W, P, C, dilation, max_dilation,
+def activation_step(
+    p_h, p_conv, p_conv_bias, b_d, p_rows, o_t, o_n, m_row, o_out, m_out,
+    T, N, R, H, W, C, dilation,
     K: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, ACTIVATION: tl.constexpr, DYNAMIC: tl.constexpr,
-    HAS_MAX: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_R: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
-    """One program: BLOCK_M tokens of one clip, all channels."""
-    L = P + N
-    tiles = tl.cdiv(T * L, BLOCK_M)
-    i_clip = (tl.program_id(0) // tiles).to(tl.int64)
-    o_m = (tl.program_id(0) % tiles) * BLOCK_M + tl.arange(0, BLOCK_M)
-    o_t = o_m // L
-    o_n = o_m % L - P
-    m_row = (o_m < T * L) & (o_n >= 0)
-    p_h += i_clip * T * N * R
-    p_rows += i_clip * T * L * C
-    b_d = o_t.to(tl.float32)
-    if DYNAMIC:
-        b_d, _ = predict_dilation(
-            p_h, p_dilation, p_dilation_bias, o_t, o_n, T, N, R, m_row, max_dilation, HAS_MAX, BLOCK_M, BLOCK_R
-        )
+    """Write ``[φ(c) | 1 | 0 …]``, C columns, into the rows ``o_out``, and zeros where a row is no patch."""
     for r0 in range(0, C, BLOCK_R):
         o_r = r0 + tl.arange(0, BLOCK_R)
         m_r = o_r < R
@@ -55,52 +41,31 @@ def _conv_fwd_kernel(
         )  # fmt: skip
         b_out = tl.where(m_r[None, :], activate(b_c, ACTIVATION), (o_r == R).to(tl.float32)[None, :])
         b_out = rounded(tl.where(m_row[:, None], b_out, 0.0), p_rows.dtype.element_ty)
-        tl.store(p_rows + o_m[:, None] * C + o_r[None, :], b_out, (o_m < T * L)[:, None] & (o_r < C)[None, :])
+        tl.store(p_rows + (o_out * C)[:, None] + o_r[None, :], b_out, m_out[:, None] & (o_r < C)[None, :])
 
 
 @triton.jit
-def _conv_bwd_activation_kernel(
-    p_dphi, p_h, p_conv, p_conv_bias, p_dilation, p_dilation_bias, p_rows, p_dc, p_d, p_da, p_sums,
-    T, N, R, H, W, P, C, dilation, max_dilation,
+def backward_activation_step(
+    p_dphi, p_h, p_conv, p_conv_bias, b_d, p_dc, p_sums, o_t, o_n, m_row,
+    T, N, R, H, W, dilation,
     K: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, ACTIVATION: tl.constexpr, DYNAMIC: tl.constexpr,
-    HAS_MAX: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_R: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
-    """One program: BLOCK_M tokens of one clip, all channels. ``p_sums``: (programs, K·KH·KW + 1, R)."""
-    L = P + N
-    tiles = tl.cdiv(T * L, BLOCK_M)
-    i_clip = (tl.program_id(0) // tiles).to(tl.int64)
-    o_m = (tl.program_id(0) % tiles) * BLOCK_M + tl.arange(0, BLOCK_M)
-    o_t = o_m // L
-    o_n = o_m % L - P
-    m_row = (o_m < T * L) & (o_n >= 0)
-    p_h += i_clip * T * N * R
-    p_dphi += i_clip * T * N * R
-    p_dc += i_clip * T * N * R
-    p_rows += i_clip * T * L * C
-    p_sums += tl.program_id(0).to(tl.int64) * (K * KH * KW + 1) * R
+    """Write ``dc`` and the sums of dw (K·KH·KW, R) and dbc (R,) over these rows; returns dd, of a dynamic dilation."""
     o_row = o_t * N + o_n
-    b_d = o_t.to(tl.float32)
-    b_slope = b_d
     b_dd = tl.zeros((BLOCK_M,), tl.float32)
-    if DYNAMIC:
-        b_d, b_slope = predict_dilation(
-            p_h, p_dilation, p_dilation_bias, o_t, o_n, T, N, R, m_row, max_dilation, HAS_MAX, BLOCK_M, BLOCK_R
-        )
-    for r0 in range(0, C, BLOCK_R):
+    for r0 in range(0, R, BLOCK_R):
         o_r = r0 + tl.arange(0, BLOCK_R)
         m_r = o_r < R
         m_here = m_row[:, None] & m_r[None, :]
-        b_c = convolve(
-            p_h, p_conv, p_conv_bias, b_d, o_t, o_n, T, N, R, H, W, dilation, m_row, o_r, m_r, K, KH, KW, DYNAMIC,
-            BLOCK_M, BLOCK_R,
-        )  # fmt: skip
-        b_out = tl.where(m_r[None, :], activate(b_c, ACTIVATION), (o_r == R).to(tl.float32)[None, :])
-        b_out = rounded(tl.where(m_row[:, None], b_out, 0.0), p_rows.dtype.element_ty)
-        tl.store(p_rows + o_m[:, None] * C + o_r[None, :], b_out, (o_m < T * L)[:, None] & (o_r < C)[None, :])
-
-        b_dc = load_f32(p_dphi + o_row[:, None] * R + o_r[None, :], m_here) * activation_slope(b_c, ACTIVATION)
-        b_dc = tl.where(m_here, b_dc, 0.0)
-        tl.store(p_dc + o_row[:, None] * R + o_r[None, :], rounded(b_dc, p_dc.dtype.element_ty), m_here)
+        b_dc = load_f32(p_dphi + (o_row * R)[:, None] + o_r[None, :], m_here)
+        if ACTIVATION != "identity":
+            b_c = convolve(
+                p_h, p_conv, p_conv_bias, b_d, o_t, o_n, T, N, R, H, W, dilation, m_row, o_r, m_r, K, KH, KW, DYNAMIC,
+                BLOCK_M, BLOCK_R,
+            )  # fmt: skip
+            b_dc *= activation_slope(b_c, ACTIVATION)
+        tl.store(p_dc + (o_row * R)[:, None] + o_r[None, :], rounded(b_dc, p_dc.dtype.element_ty), m_here)
         tl.store(p_sums + K * KH * KW * R + o_r, tl.sum(b_dc, 0), m_r)
         for k in tl.static_range(K):
             for i in tl.static_range(KH):
@@ -113,31 +78,17 @@ def _conv_bwd_activation_kernel(
                     if DYNAMIC and k != K // 2:
                         b_w = load_f32(p_conv + o_r * (K * KH * KW) + (k * KH + i) * KW + j, m_r)
                         b_dd += (k - K // 2) * tl.sum(b_dc * b_rise * b_w[None, :], 1)
-    if DYNAMIC:
-        tl.store(p_d + i_clip * T * N + o_row, b_d, m_row)
-        tl.store(p_da + i_clip * T * N + o_row, b_dd * b_slope, m_row)
+    return b_dd
 
 
 @triton.jit
-def _conv_bwd_hidden_kernel(
-    p_dc, p_h, p_conv, p_dilation, p_d, p_da, p_dh, p_sums,
-    T, N, R, H, W, P, C, dilation,
+def backward_hidden_step(
+    p_dc, p_h, p_conv, p_dilation, p_d, p_da, p_dh, p_sums, o_t, o_n, m_row, o_out,
+    T, N, R, H, W, C, dilation,
     K: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, DYNAMIC: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
-    """One program: BLOCK_M patches of one clip, all channels. ``p_sums``: (programs, 4, R), dynamic or not."""
-    tiles = tl.cdiv(T * N, BLOCK_M)
-    i_clip = (tl.program_id(0) // tiles).to(tl.int64)
-    o_m = (tl.program_id(0) % tiles) * BLOCK_M + tl.arange(0, BLOCK_M)
-    o_t = o_m // N
-    o_n = o_m % N
-    m_row = o_m < T * N
-    p_h += i_clip * T * N * R
-    p_dc += i_clip * T * N * R
-    p_d += i_clip * T * N
-    p_da += i_clip * T * N
-    p_dh += i_clip * T * (P + N) * C
-    p_sums += tl.program_id(0).to(tl.int64) * 4 * R
+    """Write ``dh`` into the rows ``o_out`` of C columns, and the sums over these rows of dh and, dynamic, of dW_δ."""
     for r0 in range(0, R, BLOCK_R):
         o_r = r0 + tl.arange(0, BLOCK_R)
         m_r = o_r < R
@@ -152,9 +103,93 @@ def _conv_bwd_hidden_kernel(
                 b_dh += b_da[:, None] * load_f32(p_dilation + j * R + o_r, m_r)[None, :]
                 tl.store(p_sums + (1 + j) * R + o_r, tl.sum(b_da[:, None] * b_h, 0), m_r)
         m_here = m_row[:, None] & m_r[None, :]
-        o_out = ((o_t * (P + N) + P + o_n) * C)[:, None] + o_r[None, :]
-        tl.store(p_dh + o_out, rounded(b_dh, p_dh.dtype.element_ty), m_here)
+        tl.store(p_dh + (o_out * C)[:, None] + o_r[None, :], rounded(b_dh, p_dh.dtype.element_ty), m_here)
         tl.store(p_sums + o_r, tl.sum(tl.where(m_here, b_dh, 0.0), 0), m_r)
+
+
+@triton.jit
+def _token(i_tile, T, N, P, BLOCK_M: tl.constexpr):
+    """Row in the clip's tokens, frame, patch (below 0: prefix), whether it is a token, whether it is a patch."""
+    o_m = i_tile * BLOCK_M + tl.arange(0, BLOCK_M)
+    o_t = o_m // (P + N)
+    o_n = o_m % (P + N) - P
+    m_token = o_t < T
+    return o_m, o_t, o_n, m_token, m_token & (o_n >= 0)
+
+
+@triton.jit
+def _conv_fwd_kernel(
+    p_h, p_conv, p_conv_bias, p_dilation, p_dilation_bias, p_rows,
+    T, N, R, H, W, P, C, dilation, max_dilation,
+    K: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, ACTIVATION: tl.constexpr, DYNAMIC: tl.constexpr,
+    HAS_MAX: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_R: tl.constexpr,
+):  # fmt: skip
+    """One program: BLOCK_M tokens of one clip, all channels."""
+    tiles = tl.cdiv(T * (P + N), BLOCK_M)
+    i_clip = (tl.program_id(0) // tiles).to(tl.int64)
+    o_m, o_t, o_n, m_token, m_row = _token(tl.program_id(0) % tiles, T, N, P, BLOCK_M)
+    p_h += i_clip * T * N * R
+    b_d = o_t.to(tl.float32)
+    if DYNAMIC:
+        b_d, _ = predict_dilation(
+            p_h, p_dilation, p_dilation_bias, o_t, o_n, T, N, R, m_row, max_dilation, HAS_MAX, BLOCK_M, BLOCK_R
+        )
+    activation_step(
+        p_h, p_conv, p_conv_bias, b_d, p_rows + i_clip * T * (P + N) * C, o_t, o_n, m_row, o_m, m_token,
+        T, N, R, H, W, C, dilation, K, KH, KW, ACTIVATION, DYNAMIC, BLOCK_M, BLOCK_R,
+    )  # fmt: skip
+
+
+@triton.jit
+def _conv_bwd_activation_kernel(
+    p_dphi, p_h, p_conv, p_conv_bias, p_dilation, p_dilation_bias, p_rows, p_dc, p_d, p_da, p_sums,
+    T, N, R, H, W, P, C, dilation, max_dilation,
+    K: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, ACTIVATION: tl.constexpr, DYNAMIC: tl.constexpr,
+    HAS_MAX: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_R: tl.constexpr,
+):  # fmt: skip
+    """One program: BLOCK_M tokens of one clip, all channels. ``p_sums``: (programs, K·KH·KW + 1, R)."""
+    tiles = tl.cdiv(T * (P + N), BLOCK_M)
+    i_clip = (tl.program_id(0) // tiles).to(tl.int64)
+    o_m, o_t, o_n, m_token, m_row = _token(tl.program_id(0) % tiles, T, N, P, BLOCK_M)
+    p_h += i_clip * T * N * R
+    b_d = o_t.to(tl.float32)
+    b_slope = b_d
+    if DYNAMIC:
+        b_d, b_slope = predict_dilation(
+            p_h, p_dilation, p_dilation_bias, o_t, o_n, T, N, R, m_row, max_dilation, HAS_MAX, BLOCK_M, BLOCK_R
+        )
+    activation_step(
+        p_h, p_conv, p_conv_bias, b_d, p_rows + i_clip * T * (P + N) * C, o_t, o_n, m_row, o_m, m_token,
+        T, N, R, H, W, C, dilation, K, KH, KW, ACTIVATION, DYNAMIC, BLOCK_M, BLOCK_R,
+    )  # fmt: skip
+    b_dd = backward_activation_step(
+        p_dphi + i_clip * T * N * R, p_h, p_conv, p_conv_bias, b_d, p_dc + i_clip * T * N * R,
+        p_sums + tl.program_id(0).to(tl.int64) * (K * KH * KW + 1) * R, o_t, o_n, m_row,
+        T, N, R, H, W, dilation, K, KH, KW, ACTIVATION, DYNAMIC, BLOCK_M, BLOCK_R,
+    )  # fmt: skip
+    if DYNAMIC:
+        o_row = i_clip * T * N + o_t * N + o_n
+        tl.store(p_d + o_row, b_d, m_row)
+        tl.store(p_da + o_row, b_dd * b_slope, m_row)
+
+
+@triton.jit
+def _conv_bwd_hidden_kernel(
+    p_dc, p_h, p_conv, p_dilation, p_d, p_da, p_dh, p_sums,
+    T, N, R, H, W, P, C, dilation,
+    K: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, DYNAMIC: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_R: tl.constexpr,
+):  # fmt: skip
+    """One program: BLOCK_M patches of one clip, all channels. ``p_sums``: (programs, 4, R), dynamic or not."""
+    tiles = tl.cdiv(T * N, BLOCK_M)
+    i_clip = (tl.program_id(0) // tiles).to(tl.int64)
+    _, o_t, o_n, _, m_row = _token(tl.program_id(0) % tiles, T, N, 0, BLOCK_M)
+    backward_hidden_step(
+        p_dc + i_clip * T * N * R, p_h + i_clip * T * N * R, p_conv, p_dilation, p_d + i_clip * T * N,
+        p_da + i_clip * T * N, p_dh + i_clip * T * (P + N) * C, p_sums + tl.program_id(0).to(tl.int64) * 4 * R,
+        o_t, o_n, m_row, o_t * (P + N) + P + o_n,
+        T, N, R, H, W, C, dilation, K, KH, KW, DYNAMIC, BLOCK_M, BLOCK_R,
+    )  # fmt: skip
 
 
 def activated_rows(h: Tensor, weights: Weights, spec: AdapterSpec) -> Tensor:
@@ -163,9 +198,9 @@ def activated_rows(h: Tensor, weights: Weights, spec: AdapterSpec) -> Tensor:
     P, plan = spec.num_prefix_tokens, conv_plan(h, weights.conv)
     rows = h.new_empty(B, T, P + N, R + PAD)
     _conv_fwd_kernel[(B * triton.cdiv(T * (P + N), plan.BLOCK_M),)](
-        h, weights.conv, weights.conv_bias, *_dilation(weights), rows,
+        h, weights.conv, weights.conv_bias, *dilation_weights(weights), rows,
         T, N, R, *spec.grid_size, P, R + PAD, spec.dilation, spec.max_dilation or 0.0,
-        ACTIVATION=spec.activation, **_flags(weights, spec), **plan.options(),
+        ACTIVATION=spec.activation, **flags(weights, spec), **plan.options(),
     )  # fmt: skip
     return rows
 
@@ -179,9 +214,9 @@ def backward_activation(dphi: Tensor, h: Tensor, weights: Weights, spec: Adapter
     sums = h.new_empty(programs, taps + 1, R, dtype=torch.float32)
     d, da = h.new_empty(2, B, T, N, dtype=torch.float32) if weights.dilation is not None else (sums, sums)
     _conv_bwd_activation_kernel[(programs,)](
-        dphi, h, weights.conv, weights.conv_bias, *_dilation(weights), rows, dphi, d, da, sums,
+        dphi, h, weights.conv, weights.conv_bias, *dilation_weights(weights), rows, dphi, d, da, sums,
         T, N, R, *spec.grid_size, P, R + PAD, spec.dilation, spec.max_dilation or 0.0,
-        ACTIVATION=spec.activation, **_flags(weights, spec), **plan.options(),
+        ACTIVATION=spec.activation, **flags(weights, spec), **plan.options(),
     )  # fmt: skip
     return rows, dphi, (sums, d, da)
 
@@ -194,15 +229,19 @@ def backward_hidden(
     P, plan, (sums, d, da) = spec.num_prefix_tokens, conv_plan(h, weights.conv), state
     programs = B * triton.cdiv(T * N, plan.BLOCK_M)
     sums_h = h.new_empty(programs, 4, R, dtype=torch.float32)
-    flags = _flags(weights, spec)
-    del flags["HAS_MAX"]
+    options = flags(weights, spec)
+    del options["HAS_MAX"]
     _conv_bwd_hidden_kernel[(programs,)](
-        dc, h, weights.conv, _dilation(weights)[0], d, da, out, sums_h,
-        T, N, R, *spec.grid_size, P, R + PAD, spec.dilation, **flags, **plan.options(),
+        dc, h, weights.conv, dilation_weights(weights)[0], d, da, out, sums_h,
+        T, N, R, *spec.grid_size, P, R + PAD, spec.dilation, **options, **plan.options(),
     )  # fmt: skip
-    by_tap = sums.sum(0)
-    dynamic = weights.dilation is not None
-    by_row = sums_h.sum(0) if dynamic else sums_h[:, 0].sum(0, keepdim=True)
+    return add_sums(sums, sums_h, da, weights)
+
+
+def add_sums(sums: Tensor, sums_h: Tensor, da: Tensor, weights: Weights) -> ConvGradients:
+    """The second stage of the reductions: partial sums of the programs to gradients, in fp32."""
+    by_tap, dynamic = sums.sum(0), weights.dilation is not None
+    by_row = sums_h.sum(0) if dynamic else sums_h[:, :1].sum(0)  # a static kernel writes no others
     return ConvGradients(
         conv=by_tap[:-1].t().clone(memory_format=torch.contiguous_format).view(weights.conv.shape),
         conv_bias=by_tap[-1].clone(),  # outputs of an operator share no memory
@@ -212,14 +251,14 @@ def backward_hidden(
     )
 
 
-def _dilation(weights: Weights) -> tuple[Tensor, Tensor]:
+def dilation_weights(weights: Weights) -> tuple[Tensor, Tensor]:
     """The predictor's weights; of a static adapter others in their place, which are not read."""
     if weights.dilation is None or weights.dilation_bias is None:
         return weights.conv_bias, weights.conv_bias
     return weights.dilation, weights.dilation_bias
 
 
-def _flags(weights: Weights, spec: AdapterSpec) -> dict[str, int | bool]:
+def flags(weights: Weights, spec: AdapterSpec) -> dict[str, int | bool]:
     K, KH, KW = weights.conv.shape[2:]
     dynamic = weights.dilation is not None
     return {"K": K, "KH": KH, "KW": KW, "DYNAMIC": dynamic, "HAS_MAX": spec.max_dilation is not None}

@@ -1,4 +1,8 @@
-"""Which tiles a kernel runs with, by architecture: one table."""
+"""Which design and which tiles serve a call: one table per kernel family, by architecture. Never tuned at run time.
+
+The figures come from compiling ahead of time (`python -m bench compile`): no plan here spills registers, and each fits
+its architecture's shared memory. No GPU has timed them yet.
+"""
 
 from __future__ import annotations
 
@@ -9,29 +13,59 @@ import torch
 import triton
 from torch import Tensor
 
+DESIGNS = ("fused", "gemm")
+
 
 @dataclasses.dataclass(frozen=True)
 class ConvPlan:
-    """Tiles of the convolution kernels: rows, channels, warps."""
+    """Tiles of the convolution kernels: rows and channels."""
 
     BLOCK_M: int
     BLOCK_R: int
-    num_warps: int
+    num_warps: int = 4
 
     def options(self) -> dict[str, int]:
         """Keyword arguments of a launch."""
         return dataclasses.asdict(self)
 
 
+@dataclasses.dataclass(frozen=True)
+class FusedPlan:
+    """Tiles of the fused kernels: rows; D and R of the down-product; channels of the convolution; D and R of the up."""
+
+    BLOCK_M: int
+    BLOCK_D: int
+    BLOCK_R: int
+    BLOCK_S: int
+    BLOCK_N: int
+    BLOCK_K: int
+    num_warps: int = 8
+    num_stages: int = 3
+
+    def options(self, D: int, R: int) -> dict[str, int | bool]:
+        """Keyword arguments of a launch; EVEN drops the masks of the products."""
+        even = D % self.BLOCK_D == R % self.BLOCK_R == D % self.BLOCK_N == R % self.BLOCK_K == 0
+        return {**dataclasses.asdict(self), "EVEN": even}
+
+
+SMALL = FusedPlan(BLOCK_M=16, BLOCK_D=16, BLOCK_R=16, BLOCK_S=16, BLOCK_N=16, BLOCK_K=16, num_warps=1, num_stages=1)
+HALF = FusedPlan(BLOCK_M=64, BLOCK_D=64, BLOCK_R=64, BLOCK_S=32, BLOCK_N=64, BLOCK_K=64)
+SINGLE = FusedPlan(BLOCK_M=64, BLOCK_D=32, BLOCK_R=64, BLOCK_S=32, BLOCK_N=64, BLOCK_K=32, num_stages=2)
+
+# by the size of an element of the weights, in bytes
+FUSED = {
+    "interpreter": {2: SMALL, 4: SMALL},
+    "cuda": {2: HALF, 4: SINGLE},
+    "hip": {2: dataclasses.replace(HALF, num_stages=2), 4: SINGLE},
+}
 CONV = {
     "interpreter": ConvPlan(BLOCK_M=16, BLOCK_R=16, num_warps=1),
-    "cuda": ConvPlan(BLOCK_M=32, BLOCK_R=64, num_warps=4),
-    "hip": ConvPlan(BLOCK_M=32, BLOCK_R=64, num_warps=4),
+    "cuda": ConvPlan(BLOCK_M=32, BLOCK_R=64),
+    "hip": ConvPlan(BLOCK_M=32, BLOCK_R=64),
 }
-CONV_SPATIAL = {
-    "interpreter": ConvPlan(BLOCK_M=16, BLOCK_R=16, num_warps=1),
-    "cuda": ConvPlan(BLOCK_M=16, BLOCK_R=64, num_warps=4),
-    "hip": ConvPlan(BLOCK_M=16, BLOCK_R=64, num_warps=4),
+CONV_SPATIAL = CONV | {
+    "cuda": ConvPlan(BLOCK_M=16, BLOCK_R=64),
+    "hip": ConvPlan(BLOCK_M=16, BLOCK_R=64),
 }
 
 
@@ -47,3 +81,35 @@ def conv_plan(h: Tensor, conv: Tensor) -> ConvPlan:
     """For a hidden ``h`` (B, T, N, R) and a convolution's weight."""
     is_spatial = conv.shape[-2] * conv.shape[-1] > 1
     return (CONV_SPATIAL if is_spatial else CONV)[platform()]
+
+
+def fused_plan(x: Tensor, down: Tensor) -> FusedPlan:
+    """For an input ``x`` (B, T, L, D) and the down-projection's weight."""
+    return FUSED[platform()][down.element_size()]
+
+
+def choose_design(x: Tensor, compute_dtype: torch.dtype, bottleneck: int, conv: Tensor) -> str:
+    """The design for an input (B, T, L, D): ``fused`` where its one launch is predicted to win, else ``gemm``."""
+    if fused_refusals(x, compute_dtype, conv):
+        return "gemm"
+    if platform() == "hip" or bottleneck > 128 or (compute_dtype == torch.float32 and precision() == "ieee"):
+        return "gemm"
+    return "fused"
+
+
+def fused_refusals(x: Tensor, compute_dtype: torch.dtype, conv: Tensor) -> list[str]:
+    """Why the fused kernels cannot serve a call; empty if they can."""
+    T, reasons = x.shape[1], []
+    if conv.shape[-2] * conv.shape[-1] > 1:
+        reasons.append("a spatial kernel needs patches of other programs")
+    rows = FUSED[platform()][compute_dtype.itemsize].BLOCK_M
+    if rows < T:
+        reasons.append(f"{T} frames are more than the {rows} rows of a program")
+    if x.is_cuda and torch.version.hip is None and torch.cuda.get_device_capability(x.device) < (8, 0):
+        reasons.append("Triton has no tensor cores below compute capability 8.0")
+    return reasons
+
+
+def precision() -> str:
+    """How fp32 products are computed: as PyTorch's own setting says."""
+    return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee"
