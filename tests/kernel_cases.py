@@ -1,0 +1,273 @@
+"""What `tests.test_kernels` runs in Triton's interpreter, in one process: every case by name."""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import os
+import traceback
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+from fe_adapter import FEAdapter, FusedFEAdapter
+from tests.adapters import assert_within, forward_backward, pair
+from tests.interpreter import memory_checks
+
+CASES: dict[str, Callable[[], None]] = {}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def case(function: Callable[[], None]) -> Callable[[], None]:
+    CASES[function.__name__] = function
+    return function
+
+
+def check(
+    design: str,
+    dtype: torch.dtype,
+    shape: tuple[int, int, int, int, int, int],
+    *,
+    stream: torch.dtype | None = None,
+    change: Callable[[torch.Tensor], torch.Tensor] = lambda x: x,
+    prepare: Callable[[FEAdapter], None] | None = None,
+    twice: bool = False,
+    **options,
+) -> None:
+    """Output and every gradient within the rounding of ``dtype``, prefix tokens bit-identical; ``twice``: all bits."""
+    B, T, N, P, D, R = shape
+    os.environ["FE_ADAPTER_DESIGN"] = design
+    options = {"num_frames": T, "num_prefix_tokens": P, **options}
+    recompute = options.pop("recompute", None)
+    exact, _ = pair(D, R, dtype=torch.float64, **options)
+    if prepare is not None:
+        with torch.no_grad():
+            prepare(exact)
+    layer = FusedFEAdapter(D, R, backend="triton", recompute=recompute, dtype=dtype, **options)
+    layer.load_state_dict(exact.state_dict())
+    exact.load_state_dict(layer.state_dict())  # the same, rounded, weights
+    x, dy = (change(z) for z in torch.randn(2, B * T, P + N, D).to(stream or dtype))
+    with memory_checks(), torch.autocast("cpu", dtype, enabled=stream is not None):
+        actual = forward_backward(layer, x, dy)
+    if twice:
+        again = forward_backward(layer, x, dy)
+        assert all(torch.equal(value, again[name]) for name, value in actual.items()), "two runs differ"
+    for name, source in (("y", x), ("x", dy)):
+        assert torch.equal(actual[name][:, :P], source[:, :P]), f"prefix tokens of {name}"
+    assert_within(actual, forward_backward(exact, x.double(), dy.double()), dtype, length=B * T * N * 15)
+
+
+SHAPES = {  # (B, T, N, P, D, R): around the tiles of 16 rows and columns, and primes
+    "small": (2, 4, 5, 1, 24, 20),
+    "ones": (1, 1, 1, 0, 1, 1),
+    "odd": (2, 5, 7, 5, 33, 17),
+    "tile": (1, 4, 4, 1, 16, 16),
+    "long": (1, 16, 2, 2, 15, 31),
+}
+FORMS = {
+    "static": {"dilation": 1},
+    "dilated": {"dilation": 7, "kernel_size": 5, "activation": "silu"},
+    "dynamic": {"dilation": "dynamic", "activation": "gelu"},
+    "wide dynamic": {"dilation": "dynamic", "kernel_size": 5, "max_dilation": 1.5, "activation": "relu"},
+}
+for _design in ("gemm", "fused"):
+    for _name, _shape in SHAPES.items():
+        for _form, _options in FORMS.items():
+            CASES[f"{_design}, fp32, {_name}, {_form}"] = functools.partial(
+                check, _design, torch.float32, _shape, **_options
+            )
+    for _dtype in ("bf16", "fp16"):
+        for _form in ("static", "dynamic"):
+            CASES[f"{_design}, {_dtype}, odd, {_form}"] = functools.partial(
+                check, _design, DTYPES[_dtype], SHAPES["odd"], twice=True, **FORMS[_form]
+            )
+    CASES[f"{_design}, bf16 in an fp32 stream"] = functools.partial(
+        check, _design, torch.bfloat16, SHAPES["small"], stream=torch.float32, dilation="dynamic"
+    )
+    for _recompute in ("hidden", "input"):
+        CASES[f"{_design}, recompute {_recompute}"] = functools.partial(
+            check, _design, torch.float32, SHAPES["small"], recompute=_recompute, dilation=2
+        )
+    LAYOUTS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+        "sliced": lambda x: torch.cat([x, torch.full_like(x, torch.nan)], -1)[..., : x.shape[-1]],
+        "transposed": lambda x: x.transpose(0, 1).contiguous().transpose(0, 1),
+        "features apart": lambda x: x.transpose(1, 2).contiguous().transpose(1, 2),
+    }
+    for _layout, _change in LAYOUTS.items():
+        CASES[f"{_design}, {_layout} x and dy"] = functools.partial(
+            check, _design, torch.float32, SHAPES["small"], change=_change, dilation=1
+        )
+    DILATIONS = {"nearly vanishing": -8.0, "beyond both ends": 9.0, "whole frames": 0.0, "two whole frames": 1.0}
+    for _dilation, _bias in DILATIONS.items():
+        CASES[f"{_design}, dilation {_dilation}"] = functools.partial(
+            check,
+            _design,
+            torch.float32,
+            SHAPES["small"],
+            dilation="dynamic",
+            prepare=lambda layer, bias=_bias: (
+                layer.dilation_proj.weight.zero_(),
+                layer.dilation_proj.bias.fill_(bias),
+            ),
+        )
+for _kernel, _form in (((3, 3, 3), "dynamic"), ((1, 3, 5), "static"), ((3, 5, 1), "dilated")):
+    _options = {**FORMS[_form], "kernel_size": _kernel, "grid_size": (3, 2)}
+    CASES[f"gemm, spatial {_kernel}, {_form}"] = functools.partial(
+        check, "gemm", torch.float32, (1, 3, 6, 1, 17, 18), **_options
+    )
+
+
+@case
+def random_shapes():
+    from hypothesis import given, settings
+    from hypothesis import strategies as st
+
+    size = st.integers(1, 19)
+
+    @settings(max_examples=24, deadline=None, derandomize=True, database=None)
+    @given(
+        st.sampled_from(["gemm", "fused"]), st.sampled_from(list(DTYPES)), st.integers(1, 2), st.integers(1, 9), size,
+        st.integers(0, 3), size, size, st.sampled_from([1, 2, "dynamic"]), st.sampled_from(["identity", "silu"]),
+    )  # fmt: skip
+    def sweep(design, dtype, B, T, N, P, D, R, dilation, activation):
+        check(design, DTYPES[dtype], (B, T, N, P, D, R), dilation=dilation, activation=activation)
+
+    sweep()
+
+
+def layer_and_input(**options) -> tuple[FusedFEAdapter, torch.Tensor]:
+    _, layer = pair(8, 6, num_frames=2, backend="triton", **options)
+    return layer, torch.randn(4, 5, 8)
+
+
+@case
+def no_gradient_of_x_where_none_is_asked_for():
+    for design in ("gemm", "fused"):
+        os.environ["FE_ADAPTER_DESIGN"] = design
+        layer, x = layer_and_input()
+        layer(x.requires_grad_()).sum().backward()
+        expected = {name: p.grad.clone() for name, p in layer.named_parameters()}
+        layer.zero_grad()
+        with memory_checks():
+            layer(x.detach()).sum().backward()  # an expanded dy, too
+        for name, p in layer.named_parameters():
+            torch.testing.assert_close(p.grad, expected[name])
+
+
+@case
+def not_a_number_stays_one():
+    for design in ("gemm", "fused"):
+        os.environ["FE_ADAPTER_DESIGN"] = design
+        layer, x = layer_and_input()
+        with torch.no_grad(), memory_checks(nan_loads=False):
+            layer.dilation_proj.bias.fill_(torch.nan)
+            assert layer(x)[:, 1:].isnan().all()
+        layer, x = layer_and_input(dilation=1, activation="relu")
+        x[0, 2, 3] = torch.nan
+        with torch.no_grad(), memory_checks(nan_loads=False):
+            assert layer(x)[:2, 2].isnan().all()
+
+
+@case
+def a_fresh_layer_is_the_identity():
+    for design in ("gemm", "fused"):
+        os.environ["FE_ADAPTER_DESIGN"] = design
+        for dtype in DTYPES.values():
+            layer = FusedFEAdapter(8, 6, num_frames=2, backend="triton", dtype=dtype)
+            x = torch.randn(4, 5, 8, dtype=dtype)
+            assert torch.equal(layer(x), x)
+
+
+@case
+def an_empty_batch_gives_an_empty_one():
+    layer, x = layer_and_input()
+    y = layer(x[:0].requires_grad_())
+    assert y.shape == (0, 5, 8)
+    y.sum().backward()
+    assert not layer.up_proj.weight.grad.any()
+
+
+@case
+def opcheck_and_compile():
+    for design in ("gemm", "fused"):
+        os.environ["FE_ADAPTER_DESIGN"] = design
+        layer, x = layer_and_input(dilation=1)
+        weights = [p.detach().clone().requires_grad_() for p in layer.parameters()]
+        clip = x.view(2, 2, 5, 8).requires_grad_()
+        arguments = (clip, weights, 1, None, "identity", 1, (4, 1), x.dtype, None, True, "triton")
+        utils = ("test_schema", "test_faketensor", "test_autograd_registration")
+        torch.library.opcheck(torch.ops.fe_adapter.adapter_forward.default, arguments, test_utils=utils)
+        compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+        assert torch.equal(compiled(x), layer(x))
+
+
+@case
+def a_second_derivative_is_refused():
+    layer, x = layer_and_input()
+    (gradient,) = torch.autograd.grad(layer(x.requires_grad_()).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiated once"):
+        gradient.sum().backward()
+
+
+@case
+def auto_takes_triton_and_says_nothing():
+    os.environ.pop("FE_ADAPTER_DESIGN", None)
+    records: list[logging.LogRecord] = []
+    handler = logging.Handler(logging.DEBUG)
+    handler.emit = records.append  # type: ignore[method-assign]
+    logging.getLogger("fe_adapter").addHandler(handler)
+    x = torch.randn(4, 5, 8)
+    layer = FusedFEAdapter(8, 6, num_frames=2)
+    nn.init.normal_(layer.temporal_conv.weight)
+    from fe_adapter.kernels import plans
+
+    with memory_checks():
+        layer(x)
+    assert plans.platform() == "interpreter"
+    assert not records
+
+
+@case
+def bad_designs_are_refused():
+    refusals = {
+        "resident": ({}, "FE_ADAPTER_DESIGN='resident' is not one of 'fused', 'gemm'"),
+        "fused": ({"kernel_size": (3, 3, 3)}, "FE_ADAPTER_DESIGN=fused cannot run here: a spatial kernel"),
+    }
+    for design, (options, message) in refusals.items():
+        os.environ["FE_ADAPTER_DESIGN"] = design
+        layer, x = layer_and_input(**options)
+        with pytest.raises((RuntimeError, ValueError), match=message):
+            layer(x)
+    with pytest.raises(RuntimeError, match="17 frames are more than the 16 rows of a program"):
+        FusedFEAdapter(4, 2, num_frames=17, backend="triton")(torch.zeros(17, 2, 4))
+
+
+@case
+def the_checks_see_planted_faults():
+    """A kernel whose mask is missing, and two programs that write one element."""
+    from tests import faulty_kernels
+
+    for launch, message in ((faulty_kernels.overrun, "out of bounds"), (faulty_kernels.collide, "race")):
+        with pytest.raises(Exception) as caught, memory_checks():  # noqa: PT011 (the interpreter wraps it)
+            launch()
+        chain = [str(error) for error in (caught.value, caught.value.__cause__, caught.value.__context__)]
+        assert any(message in text for text in chain), chain
+
+
+def main() -> None:
+    outcomes = {}
+    for name, run in CASES.items():
+        torch.manual_seed(0)
+        try:
+            run()
+            outcomes[name] = ""
+        except BaseException:
+            outcomes[name] = traceback.format_exc()[-1500:]
+    print(json.dumps(outcomes))
+
+
+if __name__ == "__main__":
+    main()
