@@ -1,8 +1,9 @@
 # make demo | make test | make check. Each creates .venv and installs what it needs, once.
+# make gpu: with the Python that is there, torch and triton in it; installs nothing.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint check format
+.PHONY: demo test lint check format gpu
 demo: .venv/.installed
 	$(BIN)/fe-adapter demo
 
@@ -15,6 +16,9 @@ lint: .venv/.installed
 	$(BIN)/mypy
 
 check: lint test
+
+gpu:
+	$(PYTHON) -m bench gpu
 
 format: .venv/.installed
 	$(BIN)/ruff check --fix .

@@ -9,6 +9,7 @@ from typing import Annotated
 import torch
 import typer
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 
 from bench import layer as layer_case
@@ -50,6 +51,69 @@ def layer(
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(results, indent=2) + "\n")
+
+
+@app.command("compile")
+def compile_command(
+    target: Annotated[list[str] | None, typer.Option(help="sm_80, sm_90, gfx942, …; default all.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Two adapters only: bf16, static and dynamic.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Write every launch to this CSV file.")] = None,
+) -> None:
+    """Compile every kernel for GPUs that are not there: registers, spills, shared memory, tensor cores.
+
+    Exits with 1 if a launch spills, needs too much shared memory, has no tensor-core product or lacks a barrier.
+
+    Example: python -m bench compile --target sm_90 --quick
+    """
+    import triton
+
+    from bench import compile as cases  # not before it is needed: it imports Triton
+    from bench.ahead import ARCHS
+
+    targets = tuple(target or ARCHS)
+    for name in targets:
+        if name not in ARCHS:
+            raise typer.BadParameter(f"{name} is none of {', '.join(ARCHS)}")
+    compiled = cases.compile_cases(cases.FAST if quick else cases.CASES, targets)
+    reports = list(track(compiled, "compiling", transient=True))
+    columns = ("target", "kernel", "adapter", "regs", "spill", "smem KiB", "blocks/SM", "products", "problems")
+    table = Table(*columns, title=f"Triton {triton.__version__}")
+    for report in reports:
+        numbers = (report.registers, report.spilled, report.smem // 1024, report.blocks_per_sm, report.tensor_core)
+        table.add_row(
+            report.target, report.kernel, report.case, *map(str, numbers), "; ".join(cases.problems(report)) or "none"
+        )
+    console = Console(width=200)
+    console.print(table)
+    for R, D, variant in cases.signatures() if not quick else ():
+        console.print(f"R={R} D={D}: {variant}")
+    if out is not None:
+        cases.write_csv(reports, out)
+    if any(cases.problems(report) for report in reports):
+        raise typer.Exit(1)
+
+
+@app.command()
+def gpu(
+    out: Annotated[Path | None, typer.Option(help="JSON file; default bench/results/CARD-DATE.json.")] = None,
+    seconds: Annotated[float, typer.Option(help="Start no new measurement after this time.")] = 480,
+) -> None:
+    """Every kernel on this machine's GPU against float64, then first times. What `make gpu` runs.
+
+    Example: python -m bench gpu
+    """
+    if not torch.cuda.is_available():
+        raise typer.BadParameter("there is no GPU here")
+    from bench import gpu as gpu_case
+
+    results = gpu_case.run(seconds)
+    card = str(results["machine"]["device"]).lower().replace(" ", "-")
+    path = out or readme_tables.RESULTS / f"{card}-{results['machine']['date']}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(results, indent=2) + "\n")
+    print(json.dumps(results, indent=2))
+    if results["failures"]:
+        raise typer.Exit(1)
 
 
 @app.command()

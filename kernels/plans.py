@@ -48,9 +48,10 @@ class FusedPlan:
         return {**dataclasses.asdict(self), "EVEN": even}
 
 
+# 16 channels at a time in the convolution: with 32, the backward of a dynamic dilation spills on several targets
 SMALL = FusedPlan(BLOCK_M=16, BLOCK_D=16, BLOCK_R=16, BLOCK_S=16, BLOCK_N=16, BLOCK_K=16, num_warps=1, num_stages=1)
-HALF = FusedPlan(BLOCK_M=64, BLOCK_D=64, BLOCK_R=64, BLOCK_S=32, BLOCK_N=64, BLOCK_K=64)
-SINGLE = FusedPlan(BLOCK_M=64, BLOCK_D=32, BLOCK_R=64, BLOCK_S=32, BLOCK_N=64, BLOCK_K=32, num_stages=2)
+HALF = FusedPlan(BLOCK_M=128, BLOCK_D=64, BLOCK_R=64, BLOCK_S=16, BLOCK_N=64, BLOCK_K=64)
+SINGLE = FusedPlan(BLOCK_M=64, BLOCK_D=32, BLOCK_R=32, BLOCK_S=16, BLOCK_N=32, BLOCK_K=32, num_stages=2)
 
 # by the size of an element of the weights, in bytes
 FUSED = {
@@ -64,8 +65,8 @@ CONV = {
     "hip": ConvPlan(BLOCK_M=32, BLOCK_R=64),
 }
 CONV_SPATIAL = CONV | {
-    "cuda": ConvPlan(BLOCK_M=16, BLOCK_R=64),
-    "hip": ConvPlan(BLOCK_M=16, BLOCK_R=64),
+    "cuda": ConvPlan(BLOCK_M=16, BLOCK_R=16, num_warps=2),
+    "hip": ConvPlan(BLOCK_M=16, BLOCK_R=16, num_warps=2),
 }
 
 

@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import nn
 
+from bench.agreement import assert_within, forward_backward, pair
 from fe_adapter import FEAdapter, FusedFEAdapter
-from tests.adapters import assert_within, forward_backward, pair
 from tests.interpreter import memory_checks
 
 CASES: dict[str, Callable[[], None]] = {}

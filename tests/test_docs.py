@@ -26,6 +26,7 @@ PAGES = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").g
 # Without a network: a backbone of random weights, as small as can be, and one epoch. The last of two options wins.
 SMALL = ["--backbone", "timm:vit_tiny_patch16_224", "--weights", "none", "--max-epochs", "1", "--no-randaugment"]
 SMALL += ["--backbone-args", '{"img_size": 48, "patch_size": 24, "embed_dim": 24, "depth": 2, "num_heads": 2}']
+FAST_BENCH = {"layer": ["--bottleneck", "8", "--rounds", "1"], "compile": []}
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -54,7 +55,7 @@ def _run(words: list[str]) -> None:
         extras = importlib.metadata.metadata("fe-adapter").get_all("Provides-Extra")
         assert re.search(r"\[(\w+)\]", words[-1])[1] in extras
     elif words[:3] == ["python", "-m", "bench"]:
-        bench_app([*words[3:], "--bottleneck", "8", "--rounds", "1"], standalone_mode=False)
+        bench_app([*words[3:], *FAST_BENCH[words[3]]], standalone_mode=False)
     else:
         assert words[0] == "fe-adapter", words
         assert cli.run([*words[1:], *(SMALL if words[1] == "train" else [])]) == 0, words

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import nn
 
+from bench.agreement import assert_within, forward_backward, pair
 from fe_adapter import FEAdapter, FusedFEAdapter
 from fe_adapter.memory import measure_saved_memory
-from tests.adapters import assert_within, forward_backward, pair
 
 KERNELS = [1, 3, 5, (3, 3, 3), (1, 3, 5)]
 DILATIONS = [1, 2, 7, "dynamic"]

@@ -7,9 +7,9 @@ import logging
 import pytest
 import torch
 
+from bench.agreement import pair
 from fe_adapter import FEAdapter, FEAdapterConfig, FusedFEAdapter, _backend, functional
 from fe_adapter.errors import InputError
-from tests.adapters import pair
 
 
 def arguments(layer: FusedFEAdapter, x: torch.Tensor, recompute: str | None) -> tuple:

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from bench.agreement import pair
 from fe_adapter import FEAdapter, FusedFEAdapter
-from tests.adapters import pair
 
 
 @pytest.mark.parametrize("cls", [FEAdapter, FusedFEAdapter])
