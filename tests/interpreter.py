@@ -32,6 +32,21 @@ class _Buffer:
 
 
 @contextlib.contextmanager
+def run_time_ranges() -> Iterator[None]:
+    """Let ``range(0, n)`` take a run-time n: Triton 3.6 asks NumPy for an int that NumPy 2.4 no longer gives."""
+    from triton.runtime import interpreter
+
+    original = interpreter._patch_lang_tensor
+
+    def patch_tensor(tensor, scope):
+        original(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+    with mock.patch.object(interpreter, "_patch_lang_tensor", patch_tensor):
+        yield
+
+
+@contextlib.contextmanager
 def memory_checks(nan_loads: bool = True) -> Iterator[None]:
     """Check every launch within the block; ``nan_loads=False`` lets NaN be read."""
     from triton.runtime import interpreter

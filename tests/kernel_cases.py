@@ -15,7 +15,7 @@ from torch import nn
 
 from bench.agreement import assert_within, forward_backward, pair
 from fe_adapter import FEAdapter, FusedFEAdapter
-from tests.interpreter import memory_checks
+from tests.interpreter import memory_checks, run_time_ranges
 
 CASES: dict[str, Callable[[], None]] = {}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -262,7 +262,8 @@ def main() -> None:
     for name, run in CASES.items():
         torch.manual_seed(0)
         try:
-            run()
+            with run_time_ranges():
+                run()
             outcomes[name] = ""
         except BaseException:
             outcomes[name] = traceback.format_exc()[-1500:]
