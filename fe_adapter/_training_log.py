@@ -12,6 +12,7 @@ from rich.progress import Progress as Bar
 
 from fe_adapter._io import atomic_write
 from fe_adapter._training_state import Progress
+from fe_adapter.errors import InputError
 
 
 class TrainingLog:
@@ -83,8 +84,11 @@ class TrainingLog:
 
     def _write(self, record: dict[str, float]) -> None:
         if self._file is not None:
-            self._file.write(json.dumps(record) + "\n")
-            self._file.flush()
+            try:
+                self._file.write(json.dumps(record) + "\n")
+                self._file.flush()
+            except OSError as error:
+                raise InputError(f"cannot write {self._path}: {error.strerror or error}") from error
 
 
 def _drop_lines_after(path: Path, step: int, epoch: int) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fe_adapter._report import write_csv
 from fe_adapter.classifier import VideoClassifier
-from fe_adapter.data.loader import make_loader
+from fe_adapter.data.loader import make_loader, one_line_errors
 from fe_adapter.errors import InputError
 from fe_adapter.metrics import Metrics, confusion_matrix
 
@@ -60,12 +60,7 @@ def evaluate(
     """
     from rich.progress import track
 
-    class_names = tuple(model.class_names)
-    if tuple(dataset.class_names) != class_names:
-        raise InputError(
-            f"the data has the classes {', '.join(dataset.class_names)}, "
-            f"but the model was trained on {', '.join(class_names)}"
-        )
+    check_classes(model, dataset)
     if len(dataset) == 0:
         raise InputError("the data set holds no clips to evaluate on")
     device = next(model.parameters()).device
@@ -76,12 +71,25 @@ def evaluate(
     was_training = model.training
     model.eval()
     with torch.no_grad():
-        for batch in track(loader, description=description, transient=True, disable=not description):
+        for batch in one_line_errors(track(loader, description=description, transient=True, disable=not description)):
             logits = model(batch["video"].to(device, non_blocking=True))
             probabilities.append(logits.float().softmax(-1).cpu())
             labels.append(batch["label"])
             paths += batch["path"]
     model.train(was_training)
     label, probability = torch.cat(labels), torch.cat(probabilities)
-    confusion = confusion_matrix(label, probability.argmax(-1), len(class_names))
-    return Evaluation(Metrics(confusion, class_names), tuple(paths), label, probability)
+    confusion = confusion_matrix(label, probability.argmax(-1), len(model.class_names))
+    return Evaluation(Metrics(confusion, model.class_names), tuple(paths), label, probability)
+
+
+def check_classes(model: VideoClassifier, dataset: Any) -> None:
+    """Labels are places in the list of classes, so model and data must have the same list.
+
+    Raises:
+        InputError: they have not.
+    """
+    if tuple(dataset.class_names) != tuple(model.class_names):
+        raise InputError(
+            f"the data has the classes {', '.join(dataset.class_names)}, "
+            f"but the model was trained on {', '.join(model.class_names)}"
+        )

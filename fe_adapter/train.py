@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import math
 import signal
 import statistics
@@ -19,13 +20,14 @@ from torch.nn import functional as F
 from fe_adapter._io import make_folder
 from fe_adapter._training_log import TrainingLog
 from fe_adapter._training_state import Progress, load_training_state, save_training_state
+from fe_adapter.adapt import fingerprint
 from fe_adapter.checkpoint import save_adapter
 from fe_adapter.classifier import VideoClassifier
 from fe_adapter.config import check_choice, check_count
-from fe_adapter.data.loader import make_loader
+from fe_adapter.data.loader import make_loader, one_line_errors
 from fe_adapter.data.sampling import derive_seed
 from fe_adapter.errors import InputError, TrainingError
-from fe_adapter.evaluate import evaluate
+from fe_adapter.evaluate import check_classes, evaluate
 
 SAMPLERS = ("shuffle", "balanced")
 PRECISIONS = ("no", "bf16", "fp16")
@@ -178,6 +180,9 @@ class _Run:
     ) -> None:
         if len(train_set) == 0:
             raise InputError("the training set holds no clips")
+        for dataset in (train_set, val_set):
+            if dataset is not None:
+                check_classes(model, dataset)
         self.model, self.train_set, self.val_set, self.config, self.out = model, train_set, val_set, config, out
         model.clip_seconds = train_set.clip_seconds  # what predict_video slides over a longer video
         make_folder(out)
@@ -192,6 +197,8 @@ class _Run:
 
         self.settings = {key: value for key, value in dataclasses.asdict(config).items() if key not in MAY_CHANGE}
         self.settings |= {"num_clips": len(train_set), "class_names": list(train_set.class_names)}
+        if model.tune != "full":
+            self.settings["backbone"] = fingerprint(model.vit)
         self.position = Progress()
         self.checkpoint = out / CHECKPOINT
         if self.checkpoint.exists():
@@ -216,12 +223,12 @@ class _Run:
             seed=self.config.seed,
             epoch=position.epoch,
             num_workers=self.config.num_workers,
-            start_batch=position.batch,
+            start_batch=position.batch * self.accelerator.num_processes,  # which share them out one by one
         )
         self.prepared.train()
         start = time.perf_counter()
         with _StopSignal() as stop:
-            for batch in _on_device(loader, self.accelerator):
+            for batch in one_line_errors(_on_device(loader, self.accelerator)):
                 loss, norm = self._batch(batch)
                 position.add(loss)
                 if not self.accelerator.sync_gradients:
@@ -257,10 +264,12 @@ class _Run:
 
     def _check_finite(self, name: str, value: float) -> None:
         if not math.isfinite(value):
+            safe = (
+                f"the checkpoint in {self.out} is from before" if self.checkpoint.exists() else "nothing is saved yet"
+            )
             raise TrainingError(
-                f"the {name} is {value} at step {self.position.step}; the last checkpoint in {self.out} is from "
-                f"before. Lower the learning rate (its peak is {self.schedule.peak:.2g}), warm up longer, or use "
-                "precision bf16 instead of fp16"
+                f"the {name} is {value} at step {self.position.step}; {safe}. Lower the learning rate (its peak is "
+                f"{self.schedule.peak:.2g}), warm up longer, or use precision bf16 instead of fp16"
             )
 
     def validate(self) -> None:
@@ -317,6 +326,8 @@ def _accelerator(config: TrainConfig, out: Path) -> Any:
         from accelerate.state import AcceleratorState
     except ImportError:
         raise InputError("training needs accelerate; pip install 'fe-adapter[train]'") from None
+    if config.tracker is not None and importlib.util.find_spec(config.tracker) is None:
+        raise InputError(f"tracker={config.tracker!r} needs {config.tracker}; pip install {config.tracker} or use None")
     AcceleratorState._reset_state()  # or the first run of a process would fix the precision of all later ones
     return Accelerator(
         mixed_precision=config.precision,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from fe_adapter.data import (
     open_dataset,
     sliding_windows,
 )
+from fe_adapter.data.loader import one_line_errors
 from fe_adapter.errors import InputError
 from tests.videos import levels, make_sound, make_video
 
@@ -209,6 +211,22 @@ def test_a_share_of_every_class_is_held_out_where_there_is_no_split(root):
         open_dataset(root, "val", sampler=FrameSampler(1), val_fraction=1.5)
 
 
+@pytest.mark.parametrize(
+    ("own", "split", "message"),
+    [
+        ("train", None, "has no test or val split"),
+        ("val", "train", "has no train split"),
+        (None, None, "holds no videos"),
+    ],
+    ids=["only train", "only val", "no lines"],
+)
+def test_splits_that_are_not_there_are_refused(root, own, split, message):
+    lines = [] if own is None else [f"happy/deep/0.mp4,happy,{own}", f"sad/0.mkv,sad,{own}"]
+    file = csv_file(root, "path,label,split", *lines)
+    with pytest.raises(InputError, match=message):
+        open_dataset(file, split, sampler=FrameSampler(1))
+
+
 def test_folders_of_splits(root, tmp_path):
     for split in ("train", "test"):
         for name in ("a", "b"):
@@ -242,6 +260,7 @@ CSVS = {
     "unknown class": (["path,label", "sad/0.mkv,sad", "sad/1.mkv,angry"], "has the unknown class 'angry'; known are"),
     "twice": (["path,label", "sad/0.mkv,sad", "sad/../sad/0.mkv,happy"], "line 3: .* is there already, in line 2"),
     "no such file": (["path,label", "sad/9.mkv,sad"], "line 2: sad/9.mkv: no such file"),
+    "after empty lines": (["path,label", "", "", "sad/9.mkv,sad"], "line 4: sad/9.mkv: no such file"),
     "short line": (["path,label", "sad/0.mkv"], "line 2: path or label is missing"),
     "bad split": (["path,label,split", "sad/0.mkv,sad,training"], "line 2: split 'training' is none of"),
 }
@@ -314,3 +333,11 @@ def test_workers_start_although_this_process_has_threads(root):
     for _ in range(2):
         loader = make_loader(data, 2, num_workers=2)
         assert torch.equal(torch.cat([batch["video"] for batch in loader]), alone)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_file_that_is_gone_later_is_named_in_one_line(root, num_workers):
+    data = VideoFolder(root, sampler=FrameSampler(1))
+    Path(data.paths[-1]).unlink()
+    with pytest.raises(InputError, match=r"^[^\n]*: no such file$"):
+        list(one_line_errors(make_loader(data, 2, num_workers=num_workers)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
@@ -146,8 +147,7 @@ def test_workers_change_nothing(videos, tmp_path):
 
 
 SCRIPT = """
-import sys, time
-from pathlib import Path
+import dataclasses, sys, time
 from tests import test_training as t
 from fe_adapter import train
 real = train._Run._batch
@@ -156,19 +156,30 @@ def slow(run, batch):
     return real(run, batch)
 train._Run._batch = slow
 if __name__ == "__main__":
-    t.fit(t.model(), t.train_set(sys.argv[1]), None, t.RECIPE, out=sys.argv[2], progress=False)
+    recipe = dataclasses.replace(t.RECIPE, num_workers=int(sys.argv[3]))
+    t.fit(t.model(), t.train_set(sys.argv[1]), None, recipe, out=sys.argv[2], progress=False)
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_a_stopped_process_leaves_a_checkpoint_to_resume_from(videos, tmp_path, number):
+@pytest.mark.parametrize(
+    ("number", "num_workers"), [(signal.SIGINT, 0), (signal.SIGINT, 2), (signal.SIGKILL, 0)], ids=str
+)
+def test_a_stopped_process_leaves_a_checkpoint_to_resume_from(videos, tmp_path, number, num_workers):
     root = Path(__file__).parents[1]
     out = tmp_path / "run"
-    process = subprocess.Popen([sys.executable, "-c", SCRIPT, videos, out], cwd=root, stderr=subprocess.PIPE)
+    script = tmp_path / "script.py"  # workers import it again, so it must be a file
+    script.write_text(SCRIPT)
+    process = subprocess.Popen(
+        [sys.executable, script, videos, out, str(num_workers)],
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": str(root)},
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
     deadline = time.monotonic() + 60
     while not (out / "checkpoint.safetensors").exists() and time.monotonic() < deadline:
         time.sleep(0.02)
-    process.send_signal(number)
+    os.killpg(process.pid, number)  # as a terminal does: to the workers, too
     _, errors = process.communicate(timeout=60)
     assert process.returncode != 0, "it ran to its end before the signal came"
     assert number == signal.SIGKILL or b"KeyboardInterrupt" in errors
@@ -297,6 +308,22 @@ def test_tensorboard_gets_the_curves(videos, tmp_path):
     recipe = TrainConfig(**{**vars(RECIPE), "max_epochs": 1, "tracker": "tensorboard"})
     fit(model(), train_set(videos), None, recipe, out=tmp_path, progress=False)
     assert list((tmp_path / "tensorboard").rglob("events.out.tfevents.*"))
+
+
+@pytest.mark.parametrize("which", ["train", "val"])
+def test_data_of_other_classes_is_refused_at_the_start(videos, tmp_path, which):
+    good = val_set(videos)
+    other = VideoFolder(videos, sampler=FrameSampler(4))
+    sets = (other, None) if which == "train" else (good, other)
+    with pytest.raises(InputError, match="the data has the classes offset, onset, but the model was trained on onset"):
+        fit(model(), *sets, RECIPE, out=tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_tracker_that_is_not_installed_is_refused(videos, tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match="tracker='wandb' needs wandb; pip install wandb"):
+        fit(model(), train_set(videos), None, TrainConfig(tracker="wandb"), out=tmp_path / "run", progress=False)
 
 
 def test_evaluation_refuses_other_classes_and_keeps_the_order(videos):

@@ -10,7 +10,7 @@ import torch
 
 from fe_adapter.data import FrameSampler, probe, read_frames
 from fe_adapter.errors import InputError
-from tests.videos import corner, levels, make_empty_video, make_sound, make_video, rotate
+from tests.videos import corner, levels, make_empty_video, make_sound, make_sound_with_cover, make_video, rotate
 
 KINDS = {
     "h264": {},
@@ -116,6 +116,7 @@ BAD = {
         "is truncated|is no video, or a damaged one",
     ),
     "sound only": (make_sound, "has no video, only audio"),
+    "sound with a cover": (make_sound_with_cover, "has no video, only audio"),
     "no frames": (lambda p: make_empty_video(p.with_suffix(".mkv")), "is no video, or a damaged one"),
 }
 
@@ -129,6 +130,18 @@ def test_bad_files_are_refused_in_one_line(case, read, tmp_path):
         read(path)
     assert "\n" not in str(caught.value)
     assert str(path) in str(caught.value)
+
+
+def test_names_with_a_colon_are_files(tmp_path, monkeypatch):
+    make_video(tmp_path / "a:b.mp4", num_frames=3)
+    monkeypatch.chdir(tmp_path)
+    assert levels(read_frames("a:b.mp4")) == [0, 1, 2]
+
+
+def test_an_avi_that_drops_frames_is_whole(tmp_path):
+    times = [0, 1, 2, 6, 7, 12]
+    path = make_video(tmp_path / "video.avi", num_frames=6, times=times, codec="mpeg4")
+    assert levels(read_frames(path)) == [0, 1, 2, 3, 4, 5]
 
 
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.8, 0.95, 0.99])

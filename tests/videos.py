@@ -58,6 +58,25 @@ def make_sound(path: Path) -> Path:
     return path
 
 
+def make_sound_with_cover(path: Path) -> Path:
+    """An mp3 file that starts with a picture, as ID3v2.3 §4.15 stores it."""
+    with av.open(str(path), "w", format="mp3") as file:
+        stream = file.add_stream("libmp3lame", rate=44100, layout="mono")
+        for _ in range(20):
+            frame = av.AudioFrame.from_ndarray(np.zeros((1, 1152), np.float32), format="fltp", layout="mono")
+            frame.sample_rate = 44100
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode(None))
+    image = av.VideoFrame.from_ndarray(np.zeros((8, 8, 3), np.uint8), format="rgb24")
+    encoder = av.CodecContext.create("png", "w")
+    encoder.height, encoder.width, encoder.pix_fmt, encoder.time_base = 8, 8, "rgb24", Fraction(1, 1)
+    picture = b"\0image/png\0\3\0" + b"".join(bytes(packet) for packet in encoder.encode(image))
+    content = b"APIC" + struct.pack(">IH", len(picture), 0) + picture
+    length = bytes(len(content) >> shift & 127 for shift in (21, 14, 7, 0))
+    path.write_bytes(b"ID3\3\0\0" + length + content + path.read_bytes())
+    return path
+
+
 def make_empty_video(path: Path) -> Path:
     """A file that announces a video and holds not one frame."""
     with av.open(str(path), "w") as file:

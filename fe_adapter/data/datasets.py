@@ -164,6 +164,8 @@ def open_dataset(
     if not 0 < val_fraction < 1:
         raise InputError(f"val_fraction={val_fraction} is outside (0, 1)")
     by_split = _clips_by_split(data)
+    if not by_split:
+        raise InputError(f"{data} holds no videos")
     own = {name for name in by_split if name is not None}
     if split is None:
         split = "test" if "test" in own else "val" if "val" in own else None
@@ -173,12 +175,12 @@ def open_dataset(
         options["class_names"] = sorted(names, key=_natural)
     if split in own and not (split == "train" and "val" not in own):
         clips = by_split[split]
-    elif split in ("train", "val"):
-        clips = _held_out(by_split.get(pool_name, []), val_fraction, split_seed, of_validation=split == "val")
-    elif split is None:
+    elif split in ("train", "val") and pool_name in by_split:
+        clips = _held_out(by_split[pool_name], val_fraction, split_seed, of_validation=split == "val")
+    elif split is None and None in by_split:
         clips = by_split[None]
     else:
-        raise InputError(f"{data} has no {split} split")
+        raise InputError(f"{data} has no {split or 'test or val'} split")
     return VideoDataset(clips, source=str(data), **options)
 
 
@@ -210,7 +212,7 @@ def list_csv(file: Path) -> list[tuple[Clip, str | None]]:
     try:
         with file.open(newline="", encoding="utf-8-sig") as text:
             reader = csv.DictReader(text)
-            columns, rows = reader.fieldnames or [], list(reader)
+            columns, rows = reader.fieldnames or [], [(reader.line_num, row) for row in reader]
     except OSError as error:
         raise InputError(f"cannot read {file}: {error.strerror or error}") from None
     except (UnicodeDecodeError, csv.Error) as error:
@@ -220,7 +222,7 @@ def list_csv(file: Path) -> list[tuple[Clip, str | None]]:
             raise InputError(f"{file} has no column {column!r}; it has {', '.join(map(repr, columns)) or 'none'}")
     clips: list[tuple[Clip, str | None]] = []
     lines: dict[str, int] = {}
-    for line, row in enumerate(rows, start=2):
+    for line, row in rows:
         name, label, split = row["path"], row["label"], row.get("split") or None
         if not name or not label:
             raise InputError(f"{file}, line {line}: path or label is missing")

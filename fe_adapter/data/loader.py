@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -11,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from fe_adapter.config import check_choice, check_count
 from fe_adapter.data.datasets import VideoDataset
+from fe_adapter.errors import InputError
 
 SAMPLERS = (None, "shuffle", "balanced")
 
@@ -48,6 +51,7 @@ def make_loader(
         batch_sampler=batches[start_batch:],
         num_workers=num_workers,
         multiprocessing_context=_context() if num_workers else None,
+        worker_init_fn=_ignore_interrupts,
         generator=torch.Generator().manual_seed(seed),  # or the global one would lose a number to each loader
         pin_memory=torch.cuda.is_available(),
     )
@@ -63,6 +67,19 @@ def _order(dataset: VideoDataset, sampler: str | None, seed: int, epoch: int) ->
         weights = 1 / torch.bincount(labels).float()[labels]
         return torch.multinomial(weights, n, replacement=True, generator=generator).tolist()
     return list(range(n))
+
+
+def one_line_errors(loader: Any) -> Iterator[dict[str, Any]]:
+    """The batches of ``loader``; an `InputError` of a worker, which arrives with its stack trace, in its own words."""
+    try:
+        yield from loader
+    except InputError as error:
+        raise InputError(str(error).rstrip().rpartition("InputError: ")[2]) from None
+
+
+def _ignore_interrupts(worker: int) -> None:
+    """A terminal sends Ctrl-C to the workers, too; what becomes of it is for the main process to say."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _context() -> Any:

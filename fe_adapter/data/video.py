@@ -72,6 +72,8 @@ def probe(path: str | os.PathLike[str]) -> VideoInfo:
     with _opened(path) as (container, stream):
         promised, time_base = stream.frames, stream.time_base
         packets = [packet for packet in container.demux(stream) if packet.size]
+        if container.format.name == "avi":
+            promised = 0  # its header counts frames that were dropped, too
         if any(packet.is_corrupt for packet in packets) or len(packets) < promised:
             raise InputError(f"{path} is truncated: {len(packets)} of {promised} frames are there")
         _check_length(path, container, packets)
@@ -151,14 +153,20 @@ def _decode(container: Any, stream: Any, wanted: list[int], info: VideoInfo) -> 
 
 
 def _check_length(path: str, container: Any, packets: list[Any]) -> None:
-    """Refuse a Matroska file that ends before its header says; it counts no frames, and other lengths are estimates."""
+    """Refuse AVI and Matroska files that end before their headers say; other lengths are estimates."""
+    if container.format.name == "avi":
+        with Path(path).open("rb") as file:
+            promised = 8 + int.from_bytes(file.read(8)[4:], "little")  # the size of the RIFF chunk
+        size = Path(path).stat().st_size
+        if size < promised:
+            raise InputError(f"{path} is truncated: {size} of {promised} bytes are there")
     if "matroska" not in container.format.name or container.streams.audio or not container.duration:
         return
     timed = [packet for packet in packets if packet.pts is not None]
     end = max((float((p.pts + (p.duration or 0)) * p.time_base) for p in timed), default=0.0)
-    promised = container.duration / 1e6
-    if end < 0.99 * promised - 0.1:
-        raise InputError(f"{path} is truncated: {end:.1f} of {promised:.1f} s are there")
+    seconds = container.duration / 1e6
+    if end < 0.99 * seconds - 0.1:
+        raise InputError(f"{path} is truncated: {end:.1f} of {seconds:.1f} s are there")
 
 
 def _reformatter() -> Callable[[Any], Any]:
@@ -181,14 +189,16 @@ def _opened(path: str) -> Iterator[tuple[Any, Any]]:
     if file.stat().st_size == 0:
         raise InputError(f"{path} is empty")
     try:
-        with av.open(path) as container:
-            if not container.streams.video:
+        with av.open(f"file:{path}") as container:  # or a colon in the name would make a protocol of what precedes it
+            pictures = av.stream.Disposition.attached_pic  # the cover of a song is a video stream, too
+            videos = [stream for stream in container.streams.video if not stream.disposition & pictures]
+            if not videos:
                 raise InputError(f"{path} has no video, only {_kinds(container)}")
-            yield container, container.streams.video[0]
+            yield container, videos[0]
     except (av.FFmpegError, OSError, EOFError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise InputError(f"{path} is no video, or a damaged one ({reason})") from None
 
 
 def _kinds(container: Any) -> str:
-    return ", ".join(sorted({stream.type for stream in container.streams})) or "nothing"
+    return ", ".join(sorted({stream.type for stream in container.streams if stream.type != "video"})) or "nothing"
