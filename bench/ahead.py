@@ -83,8 +83,8 @@ def compile_call(kernel: Any, arguments: tuple, options: Mapping[str, Any], targ
     from triton.compiler import ASTSource
 
     arch = ARCHS[target]
-    constants = {name: value for name, value in options.items() if name not in ("num_warps", "num_stages")}
-    launch = {"num_warps": options.get("num_warps", 4), "num_stages": options.get("num_stages", 3)}
+    constants = {name: value for name, value in options.items() if name in kernel.arg_names}
+    launch = {name: value for name, value in options.items() if name not in kernel.arg_names}
     signature: dict[str, str] = {}
     attributes: dict[tuple[int], list] = {}
     for i, (name, value) in enumerate(zip(kernel.arg_names, arguments, strict=False)):
@@ -118,7 +118,8 @@ def compile_call(kernel: Any, arguments: tuple, options: Mapping[str, Any], targ
         async_copy=len(re.findall(ASYNC_COPIES, text)),
         barriers=len(re.findall(BARRIERS, compiled.asm["ttgir"])),
         is_serialized=target == "sm_90" and _is_serialized(text),
-        **launch,
+        num_warps=warps,
+        num_stages=compiled.metadata.num_stages,
     )
 
 
