@@ -20,8 +20,8 @@ DESIGNS = ("fused", "gemm")
 class ConvPlan:
     """Tiles of the convolution kernels: rows and channels.
 
-    ``maxnreg`` allows a thread all registers on NVIDIA cards: left to itself, ptxas spills a few bytes to stay below one
-    of its own thresholds.
+    ``maxnreg`` allows a thread all registers of an NVIDIA card: left to itself, ptxas spills a few bytes to stay below
+    one of its own thresholds.
     """
 
     BLOCK_M: int
