@@ -115,7 +115,7 @@ def problems(report: Report) -> list[str]:
 
 def signatures() -> list[tuple[int, int, str]]:
     """Which compiled variant of the fused kernels serves each R and D: (R, D, "even" or "masked")."""
-    plan = plans.FUSED["cuda"][2]
+    plan = plans.FUSED["cuda"][2, 2]
     return [(R, D, "even" if plan.options(D, R)["EVEN"] else "masked") for R in BOTTLENECKS for D in WIDTHS]
 
 

@@ -16,13 +16,12 @@ from torch import Tensor
 DESIGNS = ("fused", "gemm")
 
 
+ALL_REGISTERS = 255  # of a thread: left to itself, ptxas may spill a few bytes to stay below a threshold of its own
+
+
 @dataclasses.dataclass(frozen=True)
 class ConvPlan:
-    """Tiles of the convolution kernels: rows and channels.
-
-    ``maxnreg`` allows a thread all registers of an NVIDIA card: left to itself, ptxas spills a few bytes to stay below
-    one of its own thresholds.
-    """
+    """Tiles of the convolution kernels: rows and channels."""
 
     BLOCK_M: int
     BLOCK_R: int
@@ -46,31 +45,40 @@ class FusedPlan:
     BLOCK_K: int
     num_warps: int = 8
     num_stages: int = 3
+    maxnreg: int | None = None
 
     def options(self, D: int, R: int) -> dict[str, int | bool]:
         """Keyword arguments of a launch; EVEN drops the masks of the products."""
         even = D % self.BLOCK_D == R % self.BLOCK_R == D % self.BLOCK_N == R % self.BLOCK_K == 0
-        return {**dataclasses.asdict(self), "EVEN": even}
+        return {**{name: value for name, value in dataclasses.asdict(self).items() if value is not None}, "EVEN": even}
 
 
 # 16 channels at a time in the convolution: with 32, the backward of a dynamic dilation spills on several targets
 SMALL = FusedPlan(BLOCK_M=16, BLOCK_D=16, BLOCK_R=16, BLOCK_S=16, BLOCK_N=16, BLOCK_K=16, num_warps=1, num_stages=1)
 HALF = FusedPlan(BLOCK_M=128, BLOCK_D=64, BLOCK_R=64, BLOCK_S=16, BLOCK_N=64, BLOCK_K=64)
-SINGLE = FusedPlan(BLOCK_M=64, BLOCK_D=32, BLOCK_R=32, BLOCK_S=16, BLOCK_N=32, BLOCK_K=32, num_stages=2)
+WIDE_STREAM = dataclasses.replace(HALF, BLOCK_M=64, maxnreg=ALL_REGISTERS)
+SINGLE = FusedPlan(
+    BLOCK_M=64, BLOCK_D=32, BLOCK_R=32, BLOCK_S=16, BLOCK_N=32, BLOCK_K=32, num_stages=2, maxnreg=ALL_REGISTERS
+)
 
-# by the size of an element of the weights, in bytes
+
+def _amd(plan: FusedPlan) -> FusedPlan:
+    return dataclasses.replace(plan, num_stages=2, maxnreg=None)
+
+
+# by the sizes of an element of x and of the weights, in bytes
 FUSED = {
-    "interpreter": {2: SMALL, 4: SMALL},
-    "cuda": {2: HALF, 4: SINGLE},
-    "hip": {2: dataclasses.replace(HALF, num_stages=2), 4: SINGLE},
+    "interpreter": {(2, 2): SMALL, (4, 2): SMALL, (4, 4): SMALL},
+    "cuda": {(2, 2): HALF, (4, 2): WIDE_STREAM, (4, 4): SINGLE},
+    "hip": {(2, 2): _amd(HALF), (4, 2): _amd(WIDE_STREAM), (4, 4): _amd(SINGLE)},
 }
 CONV = {
     "interpreter": ConvPlan(BLOCK_M=16, BLOCK_R=16, num_warps=1),
-    "cuda": ConvPlan(BLOCK_M=32, BLOCK_R=32, maxnreg=255),
+    "cuda": ConvPlan(BLOCK_M=32, BLOCK_R=32, maxnreg=ALL_REGISTERS),
     "hip": ConvPlan(BLOCK_M=32, BLOCK_R=32),
 }
 CONV_SPATIAL = CONV | {
-    "cuda": ConvPlan(BLOCK_M=16, BLOCK_R=16, num_warps=2, maxnreg=255),
+    "cuda": ConvPlan(BLOCK_M=16, BLOCK_R=16, num_warps=2, maxnreg=ALL_REGISTERS),
     "hip": ConvPlan(BLOCK_M=16, BLOCK_R=16, num_warps=2),
 }
 
@@ -91,7 +99,7 @@ def conv_plan(h: Tensor, conv: Tensor) -> ConvPlan:
 
 def fused_plan(x: Tensor, down: Tensor) -> FusedPlan:
     """For an input ``x`` (B, T, L, D) and the down-projection's weight."""
-    return FUSED[platform()][down.element_size()]
+    return FUSED[platform()][_sizes(x, down.dtype)]
 
 
 def choose_design(x: Tensor, compute_dtype: torch.dtype, bottleneck: int, conv: Tensor) -> str:
@@ -108,12 +116,16 @@ def fused_refusals(x: Tensor, compute_dtype: torch.dtype, conv: Tensor) -> list[
     T, reasons = x.shape[1], []
     if conv.shape[-2] * conv.shape[-1] > 1:
         reasons.append("a spatial kernel needs patches of other programs")
-    rows = FUSED[platform()][compute_dtype.itemsize].BLOCK_M
+    rows = FUSED[platform()][_sizes(x, compute_dtype)].BLOCK_M
     if rows < T:
         reasons.append(f"{T} frames are more than the {rows} rows of a program")
     if x.is_cuda and torch.version.hip is None and torch.cuda.get_device_capability(x.device) < (8, 0):
         reasons.append("Triton has no tensor cores below compute capability 8.0")
     return reasons
+
+
+def _sizes(x: Tensor, compute_dtype: torch.dtype) -> tuple[int, int]:
+    return max(x.element_size(), compute_dtype.itemsize), compute_dtype.itemsize
 
 
 def precision() -> str:
