@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+import fe_adapter
 from fe_adapter.kernels.support import unsupported_reasons
 
 LIBRARIES = (
@@ -25,7 +26,7 @@ def machine() -> dict[str, str | int]:
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "fe_adapter": importlib.metadata.version("fe-adapter"),
+        "fe_adapter": fe_adapter.__version__,  # also where it is not installed, but run from a checkout
     }
 
 
