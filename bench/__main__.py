@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Annotated
@@ -85,12 +86,35 @@ def compile_command(
         )
     console = Console(width=200)
     console.print(table)
-    for R, D, variant in cases.signatures() if not quick else ():
-        console.print(f"R={R} D={D}: {variant}")
+    if not quick:
+        for R, D, variant in cases.signatures():
+            console.print(f"R={R} D={D}: {variant}")
+        cost()
     if out is not None:
         cases.write_csv(reports, out)
     if any(cases.problems(report) for report in reports):
         raise typer.Exit(1)
+
+
+@app.command()
+def cost() -> None:
+    """Predicted times of both designs on named cards, from bytes and FLOPs. Predictions, not measurements.
+
+    Example: python -m bench cost
+    """
+    from bench import cost as model
+
+    table = Table("R", "card", "gemm fwd + bwd µs", "fused fwd + bwd µs", "bound of fused", "of roofline", "faster")
+    for R in model.BOTTLENECKS:
+        for name, card in model.CARDS.items():
+            shape = model.Shape(R=R)
+            times = [[1e6 * t for t in model.predicted(design, shape, card)] for design in model.DESIGNS]
+            bound = model.fused_design(shape)[0][0].bound(card)
+            share = f"{model.roofline_share('fused', shape, card):.0%}"
+            shown = [f"{forward:.0f} + {backward:.0f}" for forward, backward in times]
+            table.add_row(str(R), name, *shown, bound, share, model.faster(shape, card))
+    table.title = f"PREDICTED, bf16, {dataclasses.asdict(model.Shape())} but for R"
+    Console(width=120).print(table)
 
 
 @app.command()

@@ -106,9 +106,19 @@ def choose_design(x: Tensor, compute_dtype: torch.dtype, bottleneck: int, conv: 
     """The design for an input (B, T, L, D): ``fused`` where its one launch is predicted to win, else ``gemm``."""
     if fused_refusals(x, compute_dtype, conv):
         return "gemm"
-    if platform() == "hip" or bottleneck > 128 or (compute_dtype == torch.float32 and precision() == "ieee"):
+    if platform() == "hip" or (compute_dtype == torch.float32 and precision() == "ieee"):
         return "gemm"
-    return "fused"
+    capability = torch.cuda.get_device_capability(x.device) if x.is_cuda else (8, 0)
+    return "fused" if bottleneck <= fused_up_to(capability) else "gemm"
+
+
+def fused_up_to(capability: tuple[int, int]) -> int:
+    """The widest bottleneck for which ``fused`` is predicted to win (`python -m bench cost`) on a compute capability.
+
+    Every program reads both matrices, through L2. Cards with fast DRAM wait for that from 128 on; on the others, of the
+    same generations but for gaming and inference, DRAM stays the bound for longer.
+    """
+    return 384 if capability in ((8, 6), (8, 9), (12, 0)) else 128
 
 
 def fused_refusals(x: Tensor, compute_dtype: torch.dtype, conv: Tensor) -> list[str]:

@@ -26,7 +26,7 @@ PAGES = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").g
 # Without a network: a backbone of random weights, as small as can be, and one epoch. The last of two options wins.
 SMALL = ["--backbone", "timm:vit_tiny_patch16_224", "--weights", "none", "--max-epochs", "1", "--no-randaugment"]
 SMALL += ["--backbone-args", '{"img_size": 48, "patch_size": 24, "embed_dim": 24, "depth": 2, "num_heads": 2}']
-FAST_BENCH = {"layer": ["--bottleneck", "8", "--rounds", "1"], "compile": []}
+FAST_BENCH = {"layer": ["--bottleneck", "8", "--rounds", "1"], "compile": [], "cost": []}
 
 
 @pytest.mark.parametrize("page", PAGES)
