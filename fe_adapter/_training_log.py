@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any, TextIO
@@ -45,7 +46,7 @@ class TrainingLog:
             "",
             total=self._max_epochs * self._num_batches,
             completed=position.epoch * self._num_batches + position.batch,
-            epoch=position.epoch + 1,
+            epoch=min(position.epoch + 1, self._max_epochs),
             epochs=self._max_epochs,
             status="",
         )
@@ -54,7 +55,8 @@ class TrainingLog:
     def __exit__(self, *exception: object) -> None:
         self._bar.stop()
         if self._file is not None:
-            self._file.close()
+            with contextlib.suppress(OSError):  # every line is flushed; a full disk has been reported there
+                self._file.close()
         self._accelerator.end_training()
 
     def step(self, position: Progress, loss: float, lr: float, grad_norm: float, ms: float) -> None:

@@ -78,33 +78,49 @@ def load_training_state(
         with safe_open(path, framework="pt") as file:
             metadata = json.loads((file.metadata() or {})["fe_adapter"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
-    except (SafetensorError, KeyError, OSError, json.JSONDecodeError) as error:
+        position = Progress(**metadata["position"])
+        is_newer = metadata["format"] > FORMAT
+        states = {name: t for name, t in tensors.items() if name.startswith("optimizer.")}
+        if not isinstance(metadata["settings"], dict):
+            raise TypeError("settings")
+    except (SafetensorError, KeyError, TypeError, OSError, json.JSONDecodeError) as error:
         raise InputError(f"{path} is not a whole training checkpoint ({error}); remove it to start again") from None
-    if metadata["format"] > FORMAT:
+    if is_newer:
         raise InputError(f"{path} was written by a newer fe-adapter; update this one")
-    for key, value in settings.items():
-        if metadata["settings"].get(key) != value:
-            raise InputError(
-                f"{path} is of a run with {key}={metadata['settings'].get(key)}, not {value}; "
-                "resume with the same settings or choose another folder"
-            )
+    for key, (old, new) in _differences(metadata["settings"], settings).items():
+        raise InputError(
+            f"{path} is of a run with {key}={old}, not {new}; resume with the same settings or choose another folder"
+        )
     names = _trainable(model)
     saved = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
     shapes = {name: p.shape for name, p in names.items()}
     if {name: t.shape for name, t in saved.items()} != shapes:
         raise InputError(f"{path} is of another model: its trained parameters are not those of this one")
+    parts = {name: name.removeprefix("optimizer.").rpartition(".") for name in states}
+    for name, (parameter, _, key) in parts.items():
+        if parameter not in names or (key != "step" and states[name].shape != names[parameter].shape):
+            raise InputError(f"{path} is not a whole training checkpoint ({name}); remove it to start again")
     with torch.no_grad():
         for name, p in names.items():
             p.copy_(saved[name])
-    for name, tensor in tensors.items():
-        kind, _, rest = name.partition(".")
-        if kind == "optimizer":
-            parameter, _, key = rest.rpartition(".")
-            p = names[parameter]
-            optimizer.state[p][key] = tensor if key == "step" else tensor.to(p.device)  # as AdamW keeps them
+    for name, (parameter, _, key) in parts.items():
+        p, tensor = names[parameter], states[name]
+        optimizer.state[p][key] = tensor if key == "step" else tensor.to(p.device)  # as AdamW keeps them
     if scaler is not None and metadata["scaler"]:
         scaler.load_state_dict(metadata["scaler"])
-    return Progress(**metadata["position"])
+    return position
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """What is not the same in both, by the innermost name."""
+    found: dict[str, tuple[Any, Any]] = {}
+    for key, value in new.items():
+        before = old.get(key)
+        if isinstance(value, dict) and isinstance(before, dict):
+            found |= _differences(before, value)
+        elif before != value:
+            found[key] = before, value
+    return found
 
 
 def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:

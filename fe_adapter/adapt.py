@@ -77,7 +77,9 @@ def adapt(
     """
     if hasattr(vit, "fe_adaptation"):
         raise InputError("the model is adapted already; call unadapt first")
-    config = config or FEAdapterConfig()
+    config = FEAdapterConfig() if config is None else config
+    if not isinstance(config, FEAdapterConfig):
+        raise TypeError(f"config is a {type(config).__name__}; pass an FEAdapterConfig")
     num_frames = check_count("num_frames", num_frames, 1)
     patch_size = None
     if blocks_path is None:
@@ -95,6 +97,25 @@ def adapt(
 
     spatial = check_kernel_size(config.kernel_size)[1:] != (1, 1)
     parameter = next(vit.parameters())
+
+    def build() -> FusedFEAdapter:
+        return FusedFEAdapter(
+            embed_dim,
+            config.bottleneck,
+            num_frames=num_frames,
+            kernel_size=config.kernel_size,
+            dilation=config.dilation,
+            max_dilation=config.max_dilation,
+            activation=config.activation,
+            num_prefix_tokens=num_prefix_tokens,
+            grid_size=grid_size if spatial else None,
+            recompute=config.recompute,
+            backend=config.backend,
+            device=parameter.device,
+            dtype=torch.float64 if parameter.dtype == torch.float64 else torch.float32,
+        )
+
+    adapters = [{position: build() for position in config.positions} for _ in chosen]  # before the model is touched
     vit.fe_adaptation = Adaptation(  # type: ignore[assignment]
         config=config,
         num_frames=num_frames,
@@ -107,24 +128,9 @@ def adapt(
         training_before=frozenset(name for name, module in vit.named_modules() if module.training),
     )
     vit.requires_grad_(False)
-    for block, forward in zip(chosen, forwards, strict=True):
+    for block, forward, by_position in zip(chosen, forwards, adapters, strict=True):
         block.fe_adapter_enabled = True  # type: ignore[assignment]
-        for position in config.positions:
-            adapter = FusedFEAdapter(
-                embed_dim,
-                config.bottleneck,
-                num_frames=num_frames,
-                kernel_size=config.kernel_size,
-                dilation=config.dilation,
-                max_dilation=config.max_dilation,
-                activation=config.activation,
-                num_prefix_tokens=num_prefix_tokens,
-                grid_size=grid_size if spatial else None,
-                recompute=config.recompute,
-                backend=config.backend,
-                device=parameter.device,
-                dtype=torch.float64 if parameter.dtype == torch.float64 else torch.float32,
-            )
+        for position, adapter in by_position.items():
             block.add_module(CHILDREN[position], adapter)
         if "attn" in config.positions:
             block.register_forward_pre_hook(_adapt_input, with_kwargs=True)

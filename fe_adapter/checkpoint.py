@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from fe_adapter._io import atomic_write, read_json, read_tensors
-from fe_adapter.adapt import adapt, get_adaptation, get_adapters
+from fe_adapter.adapt import adapt, get_adaptation, get_adapters, unadapt
 from fe_adapter.backbones import Preprocessing
 from fe_adapter.classifier import VideoClassifier
 from fe_adapter.config import FEAdapterConfig
@@ -20,6 +21,17 @@ from fe_adapter.errors import InputError
 FORMAT_VERSION = 1
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
+FIELDS: dict[str, dict[str, tuple[type, ...]]] = {  # of the config file, by what they are in
+    "": {
+        "adapter": (dict,), "num_frames": (int,), "embed_dim": (int,), "num_prefix_tokens": (int,),
+        "backbone_fingerprint": (str, type(None)), "backbone": (dict,), "classifier": (dict,),
+    },
+    "backbone": {"name": (str,), "args": (dict,), "weights": (str,)},
+    "classifier": {
+        "class_names": (list,), "num_frames": (int,), "tune": (str,), "preprocessing": (dict,),
+        "clip_seconds": (int, float, type(None)),
+    },
+}  # fmt: skip
 
 
 def save_adapter(model: nn.Module, folder: Path | str) -> None:
@@ -76,19 +88,36 @@ def load_adapter(vit: nn.Module, folder: Path | str, strict: bool = True) -> nn.
     if "adapter" not in content:
         raise InputError(f"{folder} holds no adapters; use load_classifier")
     config, num_frames = _adapter_config(content, folder), content["num_frames"]
-    if not hasattr(vit, "fe_adaptation"):
+    tensors = _read_weights(folder)
+    is_plain = not hasattr(vit, "fe_adaptation")
+    if is_plain:
         adapt(vit, config, num_frames=num_frames)
+    try:
+        _load_adapter(vit, content, config, tensors, folder, strict)
+    except InputError:
+        if is_plain:
+            unadapt(vit)  # as it came
+        raise
+    return vit
+
+
+def _load_adapter(
+    vit: nn.Module,
+    content: dict[str, Any],
+    config: FEAdapterConfig,
+    tensors: dict[str, Tensor],
+    folder: Path,
+    strict: bool,
+) -> None:
     adaptation = get_adaptation(vit)
     if adaptation.config != config:
         raise InputError(f"{folder} has other adapters than the model: {config}, not {adaptation.config}")
     if strict:
         _check_backbone(adaptation.fingerprint, adaptation.embed_dim, content, folder)
-    tensors = _read_weights(folder)
     own = {name.removeprefix("vit."): t for name, t in tensors.items() if not name.startswith("head.")}
     backbone = set(vit.state_dict()) - set(_adapter_parameters(vit))
     own = {name: t for name, t in own.items() if name not in backbone}  # there with ``weights="none"``
     _load(vit, own, folder, strict)
-    return vit
 
 
 def load_classifier(
@@ -115,9 +144,18 @@ def load_classifier(
         options |= {"preprocessing": preprocessing}
         if options["tune"] == "adapter":
             options["config"] = _adapter_config(content, folder)
+        size = options["preprocessing"].size
+        if len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
+            raise TypeError(f"preprocessing size {size}")
+        unknown = set(options) - set(inspect.signature(VideoClassifier).parameters)
+        if unknown:
+            raise TypeError(f"unknown option {min(unknown)}")
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{folder / CONFIG_FILE} is damaged: {error}") from None
     backbone = content.get("backbone")
+    is_whole = options["tune"] == "full" or (backbone is not None and backbone["weights"] == "none")
+    if is_whole and weights not in (None, "none"):
+        raise InputError(f"{folder} holds the weights of the backbone itself; leave weights out")
     if vit is not None:
         model = VideoClassifier(vit, **options)
         if backbone is not None and backbone["weights"] == "none":
@@ -125,8 +163,8 @@ def load_classifier(
     else:
         if backbone is None:
             raise InputError(f"{folder} does not say which backbone it was trained on; pass it as vit")
-        if options["tune"] == "full" or backbone["weights"] == "none":
-            weights = "none"  # every weight is in the folder
+        if is_whole:
+            weights = "none"
         elif weights is None:
             weights = backbone["weights"]
             if weights != "pretrained" and not Path(weights).exists():
@@ -165,13 +203,22 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise InputError(f"{folder} is no adapter folder")
     content = read_json(folder / CONFIG_FILE)
-    if not isinstance(content, dict) or not isinstance(content.get("format_version"), int):
+    if not isinstance(content, dict) or type(content.get("format_version")) is not int or content["format_version"] < 1:
         raise InputError(f"{folder / CONFIG_FILE} does not say its format_version")
     if content["format_version"] > FORMAT_VERSION:
         raise InputError(
             f"{folder} has format version {content['format_version']}, this release reads up to {FORMAT_VERSION}; "
             "update fe-adapter"
         )
+    for part, fields in FIELDS.items():
+        values = content if part == "" else content.get(part, {})
+        for name, kinds in fields.items():
+            is_optional = part == "" or part not in content
+            value = values.get(name) if isinstance(values, dict) else values
+            if not (is_optional and (value is None)) and (isinstance(value, bool) or not isinstance(value, kinds)):
+                raise InputError(f"{folder / CONFIG_FILE} is damaged: {name} is {value!r}")
+    if "adapter" in content and not {"num_frames", "embed_dim"} <= {k for k, v in content.items() if v is not None}:
+        raise InputError(f"{folder / CONFIG_FILE} is damaged: num_frames or embed_dim is missing")
     return content
 
 
@@ -211,6 +258,9 @@ def _load(model: nn.Module, tensors: dict[str, Tensor], folder: Path, strict: bo
     if wrong:
         found, wanted = tuple(tensors[wrong[0]].shape), tuple(expected[wrong[0]].shape)
         raise InputError(f"{file}: {wrong[0]} has shape {found}, the model needs {wanted}")
+    integers = [name for name in expected if name in tensors and not tensors[name].is_floating_point()]
+    if integers:
+        raise InputError(f"{file}: {integers[0]} is {tensors[integers[0]].dtype}; it must be floating point")
     model.load_state_dict({name: tensors[name] for name in expected if name in tensors}, strict=False)
 
 

@@ -52,7 +52,10 @@ def main() -> None:
 def run(arguments: list[str]) -> int:
     """Run one command; returns its exit code."""
     try:
-        return app(arguments, prog_name="fe-adapter", standalone_mode=False) or 0
+        code = app(arguments, prog_name="fe-adapter", standalone_mode=False) or 0
+        if code == 130:  # typer turns Ctrl-C into this
+            _say_error("interrupted")
+        return code
     except (InputError, TrainingError) as error:
         _say_error(str(error))
         return 2 if isinstance(error, InputError) else 1
@@ -62,7 +65,8 @@ def run(arguments: list[str]) -> int:
     except Exception as error:
         if not hasattr(error, "format_message"):  # typer's own errors have one
             raise
-        _say_error(f"{error.format_message()} (see fe-adapter --help)")
+        if error.format_message():  # empty after the help that answers a bare fe-adapter
+            _say_error(f"{error.format_message()} (see fe-adapter --help)")
         return 2
 
 
@@ -88,8 +92,15 @@ def _use_config_file(context: typer.Context, file: Path | None) -> Path | None:
     unknown = sorted(set(values) - known)
     if unknown:
         raise InputError(f"{file} sets {unknown[0]!r}, which is no option; options are {', '.join(sorted(known))}")
-    context.default_map = values
+    context.default_map = {name: _as_option(value) for name, value in values.items()}
     return file
+
+
+def _as_option(value: Any) -> Any:
+    """A TOML list or table as the command line writes it."""
+    if isinstance(value, list):
+        return ",".join(map(str, value))
+    return json.dumps(value) if isinstance(value, dict) else value
 
 
 def _version(wanted: bool) -> None:
@@ -230,13 +241,14 @@ def train(
     try:
         result = fit(model, train_set, val_set, recipe, out=out, resume=resume)
     except KeyboardInterrupt:
-        words.print(f"The checkpoint in {out} is whole; the same command with --resume goes on from it.")
+        if (out / CHECKPOINT).exists():
+            words.print(f"The checkpoint in {out} is whole; the same command with --resume goes on from it.")
         raise
     last = result.history[-1]
     best = max(result.history, key=lambda entry: entry["uar"])
     for name, entry in (("last", last), ("best", best)):
         words.print(f"{name} epoch: UAR {entry['uar']:.1%}, WAR {entry['war']:.1%} on the validation split")
-    words.print(f"{result.ms_per_step:.0f} ms a step. Next: fe-adapter predict {out} VIDEO")
+    words.print(f"Next: fe-adapter predict {out} VIDEO")
 
 
 @app.command("eval", epilog="Example:\n\n  fe-adapter eval run videos/ --split test")
@@ -261,15 +273,14 @@ def evaluate_command(
     from fe_adapter.predict import find_model
 
     model = load_classifier(find_model(run_folder), weights=weights).to(_device(device))
-    settings = run_folder / SETTINGS_FILE
-    trained: dict[str, Any] = read_json(settings) if settings.exists() else {}
+    sampling, stride, val_fraction = _trained_with(run_folder)
     dataset = open_dataset(
         data,
         split,
         class_names=model.class_names,
-        sampler=FrameSampler(model.num_frames, trained.get("sampling", "uniform"), trained.get("stride", 4)),
+        sampler=FrameSampler(model.num_frames, sampling, stride),
         transform=EvalTransform(model.preprocessing.size),
-        val_fraction=trained.get("val_fraction", 0.2),
+        val_fraction=val_fraction,
         on_error=on_error,
     )
     evaluation = evaluate(model, dataset, batch_size=batch_size, num_workers=num_workers)
@@ -310,12 +321,12 @@ def predict(
 
     infos = [probe(path) for path in videos]  # a bad file is refused before anything is written
     model = load_classifier(find_model(run_folder), weights=weights).to(_device(device))
-    predictions = []
-    stems = output_stems([info.path for info in infos], out)
-    for info, stem in zip(track(infos, "Predicting", console=words, transient=True), stems, strict=True):
-        prediction = predict_video(model, info, window=window, step=step, batch_size=batch_size)
+    predictions = [
+        predict_video(model, info, window=window, step=step, batch_size=batch_size)
+        for info in track(infos, "Predicting", console=words, transient=True)
+    ]
+    for prediction, stem in zip(predictions, output_stems([info.path for info in infos], out), strict=True):
         prediction.save(stem)
-        predictions.append(prediction)
     if as_json:
         print(json.dumps([prediction.as_dict() for prediction in predictions]))
     else:
@@ -356,13 +367,25 @@ def _write_settings(context: typer.Context, out: Path) -> None:
     )
 
 
+def _trained_with(run_folder: Path) -> tuple[str, int, float]:
+    """Sampling, stride and held-out share of a run; those of `train` by default where the folder is no run."""
+    settings = run_folder / SETTINGS_FILE
+    values = read_json(settings) if settings.exists() else {}
+    if not isinstance(values, dict):
+        raise InputError(f"{settings} is damaged: it holds no settings")
+    found = values.get("sampling", "uniform"), values.get("stride", 4), values.get("val_fraction", 0.2)
+    if not isinstance(found[0], str) or type(found[1]) is not int or not isinstance(found[2], float):
+        raise InputError(f"{settings} is damaged: sampling, stride, val_fraction are {found}")
+    return found
+
+
 def _device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+        torch.empty(1, device=device).item()  # a device that holds no values is of no use
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise InputError(f"--device {name}: {str(error).splitlines()[0]}") from None
     return device
 

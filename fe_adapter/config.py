@@ -44,10 +44,20 @@ def check_kernel_size(kernel_size: int | tuple[int, int, int]) -> tuple[int, int
     return sizes[0], sizes[1], sizes[2]
 
 
+def check_grid_size(grid_size: tuple[int, int] | None) -> tuple[int, int] | None:
+    """``grid_size`` as ``(H, W)``, each at least 1, or None."""
+    if grid_size is None:
+        return None
+    if not isinstance(grid_size, (tuple, list)) or len(grid_size) != 2:
+        raise InputError(f"grid_size={grid_size!r} is no pair (H, W)")
+    return check_count("grid_size", grid_size[0], 1), check_count("grid_size", grid_size[1], 1)
+
+
 def check_dilation(dilation: int | str, max_dilation: float | None) -> None:
     """``dilation`` is "dynamic" or an integer of at least 1; ``max_dilation`` only bounds a dynamic one."""
     if isinstance(dilation, str):
-        check_choice("dilation", dilation, ("dynamic",))
+        if dilation != "dynamic":
+            raise InputError(f"dilation={dilation!r} is neither 'dynamic' nor a number of at least 1")
     else:
         check_count("dilation", dilation, 1)
         if max_dilation is not None:

@@ -46,7 +46,12 @@ def build_backbone(name: str, weights: str | Path | None, args: dict[str, Any]) 
     except InputError:
         raise
     except (TypeError, ValueError, RuntimeError, OSError, KeyError) as error:
-        raise InputError(f"cannot build {name}: {str(error).strip().splitlines()[0]}") from error
+        raise InputError(f"cannot build {name}: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0] if len(lines[0]) < 300 else f"{lines[0][:300]} …"
 
 
 def _extra(library: str) -> str:
@@ -99,6 +104,10 @@ def _transformers(name: str, pretrained: bool, path: Path | None, args: dict[str
     if "/" in name:
         config = transformers.AutoConfig.from_pretrained(name, **args)
     else:
+        config = transformers.AutoConfig.for_model(name)
+        unknown = sorted(key for key in args if not hasattr(config, key))
+        if unknown:
+            raise InputError(f"the config of hf:{name} has no {unknown[0]!r}")
         config = transformers.AutoConfig.for_model(name, **args)
     model = transformers.AutoModel.from_config(config)
     if path is not None:
@@ -146,7 +155,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, OSError, EOFError, RuntimeError) as error:
-        raise InputError(f"weights {path} cannot be read: {str(error).splitlines()[0]}") from None
+        raise InputError(f"weights {path} cannot be read: {_first_line(error)}") from None
     except Exception as error:  # pickle's own errors are of many kinds
         raise InputError(f"weights {path} hold more than tensors and are not read: {type(error).__name__}") from None
     for key in ("state_dict", "model"):

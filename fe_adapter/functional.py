@@ -169,6 +169,8 @@ def _grid(num_patches: int, kernel: tuple[int, ...], grid_size: tuple[int, int] 
 
 
 def _check_dtypes(x: Tensor, weights: Weights) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x is a {type(x).__name__}; pass a tensor (B*T, L, D) or (B, T, L, D)")
     if x.dtype not in _DTYPES:
         raise TypeError(f"x is {x.dtype}; the adapter takes float32, bfloat16, float16 or float64")
     dtypes = sorted({str(p.dtype) for p in weights if p is not None})

@@ -13,6 +13,7 @@ from fe_adapter.config import (
     check_choice,
     check_count,
     check_dilation,
+    check_grid_size,
     check_kernel_size,
 )
 from fe_adapter.kernels.spec import Weights
@@ -82,6 +83,8 @@ class FEAdapter(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        if dtype is not None and not dtype.is_floating_point:
+            raise TypeError(f"dtype={dtype} is not floating point")
         self.embed_dim = check_count("embed_dim", embed_dim, 1)
         self.bottleneck = check_count("bottleneck", max(1, embed_dim // 2) if bottleneck is None else bottleneck, 1)
         self.num_frames = check_count("num_frames", num_frames, 1)
@@ -91,7 +94,7 @@ class FEAdapter(nn.Module):
         check_choice("activation", activation, ACTIVATIONS)
         self.activation = activation
         self.num_prefix_tokens = check_count("num_prefix_tokens", num_prefix_tokens, 0)
-        self.grid_size = grid_size
+        self.grid_size = check_grid_size(grid_size)
         check_choice("recompute", recompute, RECOMPUTE)
         self.recompute = recompute
         check_choice("backend", backend, BACKENDS)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib.util
+import json
 import math
 import signal
 import statistics
@@ -20,7 +22,7 @@ from torch.nn import functional as F
 from fe_adapter._io import make_folder
 from fe_adapter._training_log import TrainingLog
 from fe_adapter._training_state import Progress, load_training_state, save_training_state
-from fe_adapter.adapt import fingerprint
+from fe_adapter.adapt import fingerprint, get_adaptation
 from fe_adapter.checkpoint import save_adapter
 from fe_adapter.classifier import VideoClassifier
 from fe_adapter.config import check_choice, check_count
@@ -81,13 +83,15 @@ class TrainConfig:
             check_count(name, getattr(self, name), 1)
         for name in ("num_workers", "seed"):
             check_count(name, getattr(self, name), 0)
+        if self.seed >= 2**32:
+            raise InputError(f"seed={self.seed} is too large; it must be below 2^32")
         for name in ("lr", "base_lr", "clip_grad_norm"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise InputError(f"{name}={value} is not a positive number")
         for name in ("weight_decay", "warmup_epochs"):
             if not 0 <= getattr(self, name) < math.inf:
-                raise InputError(f"{name}={getattr(self, name)} is negative")
+                raise InputError(f"{name}={getattr(self, name)} is not a number of at least 0")
         if not 0 <= self.label_smoothing < 1:
             raise InputError(f"label_smoothing={self.label_smoothing} is outside [0, 1)")
         check_choice("precision", self.precision, PRECISIONS)
@@ -197,8 +201,7 @@ class _Run:
 
         self.settings = {key: value for key, value in dataclasses.asdict(config).items() if key not in MAY_CHANGE}
         self.settings |= {"num_clips": len(train_set), "class_names": list(train_set.class_names)}
-        if model.tune != "full":
-            self.settings["backbone"] = fingerprint(model.vit)
+        self.settings |= _identity(model, train_set)
         self.position = Progress()
         self.checkpoint = out / CHECKPOINT
         if self.checkpoint.exists():
@@ -267,9 +270,10 @@ class _Run:
             safe = (
                 f"the checkpoint in {self.out} is from before" if self.checkpoint.exists() else "nothing is saved yet"
             )
+            advice = "or use precision bf16" if self.config.precision == "fp16" else "or look for NaN in the weights"
             raise TrainingError(
                 f"the {name} is {value} at step {self.position.step}; {safe}. Lower the learning rate (its peak is "
-                f"{self.schedule.peak:.2g}), warm up longer, or use precision bf16 instead of fp16"
+                f"{self.schedule.peak:.2g}), warm up longer, {advice}"
             )
 
     def validate(self) -> None:
@@ -318,6 +322,26 @@ class _Schedule:
             return self.peak * (step + 1) / (self.warmup + 1)
         done = (step - self.warmup) / max(1, self.total - self.warmup)
         return self.peak * (1 + math.cos(math.pi * done)) / 2
+
+
+def _identity(model: VideoClassifier, train_set: Any) -> dict[str, Any]:
+    """What must be the same for a run to go on: the model, the data and what is made of it, as JSON values."""
+    described = {name: value for name, value in model.describe().items() if name != "clip_seconds"}
+    if model.tune == "adapter":
+        described["adapter"] = dataclasses.asdict(get_adaptation(model.vit).config)
+    if model.tune != "full":
+        described["backbone"] = fingerprint(model.vit)
+    files = "\n".join(f"{Path(path).name} {y}" for path, y in zip(train_set.paths, train_set.labels, strict=True))
+    return json.loads(
+        json.dumps(
+            {
+                "model": described,
+                "files": hashlib.blake2b(files.encode(), digest_size=8).hexdigest(),
+                "frames": repr(train_set.sampler),
+                "transform": repr(train_set.transform),
+            }
+        )
+    )
 
 
 def _accelerator(config: TrainConfig, out: Path) -> Any:

@@ -107,6 +107,16 @@ def test_copies_are_independent(name, copied):
     assert torch.equal(tokens(vit, images), before)
 
 
+@pytest.mark.parametrize("arguments", [{"num_prefix_tokens": -1}, {"embed_dim": 0}, {"config": {"bottleneck": 4}}])
+def test_a_refused_model_is_left_as_it_was(arguments):
+    vit = build("timm vit")
+    before = {name: p.requires_grad for name, p in vit.named_parameters()}
+    with pytest.raises((InputError, TypeError)):
+        adapt(vit, num_frames=T, **arguments)
+    assert {name: p.requires_grad for name, p in vit.named_parameters()} == before
+    unadapt(adapt(vit, num_frames=T))
+
+
 @pytest.mark.parametrize("name", ["timm vit", "hf vit", "open_clip"])
 def test_gradient_checkpointing_changes_no_gradient(name):
     vit, images = adapt(build(name), BOTH, num_frames=T), images_for(name)

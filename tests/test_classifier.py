@@ -136,6 +136,8 @@ def test_bad_names_and_weights_are_refused(tmp_path):
     junk.write_bytes(b"junk")
     other = tmp_path / "other.safetensors"
     save_file({"weight": torch.zeros(2)}, other)
+    empty = tmp_path / "empty.pth"
+    empty.touch()
     unsafe = tmp_path / "unsafe.pth"
     torch.save({"model": build("timm vit")}, unsafe)
     cases = [
@@ -147,6 +149,7 @@ def test_bad_names_and_weights_are_refused(tmp_path):
         ("hf:no-such-type", None, "cannot build hf:no-such-type"),
         (NAME, tmp_path / "none.safetensors", "no such file or folder"),
         (NAME, junk, "weights .* cannot be read"),
+        (NAME, empty, "weights .*empty.pth cannot be read"),
         (NAME, other, "are of another model: the file lacks .* and has besides weight"),
         (NAME, unsafe, "hold more than tensors and are not read"),
     ]
@@ -267,6 +270,16 @@ DAMAGE = {
     "no version": (lambda f: edit_config(f, format_version=None), "does not say its format_version"),
     "unknown option": (lambda f: edit_config(f, adapter={"rank": 3}), "adapter_config.json is damaged"),
     "not adapters": (lambda f: edit_config(f, adapter={"dilation": 0}), "dilation=0 is too small"),
+    "text for a number": (
+        lambda f: edit_config(f, num_frames="4"),
+        "adapter_config.json is damaged: num_frames is '4'",
+    ),
+    "no number": (lambda f: edit_config(f, num_frames=None), "adapter_config.json is damaged"),
+    "version 0": (lambda f: edit_config(f, format_version=0), "does not say its format_version"),
+    "integers": (
+        lambda f: edit_tensors(f, lambda t: t.update({FIRST: torch.zeros(4, 48, dtype=torch.int64)})),
+        "is torch.int64; it must be floating point",
+    ),
     "other width": (lambda f: edit_config(f, embed_dim=64), "another backbone: width 64, this one has 48"),
 }
 
@@ -279,6 +292,8 @@ def test_damaged_folders_are_refused_in_one_line(saved, damage):
     with pytest.raises(InputError, match=message) as caught:
         load_adapter(plain, folder)
     assert "\n" not in str(caught.value)
+    assert not hasattr(plain, "fe_adaptation")  # as it came
+    assert all(p.requires_grad for p in plain.parameters())
 
 
 def test_another_backbone_is_refused(saved):
@@ -301,6 +316,33 @@ def test_a_classifier_without_a_name_asks_for_the_backbone(tmp_path):
     with pytest.raises(InputError, match="does not say which backbone it was trained on; pass it as vit"):
         load_classifier(tmp_path)
     assert torch.equal(load_classifier(tmp_path, vit=plain)(video()), model(video()))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"classifier": None}, {"classifier": {"class_names": 3}}, {"backbone": "x"}, {"backbone": {"name": "timm:x"}},
+        {"backbone": {"name": NAME, "args": ARGS, "weights": 3}}, {"classifier": {"hat": 1}},
+    ],
+)  # fmt: skip
+def test_damaged_descriptions_are_refused_in_one_line(tmp_path, changes):
+    save_adapter(classifier(), tmp_path)
+    path = tmp_path / "adapter_config.json"
+    content = json.loads(path.read_text())
+    for key, value in changes.items():
+        keeps = key == "classifier" and isinstance(value, dict)
+        content[key] = {**content[key], **value} if keeps else value
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"adapter_config\.json is damaged: "):
+        load_classifier(tmp_path)
+
+
+def test_random_weights_travel_in_the_folder(tmp_path):
+    model = classifier()
+    save_adapter(model, tmp_path)
+    assert torch.equal(load_classifier(tmp_path)(video()), model(video()))
+    with pytest.raises(InputError, match="holds the weights of the backbone itself; leave weights out"):
+        load_classifier(tmp_path, weights="vit.safetensors")
 
 
 def test_weights_that_moved_are_asked_for(tmp_path):

@@ -158,7 +158,7 @@ BAD_TRAINING = {
     "typo in backbone": (["VIDEOS", "--backbone", "timm:vit_tiny_patch16_225"], "close to it are vit_tiny_patch16_224"),
     "even kernel": (["VIDEOS", "--kernel-size", "4"], "has the even size 4"),
     "no dilation": (["VIDEOS", "--dilation", "0"], "dilation=0 is too small"),
-    "bad dilation": (["VIDEOS", "--dilation", "1.5"], "dilation='1.5' is not one of 'dynamic'"),
+    "bad dilation": (["VIDEOS", "--dilation", "1.5"], "dilation='1.5' is neither 'dynamic' nor a number"),
     "no bottleneck": (["VIDEOS", "--bottleneck", "0"], "bottleneck=0 is too small"),
     "no frames": (["VIDEOS", "--num-frames", "0"], "num_frames=0 is too small"),
     "bad number": (["VIDEOS", "--lr", "fast"], "Invalid value for '--lr'"),
@@ -205,6 +205,17 @@ def test_bad_folders_and_files_are_named(videos, trained, tmp_path, capsys):
     assert not out.exists()
 
 
+def test_damage_inside_one_video_leaves_no_results_of_others(trained, videos, tmp_path, capsys):
+    damaged = tmp_path / "damaged.mp4"
+    content = bytearray((videos / "onset" / "0001.mp4").read_bytes())
+    content[len(content) // 2 : len(content) // 2 + 4000] = bytes(4000)
+    damaged.write_bytes(content)
+    good = videos / "onset" / "0000.mp4"
+    assert cli.run([str(a) for a in ["predict", trained, good, damaged, "--out", tmp_path / "out"]]) == 2
+    assert "damaged.mp4 is " in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_loss_that_is_not_finite_ends_with_advice(videos, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("fe_adapter.train.F.cross_entropy", lambda logits, *a, **k: logits.sum() * float("nan"))
     arguments = ["train", str(videos), *BACKBONE, "--weights", "none", *FAST, "--out", str(tmp_path / "run")]
@@ -224,6 +235,9 @@ def test_ctrl_c_leaves_a_checkpoint_to_resume_from(videos, tmp_path, capsys, mon
     monkeypatch.setattr(train._Run, "_batch", interrupted)
     arguments = ["train", str(videos), *BACKBONE, "--weights", "none", *FAST, "--out", str(tmp_path / "run")]
     assert cli.run(arguments) == 130
+    said = capsys.readouterr().err
+    assert "--resume goes on from it" in said.replace("\n", " ")
+    assert "fe-adapter: interrupted" in said
     assert (tmp_path / "run" / "checkpoint.safetensors").exists()
     monkeypatch.undo()
     assert cli.run([*arguments, "--resume"]) == 0

@@ -83,7 +83,9 @@ def test_windows_cover_a_video():
     assert sliding_windows(0.5, 1.0, 0.5) == [(0.0, 0.5)]
     assert sliding_windows(2.0, 1.0, 0.5) == [(0.0, 1.0), (0.5, 1.5), (1.0, 2.0)]
     assert sliding_windows(2.2, 1.0, 0.5)[-2:] == [(1.0, 2.0), (pytest.approx(1.2), 2.2)]
-    for length, step in ((0, 1), (1, 0), (-1, 1)):
+    with pytest.raises(InputError, match="over 100000; take a longer step"):
+        sliding_windows(10.0, 1.0, 1e-6)
+    for length, step in ((0, 1), (1, 0), (-1, 1), (float("inf"), 1), (1, float("nan"))):
         with pytest.raises(InputError, match="both must be positive"):
             sliding_windows(2.0, length, step)
 
@@ -298,6 +300,21 @@ def test_unreadable_videos_are_named_or_left_out(root, caplog):
     clips = [Clip(str(root / "sad" / "broken.mp4"), "sad")]
     with pytest.raises(InputError, match="holds no readable videos"):
         VideoDataset(clips, class_names=["sad", "happy"], sampler=FrameSampler(1), on_error="skip")
+
+
+def test_no_class_is_lost_by_skipping(root):
+    for path in (root / "sad").glob("*.mkv"):
+        path.write_text("no video")
+    with pytest.raises(InputError, match="has no readable video of the class 'sad'"):
+        VideoFolder(root, sampler=FrameSampler(1), on_error="skip")
+
+
+def test_a_class_that_is_not_trained_on_is_unknown_to_validation(root):
+    lines = ["path,label,split", "happy/deep/0.mp4,happy,train", "sad/0.mkv, sad ,train", "sad/1.mkv,angry,val"]
+    path = csv_file(root, *lines)
+    assert open_dataset(path, "train", sampler=FrameSampler(1)).class_names == ("happy", "sad")
+    with pytest.raises(InputError, match="has the unknown class 'angry'; known are happy, sad"):
+        open_dataset(path, "val", sampler=FrameSampler(1))
 
 
 def test_the_order_of_batches(root):

@@ -79,7 +79,7 @@ BAD_OPTIONS = [
     ({"kernel_size": (3, 3)}, "2 sizes; give K or"),
     ({"kernel_size": (3, 2, 3)}, "even size 2"),
     ({"dilation": 0}, "dilation=0 is too small"),
-    ({"dilation": "auto"}, "'auto' is not one of 'dynamic'"),
+    ({"dilation": "auto"}, "'auto' is neither 'dynamic' nor a number"),
     ({"dilation": 1, "max_dilation": 2.0}, "bounds a dynamic dilation"),
     ({"max_dilation": -1.0}, "max_dilation=-1.0 is not positive"),
     ({"bottleneck": 0}, "bottleneck=0 is too small"),

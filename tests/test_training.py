@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
 
 from fe_adapter import FEAdapterConfig, VideoClassifier, load_classifier, train
@@ -50,7 +52,8 @@ def model(**options) -> VideoClassifier:
 
 def train_set(videos, **options) -> VideoFolder:
     options = {"transform": TrainTransform((48, 48), randaugment=False), "is_training": True, **options}
-    return VideoFolder(videos, class_names=["onset", "offset"], sampler=FrameSampler(4), in_memory=True, **options)
+    options = {"sampler": FrameSampler(4), "in_memory": True, **options}
+    return VideoFolder(videos, class_names=["onset", "offset"], **options)
 
 
 def val_set(videos) -> VideoFolder:
@@ -188,6 +191,48 @@ def test_a_stopped_process_leaves_a_checkpoint_to_resume_from(videos, tmp_path, 
     assert losses(out) == losses(tmp_path / "whole")
 
 
+def test_damaged_checkpoints_are_refused_in_one_line(videos, tmp_path):
+    fit(model(), train_set(videos), None, RECIPE, out=tmp_path, progress=False)
+    checkpoint = tmp_path / "checkpoint.safetensors"
+    with safe_open(checkpoint, framework="pt") as file:
+        metadata = json.loads(file.metadata()["fe_adapter"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    state = next(name for name in tensors if name.endswith("exp_avg"))
+    cases = [
+        ({"position": None}, {}),
+        ({"position": {**metadata["position"], "loops": 1}}, {}),
+        ({"format": None}, {}),
+        ({"settings": []}, {}),
+        ({}, {"optimizer.none.exp_avg": torch.zeros(1)}),
+        ({}, {state: torch.zeros(1)}),
+    ]
+    for change, more in cases:
+        save_file({**tensors, **more}, checkpoint, {"fe_adapter": json.dumps({**metadata, **change})})
+        with pytest.raises(InputError, match="is not a whole training checkpoint") as caught:
+            fit(model(), train_set(videos), None, RECIPE, out=tmp_path, resume=True, progress=False)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes in /proc")
+def test_workers_do_not_outlive_a_killed_process(videos, tmp_path):
+    script = SCRIPT.replace("t.RECIPE", "t.dataclasses.replace(t.RECIPE, num_workers=2, max_epochs=50)")
+    command = [sys.executable, "-c", script, videos, tmp_path / "run"]
+    process = subprocess.Popen(command, cwd=Path(__file__).parents[1], start_new_session=True)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "run" / "checkpoint.safetensors").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+
+    def left() -> list[str]:
+        stats = [path.read_text().rpartition(")")[2].split() for path in Path("/proc").glob("[0-9]*/stat")]
+        return [stat for stat in stats if int(stat[3]) == process.pid and stat[0] != "Z"]  # of its session
+
+    while left() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not left()
+
+
 @pytest.mark.parametrize("what", ["loss", "gradient"])
 def test_numbers_that_are_not_finite_stop_it_with_advice(videos, tmp_path, what, monkeypatch):
     classifier = model()
@@ -236,12 +281,20 @@ def test_what_cannot_be_resumed_is_refused(videos, tmp_path):
         ({}, False, model(), "already holds a training run"),
         ({"batch_size": 3}, True, model(), "is of a run with batch_size=2, not 3"),
         ({"lr": 1e-3}, True, model(), r"is of a run with lr=0\.01, not 0\.001"),
-        ({}, True, model(config=FEAdapterConfig(bottleneck=4)), "is of another model"),
+        ({}, True, model(config=FEAdapterConfig(bottleneck=4)), "is of a run with bottleneck=8, not 4"),
+        ({}, True, model(head_dropout=0.0), r"is of a run with head_dropout=0\.3, not 0\.0"),
     ]
     for options, resume, classifier, message in cases:
         recipe = TrainConfig(**{**vars(RECIPE), **options})
         with pytest.raises(InputError, match=message):
             fit(classifier, train_set(videos), None, recipe, out=tmp_path, resume=resume, progress=False)
+    others = {
+        "sampler": (train_set(videos, sampler=FrameSampler(4, "dense")), "is of a run with frames=.*uniform.*dense"),
+        "transform": (train_set(videos, transform=EvalTransform((48, 48))), "is of a run with transform=Train"),
+    }
+    for data, message in others.values():
+        with pytest.raises(InputError, match=message):
+            fit(model(), data, None, RECIPE, out=tmp_path, resume=True, progress=False)
     os.truncate(checkpoint, checkpoint.stat().st_size // 2)
     with pytest.raises(InputError, match="is not a whole training checkpoint"):
         fit(model(), train_set(videos), None, RECIPE, out=tmp_path, resume=True, progress=False)
@@ -271,12 +324,13 @@ def test_a_place_that_cannot_be_written_to_is_refused(videos, tmp_path):
         ({"max_epochs": 0}, "max_epochs=0 is too small"),
         ({"lr": 0.0}, r"lr=0\.0 is not a positive number"),
         ({"base_lr": float("nan")}, "base_lr=nan is not a positive number"),
-        ({"weight_decay": -1.0}, r"weight_decay=-1\.0 is negative"),
+        ({"weight_decay": -1.0}, r"weight_decay=-1\.0 is not a number of at least 0"),
         ({"label_smoothing": 1.0}, "is outside"),
         ({"precision": "int8"}, "'int8' is not one of"),
         ({"sampler": "random"}, "'random' is not one of"),
         ({"tracker": "paper"}, "'paper' is not one of"),
         ({"num_workers": -1}, "num_workers=-1 is too small"),
+        ({"seed": 2**32}, "seed=4294967296 is too large"),
     ],
 )
 def test_bad_recipes_are_refused(options, message):

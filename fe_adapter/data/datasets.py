@@ -36,7 +36,7 @@ class Clip:
 
 
 class VideoDataset(Dataset[dict[str, Any]]):
-    """Clips as tensors. Every file is looked at first, so that none can surprise a training run.
+    """Clips as tensors. Every file is looked at first (its index, its first frame): most broken ones are found there.
 
     Items are ``{"video": uint8 (T, 3, h, w), "label": int, "path": str, "index": int}``. What chance does to an item is
     a function of the seed, the epoch and its index alone.
@@ -85,7 +85,10 @@ class VideoDataset(Dataset[dict[str, Any]]):
         self.labels = [index[clip.class_name] for clip in clips if clip.path in self._infos]
         if not self.paths:
             raise InputError(f"{source} holds no readable videos")
-        self._sampler, self.transform = sampler, transform
+        lost = [name for name in found if index[name] not in self.labels]
+        if lost:
+            raise InputError(f"{source} has no readable video of the class {lost[0]!r}")
+        self.sampler, self.transform = sampler, transform
         self._is_training, self._seed, self._epoch = is_training, seed, 0
         self._frames: dict[str, Tensor] | None = {} if in_memory else None
 
@@ -96,7 +99,7 @@ class VideoDataset(Dataset[dict[str, Any]]):
     @property
     def clip_seconds(self) -> float:
         """Median time that a clip spans in its video, in seconds."""
-        return float(np.median([self._sampler.seconds(self._infos[path]) for path in self.paths]))
+        return float(np.median([self.sampler.seconds(self._infos[path]) for path in self.paths]))
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -106,7 +109,7 @@ class VideoDataset(Dataset[dict[str, Any]]):
         seed = derive_seed(self._seed, self._epoch, index)
         random = np.random.default_rng(seed) if self._is_training else None
         info = self._infos[path]
-        video = self._read(info, self._sampler(info, random))
+        video = self._read(info, self.sampler(info, random))
         if self.transform is not None:
             video = self.transform(video, seed)
         return {"video": video, "label": self.labels[index], "path": path, "index": index}
@@ -171,7 +174,8 @@ def open_dataset(
         split = "test" if "test" in own else "val" if "val" in own else None
     pool_name = "train" if own else None
     if options.get("class_names") is None:
-        names = {clip.class_name for clips in by_split.values() for clip in clips}
+        known = [by_split["train"]] if "train" in by_split else by_split.values()  # others are refused as unknown
+        names = {clip.class_name for clips in known for clip in clips}
         options["class_names"] = sorted(names, key=_natural)
     if split in own and not (split == "train" and "val" not in own):
         clips = by_split[split]
@@ -223,7 +227,7 @@ def list_csv(file: Path) -> list[tuple[Clip, str | None]]:
     clips: list[tuple[Clip, str | None]] = []
     lines: dict[str, int] = {}
     for line, row in rows:
-        name, label, split = row["path"], row["label"], row.get("split") or None
+        name, label, split = row["path"], (row["label"] or "").strip(), row.get("split") or None
         if not name or not label:
             raise InputError(f"{file}, line {line}: path or label is missing")
         if split is not None and split not in SPLITS:
@@ -289,7 +293,10 @@ def _probe_all(paths: list[str], on_error: str, source: str) -> tuple[dict[str, 
     unreadable = [reason for reason in found if isinstance(reason, str)]
     if unreadable and on_error == "fail":
         shown = "; ".join(unreadable[:10]) + (f"; and {len(unreadable) - 10} more" if len(unreadable) > 10 else "")
-        raise InputError(f"{source} has {len(unreadable)} unreadable videos: {shown}. on_error='skip' leaves them out")
+        raise InputError(
+            f"{source} has {len(unreadable)} unreadable videos: {shown}. "
+            "on_error='skip' (--on-error skip) leaves them out"
+        )
     for reason in unreadable:
         _log.warning("left out: %s", reason)
     return {path: info for path, info in zip(paths, found, strict=True) if isinstance(info, VideoInfo)}, unreadable

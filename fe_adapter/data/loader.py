@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -51,7 +53,7 @@ def make_loader(
         batch_sampler=batches[start_batch:],
         num_workers=num_workers,
         multiprocessing_context=_context() if num_workers else None,
-        worker_init_fn=_ignore_interrupts,
+        worker_init_fn=_follow_main_process,
         generator=torch.Generator().manual_seed(seed),  # or the global one would lose a number to each loader
         pin_memory=torch.cuda.is_available(),
     )
@@ -77,9 +79,17 @@ def one_line_errors(loader: Any) -> Iterator[dict[str, Any]]:
         raise InputError(str(error).rstrip().rpartition("InputError: ")[2]) from None
 
 
-def _ignore_interrupts(worker: int) -> None:
-    """A terminal sends Ctrl-C to the workers, too; what becomes of it is for the main process to say."""
+def _follow_main_process(worker: int) -> None:
+    """Leave Ctrl-C, which a terminal sends to workers too, to the main process; and end when that is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    main = multiprocessing.parent_process()
+    if main is not None:  # PyTorch's own watchdog sees the server process that forked this one, not the main one
+
+        def follow() -> None:
+            main.join()
+            os._exit(1)
+
+        threading.Thread(target=follow, daemon=True).start()
 
 
 def _context() -> Any:

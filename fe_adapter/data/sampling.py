@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from fe_adapter.config import check_choice, check_count
 from fe_adapter.data.video import VideoInfo
 from fe_adapter.errors import InputError
 
+MAX_WINDOWS = 100_000  # of one video
 SAMPLINGS = ("uniform", "stride", "dense")
 
 
@@ -89,8 +91,12 @@ def sliding_windows(duration: float, length: float, step: float) -> list[tuple[f
     Raises:
         InputError: ``length`` or ``step`` is not positive.
     """
-    if not (length > 0 and step > 0):
+    if not (0 < length < math.inf and 0 < step < math.inf):
         raise InputError(f"windows of {length} s every {step} s: both must be positive")
+    if (duration - length) / step > MAX_WINDOWS:
+        raise InputError(
+            f"windows of {length} s every {step} s of {duration:.1f} s are over {MAX_WINDOWS}; take a longer step"
+        )
     if duration <= length:
         return [(0.0, duration)]
     count = int(np.ceil((duration - length) / step - 1e-9))

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fe_adapter._io import make_folder
 from fe_adapter.demo.faces import EXPRESSIONS, Array, draw, random_motion, random_scene
 from fe_adapter.errors import InputError
 
@@ -55,10 +56,19 @@ def draw_onset(random: np.random.Generator, num_frames: int = NUM_FRAMES) -> Arr
 def write_video(path: Path, frames: Array) -> None:
     """Write uint8 ``(T, h, w, 3)`` as H.264 without loss, so that a frame looks the same wherever it is in a file."""
     try:
-        import av
+        import av  # noqa: F401
     except ImportError:
         raise InputError("writing videos needs PyAV; pip install 'fe-adapter[video]'") from None
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
+    try:
+        _encode(path, frames)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}") from None
+
+
+def _encode(path: Path, frames: Array) -> None:
+    import av
+
     with av.open(path, "w") as container:
         stream = container.add_stream("libx264", rate=FRAME_RATE, options={"qp": "0", "preset": "ultrafast"})
         stream.height, stream.width = frames.shape[1:3]

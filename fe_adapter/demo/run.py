@@ -250,6 +250,7 @@ def _clear(out: Path) -> None:
     if out.exists():
         if not out.is_dir() or (any(out.iterdir()) and not (out / MARKER).exists()):
             raise InputError(f"{out} holds something that is not the demo's; choose another folder with --out")
-        shutil.rmtree(out)
+        for path in out.iterdir():  # not ``out`` itself, which may be a mount point
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
     with atomic_write(out / MARKER) as file:
         file.write(b"Made by `fe-adapter demo`. The next run in this folder replaces everything in it.\n")
