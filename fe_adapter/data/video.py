@@ -193,7 +193,7 @@ def _opened(path: str) -> Iterator[tuple[Any, Any]]:
             pictures = av.stream.Disposition.attached_pic  # the cover of a song is a video stream, too
             videos = [stream for stream in container.streams.video if not stream.disposition & pictures]
             if not videos:
-                raise InputError(f"{path} has no video, only {_kinds(container)}")
+                raise InputError(f"{path} has no video{_kinds(container)}")
             yield container, videos[0]
     except (av.FFmpegError, OSError, EOFError) as error:
         reason = getattr(error, "strerror", None) or str(error)
@@ -201,4 +201,5 @@ def _opened(path: str) -> Iterator[tuple[Any, Any]]:
 
 
 def _kinds(container: Any) -> str:
-    return ", ".join(sorted({stream.type for stream in container.streams if stream.type != "video"})) or "nothing"
+    kinds = sorted({stream.type for stream in container.streams if stream.type != "video"})
+    return f", only {', '.join(kinds)}" if kinds else ""
