@@ -211,6 +211,11 @@ def trainable_parameters(model: nn.Module) -> list[nn.Parameter]:
 
 def print_trainable_parameters(model: nn.Module) -> None:
     """Print how many parameters train: the adapters', their dilation predictors', and others such as a head's."""
+    print(trainable_summary(model))
+
+
+def trainable_summary(model: nn.Module) -> str:
+    """The line that `print_trainable_parameters` prints."""
     total = sum(p.numel() for p in model.parameters())
     adapters = {id(p) for adapter in get_adapters(model) for p in adapter.parameters()}
     counts = {"adapters": 0, "dilation": 0, "other": 0}
@@ -220,7 +225,7 @@ def print_trainable_parameters(model: nn.Module) -> None:
             counts[kind] += p.numel()
     trained = sum(counts.values())
     parts = ", ".join(f"{kind} {count:,}" for kind, count in counts.items())
-    print(f"trainable: {trained:,} of {total:,} parameters ({trained / max(1, total):.2%}): {parts}")
+    return f"trainable: {trained:,} of {total:,} parameters ({trained / max(1, total):.2%}): {parts}"
 
 
 def fingerprint(vit: nn.Module) -> str | None:

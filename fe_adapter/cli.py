@@ -23,6 +23,7 @@ from rich.table import Table
 from fe_adapter import __version__
 from fe_adapter._io import read_json
 from fe_adapter._report import write_json
+from fe_adapter.adapt import trainable_summary
 from fe_adapter.checkpoint import load_classifier
 from fe_adapter.classifier import VideoClassifier
 from fe_adapter.config import FEAdapterConfig
@@ -120,7 +121,7 @@ def _options(
 
 # Options that several commands share.
 Data = Annotated[Path, typer.Argument(help="Folder with a folder of videos per class, or a CSV with path,label.")]
-Run = Annotated[Path, typer.Argument(help="What train wrote, or an adapter folder.")]
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="What train wrote, or an adapter folder.")]
 Weights = Annotated[
     str | None, typer.Option(help="The backbone's weights, if they moved: FILE, FOLDER, pretrained or none.")
 ]
@@ -237,7 +238,7 @@ def train(
     if not (out / CHECKPOINT).exists():  # or it is that of the run that is resumed
         _write_settings(context, out)
     words.print(f"{len(train_set)} clips to train on, {len(val_set)} to validate, {len(train_set.class_names)} classes")
-    words.print(_trainable_line(model))
+    words.print(trainable_summary(model))
     try:
         result = fit(model, train_set, val_set, recipe, out=out, resume=resume)
     except KeyboardInterrupt:
@@ -253,7 +254,7 @@ def train(
 
 @app.command("eval", epilog="Example:\n\n  fe-adapter eval run videos/ --split test")
 def evaluate_command(
-    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="What train wrote, or an adapter folder.")],
+    run_folder: Run,
     data: Data,
     split: Annotated[str | None, typer.Option(help="train, val or test; default test, else all of DATA.")] = None,
     weights: Weights = None,
@@ -299,7 +300,7 @@ def evaluate_command(
 
 @app.command(epilog="Example:\n\n  fe-adapter predict run clip.mp4 other.mp4 --out predictions")
 def predict(
-    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="What train wrote, or an adapter folder.")],
+    run_folder: Run,
     videos: Annotated[list[Path], typer.Argument(metavar="VIDEO…", help="Video files of any length.")],
     weights: Weights = None,
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("predictions"),
@@ -404,9 +405,3 @@ def _json_object(option: str, text: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InputError(f'{option} {text!r} is no JSON object such as {{"img_size": 96}}')
     return value
-
-
-def _trainable_line(model: VideoClassifier) -> str:
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    total = sum(p.numel() for p in model.parameters())
-    return f"{trained:,} of {total:,} parameters train ({trained / total:.1%})"
