@@ -159,29 +159,35 @@ def slow(run, batch):
     return real(run, batch)
 train._Run._batch = slow
 if __name__ == "__main__":
-    recipe = dataclasses.replace(t.RECIPE, num_workers=int(sys.argv[3]))
+    recipe = dataclasses.replace(t.RECIPE, num_workers=int(sys.argv[3]), max_epochs=int(sys.argv[4]))
     t.fit(t.model(), t.train_set(sys.argv[1]), None, recipe, out=sys.argv[2], progress=False)
 """
 
 
-@pytest.mark.parametrize(
-    ("number", "num_workers"), [(signal.SIGINT, 0), (signal.SIGINT, 2), (signal.SIGKILL, 0)], ids=str
-)
-def test_a_stopped_process_leaves_a_checkpoint_to_resume_from(videos, tmp_path, number, num_workers):
-    root = Path(__file__).parents[1]
-    out = tmp_path / "run"
-    script = tmp_path / "script.py"  # workers import it again, so it must be a file
+def started(folder: Path, videos: Path, *, num_workers: int, max_epochs: int) -> subprocess.Popen:
+    """A process that trains into ``folder / "run"``, in a session of its own, once its first checkpoint is there."""
+    root, script = Path(__file__).parents[1], folder / "script.py"  # workers import it again, so it must be a file
     script.write_text(SCRIPT)
     process = subprocess.Popen(
-        [sys.executable, script, videos, out, str(num_workers)],
+        [sys.executable, script, videos, folder / "run", str(num_workers), str(max_epochs)],
         cwd=root,
         env={**os.environ, "PYTHONPATH": str(root)},
         stderr=subprocess.PIPE,
         start_new_session=True,
     )
     deadline = time.monotonic() + 60
-    while not (out / "checkpoint.safetensors").exists() and time.monotonic() < deadline:
+    while not (folder / "run" / "checkpoint.safetensors").exists():
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.communicate()[1].decode()
         time.sleep(0.02)
+    return process
+
+
+@pytest.mark.parametrize(
+    ("number", "num_workers"), [(signal.SIGINT, 0), (signal.SIGINT, 2), (signal.SIGKILL, 0)], ids=str
+)
+def test_a_stopped_process_leaves_a_checkpoint_to_resume_from(videos, tmp_path, number, num_workers):
+    process, out = started(tmp_path, videos, num_workers=num_workers, max_epochs=RECIPE.max_epochs), tmp_path / "run"
     os.killpg(process.pid, number)  # as a terminal does: to the workers, too
     _, errors = process.communicate(timeout=60)
     assert process.returncode != 0, "it ran to its end before the signal came"
@@ -215,19 +221,16 @@ def test_damaged_checkpoints_are_refused_in_one_line(videos, tmp_path):
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes in /proc")
 def test_workers_do_not_outlive_a_killed_process(videos, tmp_path):
-    script = SCRIPT.replace("t.RECIPE", "t.dataclasses.replace(t.RECIPE, num_workers=2, max_epochs=50)")
-    command = [sys.executable, "-c", script, videos, tmp_path / "run"]
-    process = subprocess.Popen(command, cwd=Path(__file__).parents[1], start_new_session=True)
-    deadline = time.monotonic() + 60
-    while not (tmp_path / "run" / "checkpoint.safetensors").exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    process.kill()
-    process.wait()
+    process = started(tmp_path, videos, num_workers=2, max_epochs=50)
 
     def left() -> list[str]:
         stats = [path.read_text().rpartition(")")[2].split() for path in Path("/proc").glob("[0-9]*/stat")]
         return [stat for stat in stats if int(stat[3]) == process.pid and stat[0] != "Z"]  # of its session
 
+    assert len(left()) > 1  # the process, and at least its workers
+    process.kill()
+    process.communicate()
+    deadline = time.monotonic() + 30
     while left() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not left()
