@@ -229,7 +229,8 @@ def test_workers_do_not_outlive_a_killed_process(videos, tmp_path):
 
     assert len(left()) > 1  # the process, and at least its workers
     process.kill()
-    process.communicate()
+    process.wait()  # not for the end of its stderr, which workers would keep open
+    process.stderr.close()
     deadline = time.monotonic() + 30
     while left() and time.monotonic() < deadline:
         time.sleep(0.05)
