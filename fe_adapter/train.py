@@ -200,7 +200,6 @@ class _Run:
         self.trainable = [p for p in model.parameters() if p.requires_grad]
 
         self.settings = {key: value for key, value in dataclasses.asdict(config).items() if key not in MAY_CHANGE}
-        self.settings |= {"num_clips": len(train_set), "class_names": list(train_set.class_names)}
         self.settings |= _identity(model, train_set)
         self.position = Progress()
         self.checkpoint = out / CHECKPOINT
@@ -328,14 +327,16 @@ def _identity(model: VideoClassifier, train_set: Any) -> dict[str, Any]:
     """What must be the same for a run to go on: the model, the data and what is made of it, as JSON values."""
     described = {name: value for name, value in model.describe().items() if name != "clip_seconds"}
     if model.tune == "adapter":
-        described["adapter"] = dataclasses.asdict(get_adaptation(model.vit).config)
-    if model.tune != "full":
+        adaptation = get_adaptation(model.vit)
+        described |= {"adapter": dataclasses.asdict(adaptation.config), "backbone": adaptation.fingerprint}
+    elif model.tune == "head":
         described["backbone"] = fingerprint(model.vit)
     files = "\n".join(f"{Path(path).name} {y}" for path, y in zip(train_set.paths, train_set.labels, strict=True))
     return json.loads(
         json.dumps(
             {
-                "model": described,
+                "model": described,  # its classes are those of the data
+                "num_clips": len(train_set),
                 "files": hashlib.blake2b(files.encode(), digest_size=8).hexdigest(),
                 "frames": repr(train_set.sampler),
                 "transform": repr(train_set.transform),
