@@ -13,6 +13,7 @@ from fe_adapter.classifier import VideoClassifier
 from fe_adapter.config import FEAdapterConfig
 from fe_adapter.layers import FEAdapter, FusedFEAdapter
 from fe_adapter.memory import estimate_memory
+from fe_adapter.policies import apply_memory_policy
 
 __version__ = "0.1.0"
 
@@ -22,6 +23,7 @@ __all__ = [
     "FusedFEAdapter",
     "VideoClassifier",
     "adapt",
+    "apply_memory_policy",
     "disable_adapters",
     "estimate_memory",
     "load_adapter",

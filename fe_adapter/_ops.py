@@ -142,3 +142,8 @@ def _refuse_double_backward(ctx: Any, grads: list[Tensor]) -> None:
 
 
 adapter_backward.register_autograd(_refuse_double_backward)
+
+IMPLEMENTATIONS: dict[Any, Callable] = {  # what runs when an operator is called, for who wants to look inside
+    torch.ops.fe_adapter.adapter_forward.default: adapter_forward._init_fn,
+    torch.ops.fe_adapter.adapter_backward.default: adapter_backward._init_fn,
+}

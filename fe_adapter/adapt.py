@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fe_adapter._block import adapt_input, adapted_forward, set_checkpoint, set_gelu2bit
 from fe_adapter._mlp_position import forward_with_mlp_adapter
 from fe_adapter.backbones import describe_backbone, get_blocks
 from fe_adapter.config import FEAdapterConfig, check_count, check_kernel_size
@@ -133,9 +134,9 @@ def adapt(
         for position, adapter in by_position.items():
             block.add_module(CHILDREN[position], adapter)
         if "attn" in config.positions:
-            block.register_forward_pre_hook(_adapt_input, with_kwargs=True)
+            block.register_forward_pre_hook(adapt_input, with_kwargs=True)
         if forward is not None:
-            block.forward = functools.partial(_adapted_forward, forward, block)
+            block.forward = functools.partial(adapted_forward, forward, block)
     if spatial and patch_size is not None:
         vit.register_forward_pre_hook(_follow_grid, with_kwargs=True)
     vit.train = functools.partial(_train_adapters_only, vit)  # type: ignore[method-assign]
@@ -144,19 +145,21 @@ def adapt(
 
 
 def unadapt(vit: nn.Module) -> nn.Module:
-    """Take the adapters out of ``vit``, in place, and give it back as it was before `adapt`.
+    """Take the adapters out of ``vit``, in place, and give it back as it was before `adapt`, memory policies taken off.
 
     Raises:
         InputError: ``vit`` is not adapted.
     """
     adaptation = get_adaptation(vit)
     for block in get_blocks(vit, adaptation.blocks_path):
+        set_checkpoint(block, None)
+        set_gelu2bit(block, False)
         for child in CHILDREN.values():
             if hasattr(block, child):
                 delattr(block, child)
         block.__dict__.pop("fe_adapter_enabled", None)
         block.__dict__.pop("forward", None)
-        _remove_hook(block, _adapt_input)
+        _remove_hook(block, adapt_input)
     _remove_hook(vit, _follow_grid)
     del vit.fe_adaptation
     del vit.train
@@ -263,21 +266,6 @@ def _warn_if_input_is_not_shared(config: FEAdapterConfig, vit: nn.Module) -> Non
             "recompute='input' shares the adapter's output with the next LayerNorm, but a norm that runs in another "
             "dtype keeps a copy of its own; recompute='hidden' may need less memory here"
         )
-
-
-def _adapt_input(block: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
-    if not block.fe_adapter_enabled:
-        return None
-    if args:
-        return (block.fe_adapter(args[0]), *args[1:]), kwargs
-    name = next(iter(kwargs))  # the tokens come first also by name
-    return args, {**kwargs, name: block.fe_adapter(kwargs[name])}
-
-
-def _adapted_forward(forward: Any, block: Any, *args: Any, **kwargs: Any) -> Tensor:
-    if not block.fe_adapter_enabled:
-        return type(block).forward(block, *args, **kwargs)
-    return forward(block, *args, **kwargs)
 
 
 def _follow_grid(vit: Any, args: tuple, kwargs: dict[str, Any]) -> None:

@@ -2,77 +2,122 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import os
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
+
+from fe_adapter import _ops
+from fe_adapter._block import HostMemory
+from fe_adapter.config import check_choice
+from fe_adapter.policies import apply_memory_policy
+
+PRECISIONS = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+DEVICES = ("cpu", "cuda")
+# What a byte of an operator that is no product costs in FLOPs of one that is: the balance of rates that such operators
+# reach. A choice, for the relative cost of steps only: about 150 GFLOP/s to 10 GB/s, and 300 TFLOP/s to 2 TB/s.
+_FLOPS_PER_BYTE = {"cpu": 15.0, "cuda": 150.0}
+_ALLOCATOR_BLOCK = {"cpu": 1, "cuda": 512}  # bytes that an allocation is rounded up to
 
 
 @dataclasses.dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes of one training step with AdamW."""
+    """Bytes of one training step with AdamW, and what it costs."""
 
-    resident: int  # parameters, buffers and inputs
+    parameters: int  # and buffers
+    inputs: int
+    gradients: int
+    optimizer: int  # AdamW's two moments
     saved: int  # distinct storages autograd keeps for backward, parameters left out
-    peak: int  # the most alive at once, optimizer state included
+    peak: int  # the most alive at once, all of the above included
+    cost: float  # FLOPs of the products, other operators at their bytes' worth: only ratios mean something
+
+    @property
+    def resident(self) -> int:
+        """Bytes that are there before the first step."""
+        return self.parameters + self.inputs
 
 
-def estimate_memory(model: nn.Module, *input_shape: int, dtype: torch.dtype = torch.float32) -> MemoryEstimate:
+def estimate_memory(
+    model: nn.Module,
+    *input_shape: int,
+    dtype: torch.dtype = torch.float32,
+    precision: str = "no",
+    policy: str | None = None,
+    device: str | None = None,
+) -> MemoryEstimate:
     """What a training step of ``model`` would hold, counted on fake tensors: nothing is computed or allocated.
 
-    What an operator allocates and frees inside itself is not seen, nor is an allocator's fragmentation. The activations
-    are those of the device the model is on.
+    What a library allocates inside one of PyTorch's operators is not seen, nor is an allocator's fragmentation. On a
+    GPU the adapters are counted in the form of the eager backend, whose temporary tensors are the larger ones.
 
     Args:
-        model: any module that takes one tensor; it is left as it is.
+        model: any module that takes one tensor; it is left as it is. It may be on the meta device.
         input_shape: of that tensor, for a `VideoClassifier` ``B, T, 3, height, width``.
-        dtype: of that tensor.
+        dtype: of that tensor; `fit` feeds ``torch.uint8``.
+        precision: "no", or "bf16" or "fp16" autocast.
+        policy: as of `apply_memory_policy`, added to those the model has. Weights cannot be quantized here.
+        device: "cpu" or "cuda", whose autocast and allocator are imitated; None is where the model is, the meta device
+            counting as "cuda".
+
+    Raises:
+        InputError: an unknown precision, device or policy.
 
     Example:
-        >>> estimate_memory(classifier, 8, 16, 3, 224, 224).peak / 2**30  # GiB
+        >>> estimate_memory(classifier, 8, 16, 3, 224, 224, policy="full").peak / 2**30  # GiB
     """
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode, _LiveStorages() as live:
-        fake = _fake_copy(model, mode)
-        device = next((p.device for p in fake.parameters()), torch.device("cpu"))
+    check_choice("precision", precision, tuple(PRECISIONS))
+    if device is None:
+        device = "cpu" if all(p.device.type == "cpu" for p in model.parameters()) else "cuda"
+    check_choice("device", device, DEVICES)
+    with FakeTensorMode(allow_non_fake_inputs=True), _Storages(device) as live, _host_memory_is_elsewhere(device):
+        fake = _fake_copy(model)
+        if policy is not None:
+            apply_memory_policy(fake, policy)
         for tensor in (*fake.parameters(), *fake.buffers()):
             live.add(tensor)
-        x = torch.empty(input_shape, dtype=dtype, device=device)
-        resident = live.bytes
+        parameters = live.bytes
+        x = torch.empty(input_shape, dtype=dtype)
+        inputs = live.bytes - parameters
         trainable = [p for p in fake.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(trainable) if trainable else None
-        saved = measure_saved_memory(fake, x) if trainable else 0
-        live.peak = live.bytes
-        for _ in range(2):  # the second step has the optimizer's state
-            y = fake(x)
-            if optimizer is not None:
-                y.sum().backward()
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-    return MemoryEstimate(resident=resident, saved=saved, peak=live.peak)
+        gradients = sum(p.nbytes for p in trainable)
+        optimizer = 2 * gradients  # counted, not run: it is a third of the operators
+        live.add_bytes(optimizer)
+        saved = _SavedStorages(fake)
+        with saved:
+            with _autocast(precision, device):
+                output = fake(x)
+            loss = output.float().sum()
+            del output
+            num_saved = saved.alive() if trainable else 0
+        if trainable:
+            loss.backward()
+            # AdamW's own: on a CPU two tensors like a parameter, one parameter at a time; on a GPU one like each
+            largest = max(p.nbytes for p in trainable)
+            live.add_bytes(2 * largest if device == "cpu" else gradients)
+    return MemoryEstimate(parameters, inputs, gradients, optimizer, num_saved, live.peak, live.cost)
 
 
 def measure_saved_memory(model: nn.Module, *inputs: Tensor) -> int:
     """Bytes of the distinct storages that autograd keeps after ``model(*inputs)``, parameters left out."""
-    own = {p.untyped_storage()._cdata for p in model.parameters()}
-    kept: dict[int, torch.UntypedStorage] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in own:
-            kept[storage._cdata] = storage  # held, so that its address is not given to another
-        return tensor.detach()  # an output kept as it is would keep its own graph alive
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        model(*inputs)
-    return sum(storage.nbytes() for storage in kept.values())
+    saved = _SavedStorages(model)
+    with saved:
+        output = model(*inputs)
+    num_bytes = saved.alive()
+    del output  # what keeps the graph
+    return num_bytes
 
 
 def measure_peak_memory(step: Callable[[], Any]) -> int:
@@ -100,39 +145,129 @@ def measure_peak_memory(step: Callable[[], Any]) -> int:
     return peak
 
 
-class _LiveStorages(TorchDispatchMode):
-    """Counts the bytes of the storages that are alive, and the most that ever were."""
+class _Storages(TorchDispatchMode):
+    """Counts the bytes of the storages that are alive, the most that ever were, and what the operators cost."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: str) -> None:
         super().__init__()
         self.bytes = self.peak = 0
+        self.cost = 0.0
+        self._block, self._flops_per_byte = _ALLOCATOR_BLOCK[device], _FLOPS_PER_BYTE[device]
+        self._inside: dict[str, tuple[int, float]] = {}
         self._seen: weakref.WeakKeyDictionary[torch.UntypedStorage, int] = weakref.WeakKeyDictionary()
 
     def add(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
-        if storage not in self._seen:
-            size = self._seen[storage] = storage.nbytes()
-            self.bytes += size
-            self.peak = max(self.peak, self.bytes)
+        if storage not in self._seen and tensor.device.type == "cpu":
+            size = self._seen[storage] = -(-storage.nbytes() // self._block) * self._block
+            self.add_bytes(size)
             weakref.finalize(storage, self._free, size)
+
+    def add_bytes(self, num_bytes: int) -> None:
+        self.bytes += num_bytes
+        self.peak = max(self.peak, self.bytes)
 
     def _free(self, size: int) -> None:
         self.bytes -= size
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if func in _ops.IMPLEMENTATIONS:
+            return self._look_inside(func, args, kwargs or {})
         out = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(out):
             if isinstance(leaf, Tensor):
                 self.add(leaf)
+        self.cost += self._cost(func, args, kwargs or {}, out)
         return out
 
+    def _look_inside(self, func: Any, args: tuple, kwargs: dict) -> Any:
+        """Count an adapter's own temporary tensors and operators, too; all adapters alike are looked into once."""
+        key = repr((func, tree_map(lambda a: (a.shape, a.stride(), a.dtype) if isinstance(a, Tensor) else a, args)))
+        bytes_before, peak_before, cost_before = self.bytes, self.peak, self.cost
+        if key in self._inside:
+            out = func(*args, **kwargs)
+            peak, cost = self._inside[key]
+            self.peak, self.cost = max(self.peak, bytes_before + peak), self.cost + cost
+            for leaf in tree_leaves(out):
+                self.add(leaf)
+            return out
+        self.peak = self.bytes
+        with self:
+            out = _ops.IMPLEMENTATIONS[func](*args, **kwargs)
+        self._inside[key] = self.peak - bytes_before, self.cost - cost_before
+        self.peak = max(self.peak, peak_before)
+        return out
 
-def _fake_copy(model: nn.Module, mode: FakeTensorMode) -> nn.Module:
-    """A copy of ``model`` whose parameters and buffers are fake and take no memory."""
+    def _cost(self, func: Any, args: tuple, kwargs: dict, out: Any) -> float:
+        packet = func.overloadpacket
+        if packet in flop_registry:
+            return flop_registry[packet](*args, **kwargs, out_val=out)
+        if packet is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu:
+            return sdpa_flop_count(*(t.shape for t in args[:3]))
+        if packet is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward:
+            return sdpa_backward_flop_count(*(t.shape for t in args[:4]))
+        if func.is_view or "empty" in func.name():
+            return 0.0
+        tensors = {id(leaf): leaf for leaf in tree_leaves((args, kwargs, out)) if isinstance(leaf, Tensor)}
+        return self._flops_per_byte * sum(tensor.nbytes for tensor in tensors.values())
+
+
+class _SavedStorages(torch.autograd.graph.saved_tensors_hooks):
+    """The storages that autograd saves within the context; those of a module's parameters are left out."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(self._pack, lambda tensor: tensor)
+        self._left_out = {p.untyped_storage()._cdata for p in model.parameters()}
+        self._kept: weakref.WeakKeyDictionary[torch.UntypedStorage, None] = weakref.WeakKeyDictionary()
+
+    def alive(self) -> int:
+        """Bytes of those that are still there."""
+        return sum(storage.nbytes() for storage in self._kept)
+
+    def _pack(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self._left_out:
+            self._kept[storage] = None
+        return tensor.detach()  # an output kept as it is would keep its own graph alive
+
+
+class _CudaAutocast(TorchFunctionMode):
+    """CUDA's autocast runs these in fp32, a CPU's in what they are given."""
+
+    _IN_FP32 = frozenset({F.layer_norm, torch.layer_norm, F.softmax, torch.softmax, Tensor.softmax})
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if func in self._IN_FP32:
+            args = tuple(a.float() if isinstance(a, Tensor) and a.is_floating_point() else a for a in args)
+            kwargs = {k: v.float() if isinstance(v, Tensor) else v for k, v in (kwargs or {}).items()}
+        return func(*args, **(kwargs or {}))
+
+
+@contextlib.contextmanager
+def _autocast(precision: str, device: str) -> Iterator[None]:
+    dtype = PRECISIONS[precision]
+    imitation = _CudaAutocast() if device == "cuda" and dtype is not None else contextlib.nullcontext()
+    with torch.autocast("cpu", dtype, enabled=dtype is not None), imitation:
+        yield
+
+
+@contextlib.contextmanager
+def _host_memory_is_elsewhere(device: str) -> Iterator[None]:
+    """Fake GPU tensors are on the CPU, so what a GPU would send to the host's memory goes to another device here."""
+    if device == "cuda":
+        HostMemory.device = torch.device("meta")
+    try:
+        yield
+    finally:
+        HostMemory.device = torch.device("cpu")
+
+
+def _fake_copy(model: nn.Module) -> nn.Module:
+    """A copy of ``model`` whose parameters and buffers are fake, on the CPU."""
     memo: dict[int, Any] = {}
     for parameter in model.parameters():
-        fake = mode.from_tensor(parameter.detach())
+        fake = torch.empty_strided(parameter.shape, parameter.stride(), dtype=parameter.dtype)
         memo[id(parameter)] = nn.Parameter(fake, requires_grad=parameter.requires_grad)
     for buffer in model.buffers():
-        memo[id(buffer)] = mode.from_tensor(buffer)
+        memo[id(buffer)] = torch.empty_strided(buffer.shape, buffer.stride(), dtype=buffer.dtype)
     return copy.deepcopy(model, memo)

@@ -1,0 +1,134 @@
+"""How a block of an image transformer runs: an adapter in front of it, and less kept of it for backward.
+
+What replaces a block's behaviour are module-level functions that find everything on the block they are called with, so
+that a copy of a model, deep or pickled, is independent of the original.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+
+from fe_adapter._gelu2bit import gelu2bit, kind_of_gelu
+
+_ATTENTION = frozenset(
+    getattr(torch.ops.aten, name).default
+    for name in (
+        "_scaled_dot_product_flash_attention",
+        "_scaled_dot_product_flash_attention_for_cpu",
+        "_scaled_dot_product_efficient_attention",
+        "_scaled_dot_product_cudnn_attention",
+        "_scaled_dot_product_fused_attention_overrideable",
+    )
+)
+
+_HOOKS = "respect_saved_tensors_hooks"  # from PyTorch 2.14 on it wants to be told
+_SELECTIVE = {_HOOKS: True} if _HOOKS in inspect.signature(checkpoint).parameters else {}
+
+
+def adapt_input(block: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
+    """Forward pre-hook: the adapter replaces the block's input, unless a checkpoint around both does it."""
+    return None if "fe_checkpoint" in block.__dict__ else _adapted_input(block, args, kwargs)
+
+
+def adapted_forward(forward: Any, block: Any, *args: Any, **kwargs: Any) -> Tensor:
+    """``forward``, which calls the adapter before the MLP, or the block's own where adapters are disabled."""
+    if not block.fe_adapter_enabled:
+        return type(block).forward(block, *args, **kwargs)
+    return forward(block, *args, **kwargs)
+
+
+def set_checkpoint(block: Any, kind: str | None) -> None:
+    """Keep less of ``block`` and its adapters for backward: "full", "selective", "offload"; None keeps everything."""
+    if "fe_checkpoint" in block.__dict__:
+        _, inner = block.forward.args
+        del block.fe_checkpoint, block.forward
+        if inner is not None:
+            block.forward = inner
+    if kind is not None:
+        block.fe_checkpoint = kind
+        block.forward = functools.partial(_checkpointed_forward, block, block.__dict__.get("forward"))
+
+
+def set_gelu2bit(block: nn.Module, wanted: bool) -> int:
+    """Make GELUs of the frozen ``block`` keep two bits an element, or what they kept before; returns how many."""
+    found = 0
+    for module in block.modules():
+        kind = kind_of_gelu(module)
+        if kind is None:
+            continue
+        found += 1
+        module.__dict__.pop("forward", None)
+        if wanted:
+            module.forward = functools.partial(gelu2bit, kind=kind)
+    return found
+
+
+class HostMemory(saved_tensors_hooks):
+    """Within the context, what autograd saves waits in the host's memory, pinned where there is a GPU."""
+
+    device = torch.device("cpu")
+
+    def __init__(self) -> None:
+        super().__init__(self._pack, self._unpack)
+
+    def _pack(self, tensor: Tensor) -> tuple[torch.device, Tensor]:
+        host = torch.empty_like(tensor, device=self.device, pin_memory=tensor.is_cuda)
+        return tensor.device, host.copy_(tensor.detach(), non_blocking=tensor.is_cuda)
+
+    @staticmethod
+    def _unpack(packed: tuple[torch.device, Tensor]) -> Tensor:
+        device, host = packed
+        return host.to(device, non_blocking=True)
+
+
+def _adapted_input(block: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    if not getattr(block, "fe_adapter_enabled", False) or not hasattr(block, "fe_adapter"):
+        return args, kwargs
+    if args:
+        return (block.fe_adapter(args[0]), *args[1:]), kwargs
+    name = next(iter(kwargs))  # the tokens come first also by name
+    return args, {**kwargs, name: block.fe_adapter(kwargs[name])}
+
+
+def _checkpointed_forward(block: Any, inner: Any, *args: Any, **kwargs: Any) -> Any:
+    run = functools.partial(_adapter_and_block, block, inner)
+    if not torch.is_grad_enabled():
+        return run(*args, **kwargs)
+    options: dict[str, Any] = {}
+    if block.fe_checkpoint == "selective":
+        width = (args[0] if args else next(iter(kwargs.values()))).shape[-1]
+        keep = functools.partial(_keep_attention, width)
+        options = {"context_fn": functools.partial(create_selective_checkpoint_contexts, keep), **_SELECTIVE}
+    with HostMemory() if block.fe_checkpoint == "offload" else contextlib.nullcontext():
+        return checkpoint(
+            run,
+            *args,
+            use_reentrant=False,
+            preserve_rng_state=block.training,  # a frozen block is in evaluation mode: nothing in it is random
+            **options,
+            **kwargs,
+        )
+
+
+def _adapter_and_block(block: Any, inner: Any, *args: Any, **kwargs: Any) -> Any:
+    args, kwargs = _adapted_input(block, args, kwargs)
+    return type(block).forward(block, *args, **kwargs) if inner is None else inner(*args, **kwargs)
+
+
+def _keep_attention(width: int, context: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    """Keep attention's core and the products of its projections, ``width`` wide in and up to 3 ``width`` out."""
+    if op in _ATTENTION:
+        return CheckpointPolicy.MUST_SAVE
+    if op in (torch.ops.aten.addmm.default, torch.ops.aten.mm.default):
+        rows, columns = args[-1].shape
+        if rows == width and columns <= 3 * width:
+            return CheckpointPolicy.MUST_SAVE
+    return CheckpointPolicy.PREFER_RECOMPUTE

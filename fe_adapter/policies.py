@@ -1,0 +1,151 @@
+"""What a training step keeps in memory: named policies, put on the blocks of an image transformer and taken off again.
+
+For backward a frozen block keeps eleven tensors of the backbone's width a token: GELU's input 4, q, k and v 3, inputs
+of two norms 2, attention's output 1, the adapter's input 1; and the adapter's hidden, ½. A policy keeps fewer:
+
+    selective     keep the block's input, attention and its projections (6); run the rest again in backward
+    full          keep the block's input (1); run the block and its adapters again
+    offload       as full, and the input waits in the host's memory (0)
+    gelu2bit      keep two bits an element of GELU's input (its 4 become ¼ in bf16); its gradient is approximate
+    recompute_hidden, recompute_input    what adapters keep, as `recompute` of `fe_adapter.functional.adapter`
+    bf16          frozen weights in bfloat16, and with them all that a block keeps
+    int8, nf4     frozen linear layers in eight or four bits, by bitsandbytes
+
+``selective``, ``full`` and ``offload`` exclude each other on a block; the rest adds up. The gradients stay those of the
+numbers a run computes with, but for ``gelu2bit`` (and half an ulp of the adapter's output with ``recompute_input``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from torch import nn
+
+from fe_adapter import _frozen_weights
+from fe_adapter._block import set_checkpoint, set_gelu2bit
+from fe_adapter.adapt import get_adapters
+from fe_adapter.backbones import describe_backbone, get_blocks
+from fe_adapter.errors import InputError
+
+CHECKPOINTS = ("selective", "full", "offload")
+RECOMPUTES = {"recompute_hidden": "hidden", "recompute_input": "input"}
+OF_BLOCKS = (*CHECKPOINTS, "gelu2bit", *RECOMPUTES)
+OF_WEIGHTS = ("bf16", *_frozen_weights.QUANTIZED)  # cannot be taken off again
+POLICIES = ("none", *OF_BLOCKS, *OF_WEIGHTS)
+
+
+def apply_memory_policy(
+    model: nn.Module, policy: str | Sequence[str], blocks: Iterable[int] | None = None
+) -> nn.Module:
+    """Choose what a training step of ``model`` keeps in memory; what it computes stays the same (see the module).
+
+    Policies add to those put on before; "none" takes them all off first (``bf16``, ``int8`` and ``nf4`` stay: the
+    weights they rounded are gone).
+
+    Args:
+        model: a `VideoClassifier`, or an image transformer, adapted or not; changed in place. A policy that recomputes
+            works on blocks that train, too.
+        policy: names joined by "+", or several of them. After a colon, a name takes the blocks it is for, from 0, both
+            ends included: ``"gelu2bit+full:0-7"``, ``"full:0,2,4"``.
+        blocks: those of the names without a colon; None is all.
+
+    Returns:
+        ``model`` itself.
+
+    Raises:
+        InputError: an unknown name, blocks that do not exist, policies that exclude each other, no GELU in the blocks,
+            a library that is not installed, or frozen weights asked for where they train.
+
+    Example:
+        >>> apply_memory_policy(classifier, "bf16+gelu2bit+full:0-7")
+    """
+    vit, all_blocks = _find_blocks(model)
+    chosen = None if blocks is None else tuple(blocks)
+    wanted = [
+        (name, _indices(name, where, chosen, len(all_blocks)), where is not None or chosen is not None)
+        for name, where in parse_policy(policy)
+    ]
+    _refuse_conflicts(wanted)
+    for name, indices, has_range in wanted:
+        if has_range and name in (*OF_WEIGHTS, "none"):
+            raise InputError(f"memory policy {name!r} is for the whole model; it takes no blocks")
+        here = [all_blocks[i] for i in indices]
+        if name == "none":
+            _take_off(vit, here)
+        elif name in CHECKPOINTS:
+            for block in here:
+                set_checkpoint(block, name)
+        elif name == "gelu2bit":
+            if not sum(set_gelu2bit(block, True) for block in here):
+                raise InputError("memory policy 'gelu2bit': no block has a GELU (a SwiGLU, say, is none)")
+        elif name in RECOMPUTES:
+            for block in here:
+                for adapter in get_adapters(block):
+                    adapter.recompute = RECOMPUTES[name]
+        else:
+            _frozen_weights.convert(vit, name)
+    return model
+
+
+def parse_policy(policy: str | Sequence[str]) -> list[tuple[str, str | None]]:
+    """``"gelu2bit+full:0-7"`` as ``[("gelu2bit", None), ("full", "0-7")]``.
+
+    Raises:
+        InputError: a name that is no policy.
+    """
+    parts = [policy] if isinstance(policy, str) else list(policy)
+    items = []
+    for item in (item.strip() for part in parts for item in part.split("+")):
+        name, colon, where = item.partition(":")
+        if name not in POLICIES:
+            raise InputError(f"memory policy {name!r} is none of {', '.join(POLICIES)}")
+        items.append((name, where if colon else None))
+    return items
+
+
+def _find_blocks(model: nn.Module) -> tuple[nn.Module, list[nn.Module]]:
+    for module in model.modules():
+        adaptation = module.__dict__.get("fe_adaptation")
+        if adaptation is not None:
+            return module, get_blocks(module, adaptation.blocks_path)
+    vit: Any = model
+    if type(model).__name__ == "VideoClassifier":  # without adapters
+        vit = model.vit
+    return vit, get_blocks(vit, describe_backbone(vit).blocks_path)
+
+
+def _indices(name: str, where: str | None, chosen: tuple[int, ...] | None, num_blocks: int) -> list[int]:
+    indices: list[int] = list(range(num_blocks)) if chosen is None else list(chosen)
+    if where is not None:
+        try:
+            indices = [i for part in where.split(",") for i in _range(part)]
+        except ValueError:
+            raise InputError(f"memory policy {name}:{where}: blocks are written 0-7 or 0,2,4") from None
+    for i in indices:
+        if not 0 <= i < num_blocks:
+            raise InputError(f"memory policy {name!r} names block {i}, but the model has {num_blocks} blocks")
+    return indices
+
+
+def _range(part: str) -> Iterator[int]:
+    first, dash, last = part.partition("-")
+    yield from range(int(first), int(last if dash else first) + 1)
+
+
+def _refuse_conflicts(wanted: list[tuple[str, list[int], bool]]) -> None:
+    for group in (CHECKPOINTS, tuple(RECOMPUTES), _frozen_weights.QUANTIZED):
+        taken: dict[int, str] = {}
+        for name, indices, _ in wanted:
+            for i in indices if name in group else ():
+                if taken.setdefault(i, name) != name:
+                    raise InputError(f"memory policies {taken[i]!r} and {name!r} exclude each other on block {i}")
+
+
+def _take_off(vit: nn.Module, blocks: list[nn.Module]) -> None:
+    adaptation = getattr(vit, "fe_adaptation", None)
+    for block in blocks:
+        set_checkpoint(block, None)
+        set_gelu2bit(block, False)
+        for adapter in get_adapters(block):
+            adapter.recompute = adaptation.config.recompute if adaptation is not None else None

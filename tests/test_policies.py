@@ -1,0 +1,207 @@
+"""Memory policies: the same gradients with less kept, on blocks of every library."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from fe_adapter import FEAdapterConfig, VideoClassifier, adapt, apply_memory_policy
+from fe_adapter._gelu2bit import GELUS, STEPS, gelu2bit, multiply_steps, step_codes
+from fe_adapter.adapt import get_adapters, trainable_parameters, unadapt
+from fe_adapter.errors import InputError
+from fe_adapter.memory import measure_saved_memory
+from tests.models import build, tokens
+
+FRAMES = 2
+LIBRARIES = ("timm vit", "timm eva", "timm dinov2 registers", "hf vit", "hf clip vision", "hf dinov3", "open_clip",
+             "torchvision")  # fmt: skip
+
+
+def adapted(name: str, **config) -> nn.Module:
+    """An adapted backbone whose adapters do something."""
+    model = adapt(build(name), FEAdapterConfig(bottleneck=8, **config), num_frames=FRAMES)
+    for adapter in get_adapters(model):
+        nn.init.normal_(adapter.temporal_conv.weight, std=0.3)
+    return model
+
+
+def gradients(model: nn.Module, images: torch.Tensor) -> list[torch.Tensor]:
+    torch.manual_seed(1)
+    parameters = trainable_parameters(model)
+    out = tokens(model, images)
+    return list(torch.autograd.grad(out, parameters, torch.randn_like(out)))
+
+
+def images(num_clips: int = 2) -> torch.Tensor:
+    torch.manual_seed(2)
+    return torch.randn(num_clips * FRAMES, 3, 32, 32)
+
+
+@pytest.mark.parametrize("name", LIBRARIES)
+@pytest.mark.parametrize("policy", ["full", "selective", "offload", "recompute_hidden", "full:1", "selective:0+full:1"])
+def test_exact_policies_give_the_same_gradients_bit_for_bit(name, policy):
+    model = adapted(name, positions=("attn", "mlp") if name == "timm vit" else "attn")
+    x = images()
+    expected, kept = gradients(model, x), measure_saved_memory(model, x)
+    assert apply_memory_policy(model, policy) is model
+    for actual, gradient in zip(gradients(model, x), expected, strict=True):
+        assert torch.equal(actual, gradient)
+    if policy != "offload":  # the host's memory is this one
+        assert measure_saved_memory(model, x) < kept
+    apply_memory_policy(model, "none")
+    assert measure_saved_memory(model, x) == kept
+
+
+def test_recompute_input_is_within_rounding():
+    model, x = adapted("timm vit"), images()
+    expected = gradients(model, x)
+    apply_memory_policy(model, "recompute_input")
+    for actual, gradient in zip(gradients(model, x), expected, strict=True):
+        torch.testing.assert_close(actual, gradient, rtol=1e-4, atol=1e-5 * gradient.abs().max().item())
+
+
+def test_saved_memory_by_policy():
+    """Counted by hand for a block: 11 D-wide tensors and the adapter's hidden; a checkpoint keeps 1, `selective` 6."""
+    D, L = 48, 17
+    x = images(8)
+    token = x.shape[0] * L * D * 4  # bytes of a D-wide tensor
+    rest = measure_saved_memory(apply_memory_policy(adapted("timm vit"), "full"), x) - 2 * token
+    for policy, tensors in (("full", 1), ("selective", 6), ("none", 11 + 8 / 48)):
+        saved = measure_saved_memory(apply_memory_policy(adapted("timm vit"), policy), x) - rest
+        assert saved / (2 * token) == pytest.approx(tensors, abs=0.35), policy
+
+
+def test_full_fine_tuning_can_be_checkpointed():
+    model = VideoClassifier(build("timm vit"), 3, num_frames=FRAMES, tune="full")
+    video = torch.rand(2, FRAMES, 3, 32, 32)
+    expected = torch.autograd.grad(model(video).sum(), trainable_parameters(model))
+    apply_memory_policy(model, "full")
+    for a, b in zip(torch.autograd.grad(model(video).sum(), trainable_parameters(model)), expected, strict=True):
+        assert torch.equal(a, b)
+    with pytest.raises(InputError, match="the backbone trains"):
+        apply_memory_policy(model, "bf16")
+
+
+def test_copies_and_unadapt():
+    model, x = apply_memory_policy(adapted("timm vit"), "gelu2bit+full:0"), images()
+    expected = gradients(model, x)
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        for adapter in get_adapters(model):
+            nn.init.normal_(adapter.up_proj.weight)  # must not reach the copy
+        for actual, gradient in zip(gradients(other, x), expected, strict=True):
+            assert torch.equal(actual, gradient)
+    unadapt(model)
+    plain = build("timm vit")
+    assert torch.equal(plain(x), model(x))
+    assert all("forward" not in module.__dict__ for module in model.modules())
+
+
+@pytest.mark.parametrize("name", LIBRARIES)
+def test_gelu2bit_is_exact_forward_and_keeps_less(name):
+    model, x = adapted(name), images()
+    y, kept, expected = tokens(model, x), measure_saved_memory(model, x), gradients(model, x)
+    apply_memory_policy(model, "gelu2bit")
+    assert torch.equal(tokens(model, x), y)
+    assert measure_saved_memory(model, x) < kept
+    actual = torch.cat([g.flatten() for g in gradients(model, x)])
+    exact = torch.cat([g.flatten() for g in expected])
+    assert not torch.equal(actual, exact)
+    assert nn.functional.cosine_similarity(actual, exact, dim=0) > 0.5  # the small inputs of random weights are worst
+    apply_memory_policy(model, "none")
+    assert measure_saved_memory(model, x) == kept
+
+
+@pytest.mark.parametrize("kind", GELUS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_gelu2bit_by_its_definition(kind, dtype):
+    positions, values = STEPS[kind]
+    for shape in ((1,), (7, 5), (3, 33_333)):
+        x = (3 * torch.randn(shape)).to(dtype).requires_grad_()
+        dy = torch.randn(shape).to(dtype)
+        (dx,) = torch.autograd.grad(gelu2bit(x, kind), x, dy)
+        code = sum((x.detach() > position).long() for position in positions)
+        slope = torch.tensor(values)[code]
+        torch.testing.assert_close(dx, (dy * slope).to(dtype), rtol=torch.finfo(dtype).eps, atol=0)
+    torch.library.opcheck(step_codes, (x.detach(), positions))
+    torch.library.opcheck(multiply_steps, (dy, step_codes(x.detach(), positions), values))
+
+
+def test_gelu2bit_of_an_empty_batch():
+    x = torch.empty(0, 5, requires_grad=True)
+    (dx,) = torch.autograd.grad(gelu2bit(x), x, torch.empty(0, 5))
+    assert dx.shape == (0, 5)
+
+
+def test_constants_are_derived():
+    from bench.gelu2bit import fit
+
+    for kind, gelu in GELUS.items():
+        for derived, used in zip(fit(gelu), STEPS[kind], strict=True):
+            assert derived == pytest.approx(used, abs=1e-8)
+
+
+def test_bf16_freezes_the_backbone_alone():
+    model = VideoClassifier(build("timm vit"), 3, num_frames=FRAMES, config=FEAdapterConfig(bottleneck=8))
+    fingerprint = model.vit.fe_adaptation.fingerprint
+    parameters = trainable_parameters(model)
+    apply_memory_policy(model, "bf16+full")
+    assert all(p.dtype == (torch.float32 if p.requires_grad else torch.bfloat16) for p in model.parameters())
+    assert all(a is b for a, b in zip(parameters, trainable_parameters(model), strict=True))
+    logits = model(torch.rand(2, FRAMES, 3, 32, 32))
+    assert logits.dtype == torch.float32
+    logits.sum().backward()
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in parameters)
+    from fe_adapter.adapt import fingerprint as again
+
+    assert again(model.vit) == fingerprint
+
+
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+def test_quantized_weights_keep_nothing_more(kind):
+    pytest.importorskip("bitsandbytes")
+    model, x = adapted("timm vit"), images()
+    expected, kept = gradients(model, x), measure_saved_memory(model, x)
+    size = sum(p.nbytes for p in model.blocks.parameters() if not p.requires_grad)
+    apply_memory_policy(model, kind)
+    assert measure_saved_memory(model, x) <= kept
+    assert sum(p.nbytes for p in model.blocks.parameters() if not p.requires_grad) < size / (3 if kind == "int8" else 5)
+    actual = torch.cat([g.flatten() for g in gradients(model, x)])
+    exact = torch.cat([g.flatten() for g in expected])
+    assert 0 < (actual - exact).norm() / exact.norm() < (0.1 if kind == "int8" else 0.6)
+
+
+@pytest.mark.parametrize("policy", ["full", "selective", "gelu2bit", "gelu2bit+full:0"])
+def test_policies_compile(policy):
+    model, x = adapted("timm vit"), images()
+    apply_memory_policy(model, policy)
+    expected = gradients(model, x)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="aot_eager")
+    for actual, gradient in zip(gradients(compiled, x), expected, strict=True):
+        torch.testing.assert_close(actual, gradient, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("policy", "blocks", "message"),
+    [
+        ("fast", None, "'fast' is none of none, selective"),
+        ("full:0-2", None, "names block 2, but the model has 2 blocks"),
+        ("full", [5], "names block 5"),
+        ("full:a", None, "blocks are written 0-7 or 0,2,4"),
+        ("full+selective", None, "'full' and 'selective' exclude each other on block 0"),
+        ("recompute_input+recompute_hidden:1", None, "exclude each other on block 1"),
+        ("bf16:0", None, "is for the whole model; it takes no blocks"),
+    ],
+)
+def test_bad_policies(policy, blocks, message):
+    with pytest.raises(InputError, match=message):
+        apply_memory_policy(adapted("timm vit"), policy, blocks)
+
+
+def test_gelu2bit_needs_a_gelu():
+    with pytest.raises(InputError, match="no block has a GELU"):
+        apply_memory_policy(adapted("timm eva02"), "gelu2bit")
