@@ -7,7 +7,8 @@ settled autocast: it passes the compute dtype. Outputs never alias inputs or eac
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -24,8 +25,24 @@ def _pair(grid_size: Sequence[int]) -> tuple[int, int]:
     return H, W
 
 
+_imagined: _gemm.Convolution | None = None
+
+
+@contextlib.contextmanager
+def imagine(convolution: _gemm.Convolution | None) -> Iterator[None]:
+    """Within the context adapters run around ``convolution``, whatever the device: for estimates on fake tensors."""
+    global _imagined
+    _imagined, before = convolution, _imagined
+    try:
+        yield
+    finally:
+        _imagined = before
+
+
 def _backend(backend: str, x: Tensor, weights: Weights, spec: AdapterSpec) -> tuple[Callable, Callable]:
     """The functions ``forward`` and ``backward`` that serve a call."""
+    if _imagined is not None and backend != "eager":
+        return partial(_gemm.forward, convolution=_imagined), partial(_gemm.backward, convolution=_imagined)
     design = choose_design(backend, x, weights, spec)
     if design == "fused":
         from fe_adapter import _fused  # not before it is needed: it imports Triton

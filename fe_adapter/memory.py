@@ -8,13 +8,12 @@ import dataclasses
 import os
 import weakref
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
@@ -22,6 +21,7 @@ from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sd
 from fe_adapter import _ops
 from fe_adapter._block import HostMemory
 from fe_adapter.config import check_choice
+from fe_adapter.kernels.spec import PAD, AdapterSpec, ConvGradients, Weights
 from fe_adapter.policies import apply_memory_policy
 
 PRECISIONS = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -60,8 +60,8 @@ def estimate_memory(
 ) -> MemoryEstimate:
     """What a training step of ``model`` would hold, counted on fake tensors: nothing is computed or allocated.
 
-    What a library allocates inside one of PyTorch's operators is not seen, nor is an allocator's fragmentation. On a
-    GPU the adapters are counted in the form of the eager backend, whose temporary tensors are the larger ones.
+    What a library allocates inside one of PyTorch's operators is not seen, nor is an allocator's fragmentation. The
+    adapters are counted as the backend of the device runs them: eager on a CPU, design ``gemm`` on a GPU.
 
     Args:
         model: any module that takes one tensor; it is left as it is. It may be on the meta device.
@@ -82,7 +82,7 @@ def estimate_memory(
     if device is None:
         device = "cpu" if all(p.device.type == "cpu" for p in model.parameters()) else "cuda"
     check_choice("device", device, DEVICES)
-    with FakeTensorMode(allow_non_fake_inputs=True), _Storages(device) as live, _host_memory_is_elsewhere(device):
+    with FakeTensorMode(allow_non_fake_inputs=True), _Storages(device) as live, _imitated(device):
         fake = _fake_copy(model)
         if policy is not None:
             apply_memory_policy(fake, policy)
@@ -97,7 +97,7 @@ def estimate_memory(
         live.add_bytes(optimizer)
         saved = _SavedStorages(fake)
         with saved:
-            with _autocast(precision, device):
+            with torch.autocast("cpu", PRECISIONS[precision], enabled=precision != "no"):
                 output = fake(x)
             loss = output.float().sum()
             del output
@@ -231,35 +231,54 @@ class _SavedStorages(torch.autograd.graph.saved_tensors_hooks):
         return tensor.detach()  # an output kept as it is would keep its own graph alive
 
 
-class _CudaAutocast(TorchFunctionMode):
-    """CUDA's autocast runs these in fp32, a CPU's in what they are given."""
-
-    _IN_FP32 = frozenset({F.layer_norm, torch.layer_norm, F.softmax, torch.softmax, Tensor.softmax})
-
-    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        if func in self._IN_FP32:
-            args = tuple(a.float() if isinstance(a, Tensor) and a.is_floating_point() else a for a in args)
-            kwargs = {k: v.float() if isinstance(v, Tensor) else v for k, v in (kwargs or {}).items()}
-        return func(*args, **(kwargs or {}))
-
-
 @contextlib.contextmanager
-def _autocast(precision: str, device: str) -> Iterator[None]:
-    dtype = PRECISIONS[precision]
-    imitation = _CudaAutocast() if device == "cuda" and dtype is not None else contextlib.nullcontext()
-    with torch.autocast("cpu", dtype, enabled=dtype is not None), imitation:
+def _imitated(device: str) -> Iterator[None]:
+    """Fake tensors are on the CPU (others would need a driver): let them behave as on ``device``."""
+    if device == "cpu":
         yield
-
-
-@contextlib.contextmanager
-def _host_memory_is_elsewhere(device: str) -> Iterator[None]:
-    """Fake GPU tensors are on the CPU, so what a GPU would send to the host's memory goes to another device here."""
-    if device == "cuda":
-        HostMemory.device = torch.device("meta")
+        return
+    library = torch.library.Library("aten", "IMPL")
+    for op in (torch.ops.aten.layer_norm.default, torch.ops.aten.softmax.int):
+        library.impl(op, partial(_in_float32, op), "AutocastCPU")  # as CUDA's autocast, and not a CPU's, runs them
+    HostMemory.device = torch.device("meta")  # anything but the device that is counted
     try:
-        yield
+        with _ops.imagine(_KernelConvolution):
+            yield
     finally:
         HostMemory.device = torch.device("cpu")
+        library._destroy()
+
+
+def _in_float32(op: Any, *args: Any, **kwargs: Any) -> Tensor:
+    def cast(value: Any) -> Any:
+        return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+    with torch.autocast("cpu", enabled=False):
+        return op(*tree_map(cast, args), **kwargs)
+
+
+class _KernelConvolution:
+    """What `fe_adapter.kernels.conv` allocates, and nothing else: kernels do not run on fake tensors."""
+
+    @staticmethod
+    def activated_rows(h: Tensor, weights: Weights, spec: AdapterSpec) -> Tensor:
+        B, T, N, R = h.shape
+        return h.new_empty(B, T, N + spec.num_prefix_tokens, R + PAD)
+
+    @classmethod
+    def backward_activation(cls, dphi: Tensor, h: Tensor, weights: Weights, spec: AdapterSpec) -> tuple:
+        return cls.activated_rows(h, weights, spec), dphi, None
+
+    @staticmethod
+    def backward_hidden(dc: Tensor, h: Tensor, weights: Weights, spec: AdapterSpec, out: Tensor, state: None) -> Any:
+        conv, conv_bias, bias, dilation, dilation_bias = (
+            None if p is None else torch.empty_like(p, dtype=torch.float32)
+            for p in (weights.conv, weights.conv_bias, weights.down_bias, weights.dilation, weights.dilation_bias)
+        )
+        assert conv is not None
+        assert conv_bias is not None
+        assert bias is not None
+        return ConvGradients(conv, conv_bias, bias, dilation, dilation_bias)
 
 
 def _fake_copy(model: nn.Module) -> nn.Module:

@@ -85,11 +85,17 @@ def test_every_policy_as_measured(precision, dilation):
 
 
 def test_a_gpu_is_imitated():
-    """fp32 norms under autocast keep more; what is offloaded is not on the GPU; nothing is built."""
+    """Under autocast its norms keep their input in fp32; what is offloaded is not on the GPU; nothing is built."""
     model = VideoClassifier(build("timm vit"), 3, num_frames=4, config=FEAdapterConfig(bottleneck=8)).to("meta")
     cpu, gpu, default, full, offloaded = (
         estimate_memory(model, 8, 4, 3, 32, 32, precision="bf16", policy=policy, device=device)
-        for policy, device in ((None, "cpu"), (None, "cuda"), (None, None), ("full", "cuda"), ("offload", "cuda"))
+        for policy, device in (
+            ("bf16", "cpu"),
+            ("bf16", "cuda"),
+            ("bf16", None),
+            ("bf16+full", "cuda"),
+            ("bf16+offload", "cuda"),
+        )
     )
     assert gpu == default
     assert gpu.saved > cpu.saved
@@ -100,7 +106,7 @@ def test_a_gpu_is_imitated():
 def test_cost_counts_products():
     layer = nn.Linear(1024, 1024, bias=False)
     whole = estimate_memory(layer, 1024, 1024, device="cpu").cost
-    assert whole == pytest.approx(2 * 2 * 1024**3, rel=0.2)  # forward, and the weight's gradient
+    assert whole == pytest.approx(2 * 2 * 1024**3, rel=0.3)  # forward, and the weight's gradient
     half = estimate_memory(layer.requires_grad_(False), 1024, 1024, device="cpu").cost
     assert half == pytest.approx(whole / 2, rel=0.2)
 
