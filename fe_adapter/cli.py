@@ -11,7 +11,7 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 import typer
@@ -31,6 +31,9 @@ from fe_adapter.data.sampling import FrameSampler
 from fe_adapter.data.transforms import EvalTransform, TrainTransform
 from fe_adapter.errors import InputError, TrainingError
 from fe_adapter.train import CHECKPOINT, TrainConfig, fit
+
+if TYPE_CHECKING:
+    from fe_adapter.plan import MemoryPlan
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -250,6 +253,78 @@ def train(
     for name, entry in (("last", last), ("best", best)):
         words.print(f"{name} epoch: UAR {entry['uar']:.1%}, WAR {entry['war']:.1%} on the validation split")
     words.print(f"Next: fe-adapter predict {out} VIDEO")
+
+
+@app.command(
+    epilog="Examples:\n\n  fe-adapter plan --backbone timm:vit_base_patch16_224 --num-frames 8 --memory 4GB\n\n"
+    "  fe-adapter plan --backbone timm:vit_large_patch14_clip_224 --batch-size 4 --json --plot none"
+)
+def plan(
+    backbone: Annotated[str, typer.Option(help="timm:NAME, hf:NAME, openclip:NAME/TAG or torchvision:NAME.")],
+    num_frames: Annotated[int, typer.Option(help="Frames of a clip.")] = 16,
+    batch_size: BatchSize = 8,
+    memory: Annotated[str | None, typer.Option(help="Budget, such as 8GB (GB is 2^30 bytes).")] = None,
+    precision: Annotated[str, typer.Option(help="no, bf16 or fp16.")] = "bf16",
+    device: Annotated[str, typer.Option(help="cuda or cpu: whose behaviour is predicted; none is needed.")] = "cuda",
+    approximate: Annotated[
+        bool, typer.Option("--approximate", help="Also pick gelu2bit, whose gradients are approximate.")
+    ] = False,
+    backbone_args: Annotated[str, typer.Option(help="""More for the backbone, as JSON: '{"img_size": 96}'.""")] = "{}",
+    bottleneck: Annotated[int | None, typer.Option(help="Adapter width R; default half the backbone's.")] = None,
+    kernel_size: Annotated[int, typer.Option(help="Frames a tap wide, odd.")] = 3,
+    dilation: Annotated[str, typer.Option(help="dynamic, or a number.")] = "dynamic",
+    positions: Annotated[str, typer.Option(help="Before attn, mlp, or attn,mlp.")] = "attn",
+    plot: Annotated[str, typer.Option(help="PNG file with the parts of each peak; none draws nothing.")] = "plan.png",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
+) -> None:
+    """Predict the memory and the relative cost of a training step under every memory policy, before anything runs.
+
+    Counted on tensors without values: no GPU, no weights and little memory are needed. A CUDA context and the
+    allocator's fragmentation come on top of the figures.
+    """
+    from fe_adapter.plan import parse_bytes, plan_memory
+
+    budget = None if memory is None else parse_bytes(memory)
+    adapter = FEAdapterConfig(
+        bottleneck=bottleneck,
+        kernel_size=kernel_size,
+        dilation=int(dilation) if dilation.isdecimal() else dilation,
+        positions=tuple(positions.split(",")),
+    )
+    args = _json_object("--backbone-args", backbone_args)
+    with torch.device("meta"):
+        model = VideoClassifier.from_name(
+            backbone, num_classes=7, weights=None, backbone_args=args, num_frames=num_frames, config=adapter
+        )
+    with words.status("Counting") as status:
+        found = plan_memory(
+            model, batch_size, precision=precision, budget=budget, approximate=approximate, device=device,
+            progress=lambda name: status.update(f"Counting {name}"),
+        )  # fmt: skip
+    if plot != "none":
+        found.plot(plot)
+        words.print(f"drawn in {plot}")
+    if as_json:
+        print(json.dumps(found.as_dict()))
+        return
+    _print_plan(found, f"{backbone}, {batch_size} x {num_frames} frames, {precision}, {device}: PREDICTED")
+    words.print(found.advice)
+
+
+def _print_plan(found: MemoryPlan, title: str) -> None:
+    columns = ("", "weights", "gradients", "AdamW", "saved", "peak MiB", "of full", "step")
+    table = Table(title=title)
+    for name in columns:
+        table.add_column(name, justify="left" if name == "" else "right", no_wrap=True)
+    full = found.rows[0].estimate.peak
+    for row in found.rows:
+        e = row.estimate
+        sizes = [f"{n / 2**20:,.0f}" for n in (e.parameters, e.gradients, e.optimizer, e.saved, e.peak)]
+        style = "bold" if row is found.recommended else None
+        table.add_row(row.name, *sizes, f"{e.peak / full:.2f}", f"{row.relative_cost:.2f}x", style=style)
+    console = Console()
+    console.width = max(console.width, 140)  # a name that is cut off is of no use in a file
+    console.print(table)
 
 
 @app.command("eval", epilog="Example:\n\n  fe-adapter eval run videos/ --split test")

@@ -21,6 +21,7 @@ from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sd
 from fe_adapter import _ops
 from fe_adapter._block import HostMemory
 from fe_adapter.config import check_choice
+from fe_adapter.errors import InputError
 from fe_adapter.kernels.spec import PAD, AdapterSpec, ConvGradients, Weights
 from fe_adapter.policies import apply_memory_policy
 
@@ -29,6 +30,9 @@ DEVICES = ("cpu", "cuda")
 # What a byte of an operator that is no product costs in FLOPs of one that is: the balance of rates that such operators
 # reach. A choice, for the relative cost of steps only: about 150 GFLOP/s to 10 GB/s, and 300 TFLOP/s to 2 TB/s.
 _FLOPS_PER_BYTE = {"cpu": 15.0, "cuda": 150.0}
+_HOST_BYTE = (
+    40  # and a byte between a GPU and the host's memory, in bytes on the GPU: 2 TB/s to 50 GB/s, both ends counted
+)
 _ALLOCATOR_BLOCK = {"cpu": 1, "cuda": 512}  # bytes that an allocation is rounded up to
 
 
@@ -83,7 +87,7 @@ def estimate_memory(
         device = "cpu" if all(p.device.type == "cpu" for p in model.parameters()) else "cuda"
     check_choice("device", device, DEVICES)
     with FakeTensorMode(allow_non_fake_inputs=True), _Storages(device) as live, _imitated(device):
-        fake = _fake_copy(model)
+        fake = copy_without_values(model, "cpu")
         if policy is not None:
             apply_memory_policy(fake, policy)
         for tensor in (*fake.parameters(), *fake.buffers()):
@@ -91,6 +95,7 @@ def estimate_memory(
         parameters = live.bytes
         x = torch.empty(input_shape, dtype=dtype)
         inputs = live.bytes - parameters
+        live.peak, live.cost = live.bytes, 0.0  # from here on it is the step's
         trainable = [p for p in fake.parameters() if p.requires_grad]
         gradients = sum(p.nbytes for p in trainable)
         optimizer = 2 * gradients  # counted, not run: it is a third of the operators
@@ -209,7 +214,8 @@ class _Storages(TorchDispatchMode):
         if func.is_view or "empty" in func.name():
             return 0.0
         tensors = {id(leaf): leaf for leaf in tree_leaves((args, kwargs, out)) if isinstance(leaf, Tensor)}
-        return self._flops_per_byte * sum(tensor.nbytes for tensor in tensors.values())
+        slower = _HOST_BYTE if any(tensor.device.type != "cpu" for tensor in tensors.values()) else 1
+        return slower * self._flops_per_byte * sum(tensor.nbytes for tensor in tensors.values())
 
 
 class _SavedStorages(torch.autograd.graph.saved_tensors_hooks):
@@ -281,12 +287,14 @@ class _KernelConvolution:
         return ConvGradients(conv, conv_bias, bias, dilation, dilation_bias)
 
 
-def _fake_copy(model: nn.Module) -> nn.Module:
-    """A copy of ``model`` whose parameters and buffers are fake, on the CPU."""
+def copy_without_values(model: Any, device: str) -> Any:
+    """A copy of a module whose parameters and buffers are new ones on ``device``, not filled."""
     memo: dict[int, Any] = {}
     for parameter in model.parameters():
-        fake = torch.empty_strided(parameter.shape, parameter.stride(), dtype=parameter.dtype)
-        memo[id(parameter)] = nn.Parameter(fake, requires_grad=parameter.requires_grad)
+        if type(parameter) not in (nn.Parameter, Tensor):
+            raise InputError(f"cannot count a {type(parameter).__name__}: ask before weights are quantized or sharded")
+        empty = torch.empty_strided(parameter.shape, parameter.stride(), dtype=parameter.dtype, device=device)
+        memo[id(parameter)] = nn.Parameter(empty, requires_grad=parameter.requires_grad)
     for buffer in model.buffers():
-        memo[id(buffer)] = torch.empty_strided(buffer.shape, buffer.stride(), dtype=buffer.dtype)
+        memo[id(buffer)] = torch.empty_strided(buffer.shape, buffer.stride(), dtype=buffer.dtype, device=device)
     return copy.deepcopy(model, memo)

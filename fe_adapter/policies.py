@@ -32,6 +32,7 @@ CHECKPOINTS = ("selective", "full", "offload")
 RECOMPUTES = {"recompute_hidden": "hidden", "recompute_input": "input"}
 OF_BLOCKS = (*CHECKPOINTS, "gelu2bit", *RECOMPUTES)
 OF_WEIGHTS = ("bf16", *_frozen_weights.QUANTIZED)  # cannot be taken off again
+APPROXIMATE = ("gelu2bit",)
 POLICIES = ("none", *OF_BLOCKS, *OF_WEIGHTS)
 
 

@@ -1,0 +1,263 @@
+"""Which memory policy fits a budget, and what it costs: `fe-adapter plan`, and ``train --memory``."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fe_adapter._gelu2bit import kind_of_gelu
+from fe_adapter._report import new_figure, write_figure
+from fe_adapter.adapt import adapt, get_adaptation, get_adapters, unadapt
+from fe_adapter.backbones import get_blocks
+from fe_adapter.classifier import VideoClassifier
+from fe_adapter.config import check_choice, check_count
+from fe_adapter.errors import InputError
+from fe_adapter.memory import PRECISIONS, MemoryEstimate, copy_without_values, estimate_memory
+from fe_adapter.policies import APPROXIMATE, parse_policy
+
+_UNITS = {"": 1, "B": 1, "KB": 2**10, "MB": 2**20, "GB": 2**30, "TB": 2**40}
+SMALLEST = "recompute_input+full"  # of the exact ones that stay on the device
+FULL_TUNING = "full fine-tuning"
+
+
+@dataclasses.dataclass(frozen=True)
+class PlanRow:
+    """One way to train, and what it would take.
+
+    Args:
+        name: for people: the policy, or what else is different.
+        policy: as of `apply_memory_policy`; None for full fine-tuning and for other models than the one asked about.
+        precision: of autocast; "no" where the policy itself has the backbone in bf16.
+        estimate: memory and cost of a step.
+        relative_cost: of a step; that of full fine-tuning is 1.
+    """
+
+    name: str
+    policy: str | None
+    precision: str
+    estimate: MemoryEstimate
+    relative_cost: float
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the gradients are those of the model, up to rounding."""
+        return self.policy is None or not any(name in APPROXIMATE for name, _ in parse_policy(self.policy))
+
+
+@dataclasses.dataclass(frozen=True)
+class MemoryPlan:
+    """The ways to train a model, full fine-tuning first, and the choice among them."""
+
+    rows: tuple[PlanRow, ...]
+    budget: int | None
+    recommended: PlanRow | None  # None: nothing fits
+    advice: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """As plain values, for JSON. Bytes."""
+        chosen = None if self.recommended is None else self.recommended.name
+        return {"budget": self.budget, "recommended": chosen, "advice": self.advice,
+                "rows": [dataclasses.asdict(row) for row in self.rows]}  # fmt: skip
+
+    def smaller(self, row: PlanRow) -> PlanRow | None:
+        """The cheapest policy that needs less than ``row``, in the same precision; None if there is none."""
+        others = [
+            other
+            for other in self.rows
+            if other.policy is not None
+            and other.precision == row.precision
+            and other.is_exact >= row.is_exact
+            and ("bf16" in other.policy) == ("bf16" in str(row.policy))
+            and other.estimate.peak < row.estimate.peak
+        ]
+        return min(others, key=lambda other: other.relative_cost, default=None)
+
+    def plot(self, path: Path | str) -> None:
+        """Draw what makes up each peak, with the budget, as a PNG."""
+        write_figure(self._figure(), Path(path))
+
+    def _figure(self) -> Any:
+        figure, axes = new_figure(10, 1.2 + 0.36 * len(self.rows))
+        names = [row.name for row in self.rows]
+        left = [0.0] * len(names)
+        for part in ("parameters", "gradients", "optimizer", "inputs", "saved", "rest"):
+            widths = [_parts(row.estimate)[part] / 2**30 for row in self.rows]
+            axes.barh(names, widths, left=left, label=part)
+            left = [a + b for a, b in zip(left, widths, strict=True)]
+        for i, row in enumerate(self.rows):
+            label = f" {row.estimate.peak / 2**30:.2f} GiB, step {row.relative_cost:.2f}x"
+            axes.text(left[i], i, label, va="center", size=8)
+        if self.budget is not None:
+            axes.axvline(self.budget / 2**30, color="black", linestyle="--", linewidth=1)
+        axes.set(xlabel="predicted peak of a training step, GiB", xlim=(0, 1.3 * max(left)))
+        axes.invert_yaxis()
+        axes.legend(fontsize=8, loc="lower right")
+        return figure
+
+
+def plan_memory(
+    model: VideoClassifier,
+    batch_size: int,
+    *,
+    precision: str = "no",
+    budget: int | None = None,
+    approximate: bool = False,
+    device: str = "cuda",
+    progress: Callable[[str], None] = lambda name: None,
+) -> MemoryPlan:
+    """Predict what a training step needs under every sensible policy, and pick the fastest that fits.
+
+    Args:
+        model: an adapted classifier, on any device, the meta device too; left as it is. Policies on it are ignored.
+        batch_size: clips B of ``model.num_frames`` frames at the backbone's size.
+        precision: "no", or "bf16" or "fp16" autocast. With "bf16", policies that freeze the backbone in bf16 and run
+            without autocast are tried as well: they keep less.
+        budget: bytes; None takes the fastest of all.
+        approximate: whether ``gelu2bit``, whose gradients are approximate, may be picked.
+        device: "cuda" or "cpu": whose behaviour is predicted.
+        progress: called with the name of each row before it is counted.
+
+    Raises:
+        InputError: the model has no adapters, or a value is out of range.
+    """
+    check_choice("precision", precision, tuple(PRECISIONS))
+    check_count("batch_size", batch_size, 1)
+    if model.tune != "adapter":
+        raise InputError(f"tune={model.tune!r} has nothing to plan: policies are for adapters on a frozen backbone")
+    model = copy_without_values(model, "meta").train()
+
+    def estimate(name: str, model: VideoClassifier, policy: str | None, precision: str, clips: int) -> MemoryEstimate:
+        progress(name)
+        shape = (clips, model.num_frames, 3, *model.preprocessing.size)
+        return estimate_memory(model, *shape, dtype=torch.uint8, precision=precision, policy=policy, device=device)
+
+    full = _fully_tuned(model)
+    first = estimate(FULL_TUNING, full, None, precision, batch_size)
+    rows = [PlanRow(FULL_TUNING, None, precision, first, 1.0)]
+
+    def add(name: str, precision: str, policy: str | None = None, other_model: VideoClassifier | None = None) -> None:
+        """Count a row; that of another model is there to compare, and never picked."""
+        counted = estimate(name, other_model or model, policy, precision, batch_size)
+        rows.append(PlanRow(name, None if other_model else policy, precision, counted, counted.cost / first.cost))
+
+    prefix, inner_precision = ("bf16+", "no") if precision == "bf16" else ("", precision)
+    if precision == "bf16":
+        add(f"{FULL_TUNING}, all in bf16", "no", other_model=full.to(torch.bfloat16))
+        add("none (autocast)", precision, "none")
+    for policy in _candidates(model):
+        policy = f"{prefix}{policy}".removesuffix("+none")
+        add(policy, inner_precision, policy)
+    late = _late_half(model)
+    if late is not None:
+        policy = f"{prefix}recompute_input"
+        add(f"{policy}, only the last {len(_adapted_blocks(late))} blocks", inner_precision, policy, late)
+    fitting = [
+        row
+        for row in rows
+        if row.policy is not None and (row.is_exact or approximate) and (budget is None or row.estimate.peak <= budget)
+    ]
+    chosen = min(fitting, key=lambda row: row.relative_cost, default=None)
+    if chosen is not None:
+        advice = (
+            f"{chosen.name}: {_gib(chosen.estimate.peak)}, a step costs {chosen.relative_cost:.2f}x full fine-tuning"
+        )
+    else:
+        assert budget is not None
+        policy = f"{prefix}{SMALLEST}"
+        advice = f"nothing fits {_gib(budget)}; " + _what_would_fit(
+            budget, batch_size, policy, lambda clips: estimate(policy, model, policy, inner_precision, clips).peak
+        )
+    return MemoryPlan(tuple(rows), budget, chosen, advice)
+
+
+def parse_bytes(text: str) -> int:
+    """``"8GB"``, ``"7.5 GiB"`` or ``"800MB"`` in bytes; GB and GiB are both 2³⁰.
+
+    Raises:
+        InputError: it is no size.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)I?(B?)\s*", text.upper())
+    if match is None or not float(match[1]):
+        raise InputError(f"{text!r} is no amount of memory; write it like 8GB or 800MB")
+    return int(float(match[1]) * _UNITS[match[2] + ("B" if match[2] else match[3])])
+
+
+def _candidates(model: VideoClassifier) -> list[str]:
+    """Policies from the most memory to the least; checkpoints go to the first blocks, whose memory is needed last."""
+    adapted = _adapted_blocks(model)
+    has_gelu = any(kind_of_gelu(module) for module in model.vit.modules())
+
+    def first(share: float) -> str:
+        count = round(share * len(adapted))
+        return "full" if count == len(adapted) else f"full:{adapted[0]}-{adapted[max(0, count - 1)]}"
+
+    candidates = [
+        "none",
+        "recompute_input",
+        "gelu2bit+recompute_input",
+        "selective",
+        f"recompute_input+{first(1 / 2)}",
+        f"gelu2bit+recompute_input+{first(1 / 2)}",
+        f"recompute_input+{first(3 / 4)}",
+        f"gelu2bit+recompute_input+{first(3 / 4)}",
+        SMALLEST,
+        "recompute_input+offload",
+    ]
+    return [policy for policy in candidates if has_gelu or "gelu2bit" not in policy]
+
+
+def _adapted_blocks(model: VideoClassifier) -> list[int]:
+    blocks = get_blocks(model.vit, get_adaptation(model.vit).blocks_path)
+    return [i for i, block in enumerate(blocks) if get_adapters(block)]
+
+
+def _fully_tuned(model: VideoClassifier) -> VideoClassifier:
+    full = copy.deepcopy(model)
+    unadapt(full.vit).requires_grad_(True)
+    full.tune = "full"
+    return full.train()
+
+
+def _late_half(model: VideoClassifier) -> VideoClassifier | None:
+    adapted = _adapted_blocks(model)
+    if len(adapted) < 2:
+        return None
+    late = copy.deepcopy(model)
+    adaptation = get_adaptation(late.vit)
+    config = dataclasses.replace(adaptation.config, blocks=tuple(adapted[len(adapted) // 2 :]), recompute="input")
+    adapt(unadapt(late.vit), config, num_frames=late.num_frames)
+    return late
+
+
+def _what_would_fit(budget: int, batch_size: int, policy: str, peak: Callable[[int], int]) -> str:
+    smallest = batch_size
+    while smallest > 1:
+        smallest //= 2
+        needed = peak(smallest)
+        if needed <= budget:
+            accumulate = -(-batch_size // smallest)
+            return (
+                f"batch_size={smallest} with accumulate={accumulate} (the same step) and {policy} needs {_gib(needed)}"
+            )
+    return (
+        f"one clip with {policy} needs {_gib(peak(1))}; use fewer frames, adapters in fewer blocks, a smaller backbone"
+    )
+
+
+def _parts(estimate: MemoryEstimate) -> dict[str, int]:
+    """What a peak is made of; ``rest`` is temporary. At the peak gradients may not be there yet."""
+    names = ("parameters", "gradients", "optimizer", "inputs", "saved")
+    parts = {name: getattr(estimate, name) for name in names}
+    excess = sum(parts.values()) - estimate.peak
+    parts["gradients"] = max(0, parts["gradients"] - max(0, excess))
+    return parts | {"rest": max(0, estimate.peak - sum(parts.values()))}
+
+
+def _gib(num_bytes: int) -> str:
+    return f"{num_bytes / 2**30:.2f} GiB"
