@@ -71,6 +71,15 @@ class TrainingLog:
             status=f"loss {loss:.3f}  lr {lr:.1e}",
         )
 
+    def memory(self, position: Progress, predicted: int, actual: int) -> None:
+        """The peak of a step, in bytes, as predicted and as measured."""
+        self._write({"step": position.step, "epoch": position.epoch, "predicted_peak": predicted, "peak": actual})
+        if not self._bar.disable:
+            off = actual / predicted - 1
+            self._bar.console.print(
+                f"a step's peak: {actual / 2**20:,.0f} MiB, {predicted / 2**20:,.0f} predicted ({off:+.1%})"
+            )
+
     def epoch(self, position: Progress, entry: dict[str, float]) -> None:
         """The end of an epoch; ``entry`` holds its training loss and validation metrics."""
         self._write({"step": position.step, **entry})

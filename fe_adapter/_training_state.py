@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import nn
 
+from fe_adapter._distributed import full_tensor, is_first_process, like
 from fe_adapter._io import atomic_write
 from fe_adapter.errors import InputError
 
@@ -31,12 +32,21 @@ class Progress:
     batch: int = 0
     step: int = 0
     loss_sum: float = 0.0  # over the batches of this epoch
+    clips_per_batch: int = 0  # over all processes
     history: list[dict[str, float]] = dataclasses.field(default_factory=list)
 
     def add(self, loss: float) -> None:
         """A batch is done."""
         self.batch += 1
         self.loss_sum += loss
+
+    def count_batches_of(self, clips_per_batch: int, num_batches: int) -> None:
+        """Go on with batches of another size, of which an epoch has ``num_batches``, from the same clip on."""
+        if self.clips_per_batch not in (0, clips_per_batch):
+            batch = min(self.batch * self.clips_per_batch // clips_per_batch, num_batches)
+            self.loss_sum *= batch / max(1, self.batch)
+            self.batch = batch
+        self.clips_per_batch = clips_per_batch
 
     def next_epoch(self, entry: dict[str, float]) -> None:
         """The epoch is done; ``entry`` is its line in the history."""
@@ -47,7 +57,10 @@ class Progress:
 def save_training_state(
     path: Path, model: nn.Module, optimizer: Any, scaler: Any, position: Progress, settings: dict[str, Any]
 ) -> None:
-    """Write the checkpoint; whenever the process dies, the previous or the new one is there, whole."""
+    """Write the checkpoint; whenever the process dies, the previous or the new one is there, whole.
+
+    In a distributed run every process calls it, since parameters may be sharded, and the first one writes.
+    """
     names = _trainable(model)
     tensors = {f"model.{name}": p.detach() for name, p in names.items()}
     for name, p in names.items():
@@ -59,9 +72,10 @@ def save_training_state(
         "settings": settings,
         "scaler": None if scaler is None else scaler.state_dict(),
     }
-    content = to_bytes(
-        {name: t.cpu().contiguous() for name, t in tensors.items()}, {"fe_adapter": json.dumps(metadata)}
-    )
+    whole = {name: full_tensor(t).cpu().contiguous() for name, t in tensors.items()}
+    if not is_first_process():
+        return
+    content = to_bytes(whole, {"fe_adapter": json.dumps(metadata)})
     with atomic_write(path) as file:
         file.write(content)
 
@@ -102,10 +116,10 @@ def load_training_state(
             raise InputError(f"{path} is not a whole training checkpoint ({name}); remove it to start again")
     with torch.no_grad():
         for name, p in names.items():
-            p.copy_(saved[name])
+            p.copy_(like(saved[name], p))
     for name, (parameter, _, key) in parts.items():
         p, tensor = names[parameter], states[name]
-        optimizer.state[p][key] = tensor if key == "step" else tensor.to(p.device)  # as AdamW keeps them
+        optimizer.state[p][key] = tensor if key == "step" else like(tensor, p)  # as AdamW keeps them
     if scaler is not None and metadata["scaler"]:
         scaler.load_state_dict(metadata["scaler"])
     return position

@@ -11,6 +11,7 @@ from typing import Any
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
+from fe_adapter._distributed import full_tensor, is_first_process
 from fe_adapter._io import atomic_write, read_json, read_tensors
 from fe_adapter.adapt import adapt, get_adaptation, get_adapters, unadapt
 from fe_adapter.backbones import Preprocessing
@@ -39,7 +40,8 @@ def save_adapter(model: nn.Module, folder: Path | str) -> None:
 
     The tensors' names are those in the model, ``vit.…`` for the backbone's side and ``head.…``. A frozen backbone is
     left out, unless its weights are random ones (``weights="none"``), which nobody else has. Both files are written
-    aside before either takes its place: if the disk is full, the previous ones are still there.
+    aside before either takes its place: if the disk is full, the previous ones are still there. In a distributed run
+    every process calls it, since parameters may be sharded, and the first one writes.
 
     Raises:
         InputError: ``model`` has nothing to save, or the folder cannot be written to.
@@ -64,7 +66,9 @@ def save_adapter(model: nn.Module, folder: Path | str) -> None:
             "num_prefix_tokens": adaptation.num_prefix_tokens,
             "backbone_fingerprint": adaptation.fingerprint,
         }
-    tensors = {name: t.detach().cpu().contiguous() for name, t in _saved(model).items()}
+    tensors = {name: full_tensor(t.detach()).cpu().contiguous() for name, t in _saved(model).items()}
+    if not is_first_process():
+        return
     with atomic_write(folder / CONFIG_FILE) as config_file:
         config_file.write(json.dumps(content, indent=2).encode() + b"\n")
         config_file.flush()  # a full disk shows here, before the weights are replaced

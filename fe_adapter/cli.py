@@ -21,16 +21,17 @@ from rich.progress import track
 from rich.table import Table
 
 from fe_adapter import __version__
+from fe_adapter._budget import MemoryBudget
 from fe_adapter._io import read_json
 from fe_adapter._report import write_json
 from fe_adapter.adapt import trainable_summary
 from fe_adapter.checkpoint import load_classifier
 from fe_adapter.classifier import VideoClassifier
-from fe_adapter.config import FEAdapterConfig
+from fe_adapter.config import FEAdapterConfig, check_count
 from fe_adapter.data.sampling import FrameSampler
 from fe_adapter.data.transforms import EvalTransform, TrainTransform
 from fe_adapter.errors import InputError, TrainingError
-from fe_adapter.train import CHECKPOINT, TrainConfig, fit
+from fe_adapter.train import CHECKPOINT, TrainConfig
 
 if TYPE_CHECKING:
     from fe_adapter.plan import MemoryPlan
@@ -136,7 +137,8 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")]
 
 @app.command(
     epilog="Examples:\n\n  fe-adapter train videos/ --backbone timm:vit_base_patch16_clip_224.openai --out run\n\n"
-    "  fe-adapter train list.csv --backbone hf:google/vit-base-patch16-224 --num-frames 8 --out run --resume"
+    "  fe-adapter train list.csv --backbone hf:google/vit-base-patch16-224 --num-frames 8 --out run --resume\n\n"
+    "  fe-adapter train videos/ --backbone timm:vit_large_patch14_clip_224.openai --memory 8GB --out run"
 )
 def train(
     context: typer.Context,
@@ -170,6 +172,10 @@ def train(
     kernel_size: Annotated[int, typer.Option(help="Frames a tap wide, odd.", rich_help_panel="Adapter")] = 3,
     dilation: Annotated[str, typer.Option(help="dynamic, or a number.", rich_help_panel="Adapter")] = "dynamic",
     positions: Annotated[str, typer.Option(help="Before attn, mlp, or attn,mlp.", rich_help_panel="Adapter")] = "attn",
+    last_blocks: Annotated[
+        int | None,
+        typer.Option(help="Adapters in the last K blocks; default all.", rich_help_panel="Adapter"),
+    ] = None,
     recompute: Annotated[
         str | None, typer.Option(help="hidden or input: keep less for backward.", rich_help_panel="Adapter")
     ] = None,
@@ -191,6 +197,20 @@ def train(
     precision: Annotated[
         str, typer.Option(help="no, bf16, fp16, or auto: bf16 where a GPU has it.", rich_help_panel="Training")
     ] = "auto",
+    memory: Annotated[
+        str | None,
+        typer.Option(help="Budget, such as 8GB: the fastest memory policy that fits.", rich_help_panel="Memory"),
+    ] = None,
+    approximate: Annotated[
+        bool, typer.Option("--approximate", help="--memory may pick gelu2bit.", rich_help_panel="Memory")
+    ] = False,
+    memory_policy: Annotated[
+        str | None, typer.Option(help="A policy by name, such as full:0-5+gelu2bit.", rich_help_panel="Memory")
+    ] = None,
+    memory_fallback: Annotated[
+        bool,
+        typer.Option("--memory-fallback", help="Out of memory: go on with a smaller policy.", rich_help_panel="Memory"),
+    ] = False,
     num_workers: Annotated[int, typer.Option(help="Processes that decode.", rich_help_panel="Training")] = 0,
     save_every: Annotated[int, typer.Option(help="Steps to a checkpoint.", rich_help_panel="Training")] = 200,
     seed: Annotated[int, typer.Option(help="Of all chance.", rich_help_panel="Training")] = 0,
@@ -207,9 +227,13 @@ def train(
 
     if not resume and (out / CHECKPOINT).exists():
         raise InputError(f"{out} already holds a training run; add --resume or choose another folder")
+    if memory is not None and memory_policy is not None:
+        raise InputError("--memory picks the policy; leave --memory-policy out")
+    in_bf16 = memory_policy is not None and "bf16" in memory_policy  # and then autocast would only cost memory
     recipe = TrainConfig(
         **{field.name: context.params[field.name] for field in dataclasses.fields(TrainConfig)}
-        | {"precision": _precision(precision), "tracker": None if tracker == "none" else tracker}
+        | {"precision": "no" if in_bf16 and precision == "auto" else _precision(precision)}
+        | {"tracker": None if tracker == "none" else tracker}
     )
     frames = FrameSampler(num_frames, sampling, stride)
     adapter = FEAdapterConfig(
@@ -217,6 +241,7 @@ def train(
         kernel_size=kernel_size,
         dilation=int(dilation) if dilation.isdecimal() else dilation,
         positions=tuple(positions.split(",")),
+        blocks=None if last_blocks is None else tuple(range(-check_count("--last-blocks", last_blocks, 1), 0)),
         recompute=recompute,
     )
     common: dict[str, Any] = {"sampler": frames, "seed": seed, "on_error": on_error, "val_fraction": val_fraction}
@@ -235,6 +260,7 @@ def train(
             temporal_pool=temporal_pool,
             head_dropout=head_dropout,
         )
+    within = MemoryBudget(model, recipe, memory, approximate, memory_fallback, say=words.print)
     size = model.preprocessing.size
     train_set.transform = TrainTransform(size, flip=flip, randaugment=randaugment)
     val_set.transform = EvalTransform(size)
@@ -243,7 +269,7 @@ def train(
     words.print(f"{len(train_set)} clips to train on, {len(val_set)} to validate, {len(train_set.class_names)} classes")
     words.print(trainable_summary(model))
     try:
-        result = fit(model, train_set, val_set, recipe, out=out, resume=resume)
+        result = within.fit(train_set, val_set, out=out, resume=resume)
     except KeyboardInterrupt:
         if (out / CHECKPOINT).exists():
             words.print(f"The checkpoint in {out} is whole; the same command with --resume goes on from it.")

@@ -7,3 +7,7 @@ class InputError(ValueError):
 
 class TrainingError(RuntimeError):
     """Training cannot go on; the message says why, what is safe and what to change. The command line exits with 1."""
+
+
+class OutOfMemoryError(TrainingError):
+    """A step did not fit; what was trained before it is safe."""

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fe_adapter._distributed import gather, num_processes, process_index
 from fe_adapter._report import write_csv
 from fe_adapter.classifier import VideoClassifier
 from fe_adapter.data.loader import make_loader, one_line_errors
@@ -47,7 +48,8 @@ def evaluate(
 ) -> Evaluation:
     """Class probabilities of every clip of ``dataset``, and the metrics.
 
-    The model keeps its device and its training mode; autocast is the caller's.
+    The model keeps its device and its training mode; autocast is the caller's. The processes of a distributed run share
+    the clips, each of which counts once, and all get the whole result.
 
     Args:
         dataset: a `VideoFolder` or `VideoCSV`, with the model's classes in the model's order.
@@ -64,22 +66,22 @@ def evaluate(
     if len(dataset) == 0:
         raise InputError("the data set holds no clips to evaluate on")
     device = next(model.parameters()).device
-    loader = make_loader(dataset, batch_size, num_workers=num_workers)
-    paths: list[str] = []
-    labels: list[Tensor] = []
-    probabilities: list[Tensor] = []
+    shard = (process_index(), num_processes())
+    loader = make_loader(dataset, batch_size, num_workers=num_workers, shard=shard)
+    clips: list[tuple[int, str, int, Tensor]] = []
     was_training = model.training
     model.eval()
     with torch.no_grad():
         for batch in one_line_errors(track(loader, description=description, transient=True, disable=not description)):
             logits = model(batch["video"].to(device, non_blocking=True))
-            probabilities.append(logits.float().softmax(-1).cpu())
-            labels.append(batch["label"])
-            paths += batch["path"]
+            probabilities = logits.float().softmax(-1).cpu()
+            clips += zip(batch["index"].tolist(), batch["path"], batch["label"].tolist(), probabilities, strict=True)
     model.train(was_training)
-    label, probability = torch.cat(labels), torch.cat(probabilities)
+    by_index = {index: rest for index, *rest in gather(clips)}  # a batch may be in several shards
+    paths, labels, rows = zip(*(by_index[index] for index in sorted(by_index)), strict=True)
+    label, probability = torch.tensor(labels), torch.stack(rows)
     confusion = confusion_matrix(label, probability.argmax(-1), len(model.class_names))
-    return Evaluation(Metrics(confusion, model.class_names), tuple(paths), label, probability)
+    return Evaluation(Metrics(confusion, model.class_names), paths, label, probability)
 
 
 def check_classes(model: VideoClassifier, dataset: Any) -> None:

@@ -19,7 +19,7 @@ from fe_adapter.classifier import VideoClassifier
 from fe_adapter.config import check_choice, check_count
 from fe_adapter.errors import InputError
 from fe_adapter.memory import PRECISIONS, MemoryEstimate, copy_without_values, estimate_memory
-from fe_adapter.policies import APPROXIMATE, parse_policy
+from fe_adapter.policies import APPROXIMATE, apply_memory_policy, parse_policy
 
 _UNITS = {"": 1, "B": 1, "KB": 2**10, "MB": 2**20, "GB": 2**30, "TB": 2**40}
 SMALLEST = "recompute_input+full"  # of the exact ones that stay on the device
@@ -65,6 +65,10 @@ class MemoryPlan:
         return {"budget": self.budget, "recommended": chosen, "advice": self.advice,
                 "rows": [dataclasses.asdict(row) for row in self.rows]}  # fmt: skip
 
+    def find(self, policy: str, precision: str) -> PlanRow | None:
+        """The row of that policy, if it is one of the plan's."""
+        return next((row for row in self.rows if (row.policy, row.precision) == (policy, precision)), None)
+
     def smaller(self, row: PlanRow) -> PlanRow | None:
         """The cheapest policy that needs less than ``row``, in the same precision; None if there is none."""
         others = [
@@ -73,7 +77,7 @@ class MemoryPlan:
             if other.policy is not None
             and other.precision == row.precision
             and other.is_exact >= row.is_exact
-            and ("bf16" in other.policy) == ("bf16" in str(row.policy))
+            and ("bf16" in other.policy) == ("bf16" in (row.policy or ""))
             and other.estimate.peak < row.estimate.peak
         ]
         return min(others, key=lambda other: other.relative_cost, default=None)
@@ -131,6 +135,7 @@ def plan_memory(
     if model.tune != "adapter":
         raise InputError(f"tune={model.tune!r} has nothing to plan: policies are for adapters on a frozen backbone")
     model = copy_without_values(model, "meta").train()
+    apply_memory_policy(model, "none")
 
     def estimate(name: str, model: VideoClassifier, policy: str | None, precision: str, clips: int) -> MemoryEstimate:
         progress(name)
@@ -164,13 +169,12 @@ def plan_memory(
     ]
     chosen = min(fitting, key=lambda row: row.relative_cost, default=None)
     if chosen is not None:
-        advice = (
-            f"{chosen.name}: {_gib(chosen.estimate.peak)}, a step costs {chosen.relative_cost:.2f}x full fine-tuning"
-        )
+        cost = f"a step costs {chosen.relative_cost:.2f} of full fine-tuning's"
+        advice = f"{chosen.name}: {_size(chosen.estimate.peak)}, {cost}"
     else:
         assert budget is not None
         policy = f"{prefix}{SMALLEST}"
-        advice = f"nothing fits {_gib(budget)}; " + _what_would_fit(
+        advice = f"nothing fits {_size(budget)}; " + _what_would_fit(
             budget, batch_size, policy, lambda clips: estimate(policy, model, policy, inner_precision, clips).peak
         )
     return MemoryPlan(tuple(rows), budget, chosen, advice)
@@ -243,10 +247,10 @@ def _what_would_fit(budget: int, batch_size: int, policy: str, peak: Callable[[i
         if needed <= budget:
             accumulate = -(-batch_size // smallest)
             return (
-                f"batch_size={smallest} with accumulate={accumulate} (the same step) and {policy} needs {_gib(needed)}"
+                f"batch_size={smallest} with accumulate={accumulate} (the same step) and {policy} needs {_size(needed)}"
             )
     return (
-        f"one clip with {policy} needs {_gib(peak(1))}; use fewer frames, adapters in fewer blocks, a smaller backbone"
+        f"one clip with {policy} needs {_size(peak(1))}; use fewer frames, adapters in fewer blocks, a smaller backbone"
     )
 
 
@@ -259,5 +263,5 @@ def _parts(estimate: MemoryEstimate) -> dict[str, int]:
     return parts | {"rest": max(0, estimate.peak - sum(parts.values()))}
 
 
-def _gib(num_bytes: int) -> str:
-    return f"{num_bytes / 2**30:.2f} GiB"
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / 2**30:.2f} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:.0f} MiB"

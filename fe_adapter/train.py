@@ -28,8 +28,10 @@ from fe_adapter.classifier import VideoClassifier
 from fe_adapter.config import check_choice, check_count
 from fe_adapter.data.loader import make_loader, one_line_errors
 from fe_adapter.data.sampling import derive_seed
-from fe_adapter.errors import InputError, TrainingError
+from fe_adapter.errors import InputError, OutOfMemoryError, TrainingError
 from fe_adapter.evaluate import check_classes, evaluate
+from fe_adapter.memory import measure_peak_memory
+from fe_adapter.policies import apply_memory_policy, parse_policy
 
 SAMPLERS = ("shuffle", "balanced")
 PRECISIONS = ("no", "bf16", "fp16")
@@ -52,6 +54,7 @@ class TrainConfig:
         label_smoothing: share of the target spread over all classes, in [0, 1).
         clip_grad_norm: largest norm of the gradient.
         precision: "no" (fp32), "bf16" or "fp16" autocast.
+        memory_policy: what a step keeps in memory, as of `apply_memory_policy`; None leaves the model as it is.
         sampler: "shuffle", or "balanced": every class equally often.
         num_workers: processes that decode; 0 decodes in the training process.
         save_every: steps between checkpoints.
@@ -72,6 +75,7 @@ class TrainConfig:
     label_smoothing: float = 0.1
     clip_grad_norm: float = 1.0
     precision: str = "no"
+    memory_policy: str | None = None
     sampler: str = "shuffle"
     num_workers: int = 0
     save_every: int = 200
@@ -95,11 +99,14 @@ class TrainConfig:
         if not 0 <= self.label_smoothing < 1:
             raise InputError(f"label_smoothing={self.label_smoothing} is outside [0, 1)")
         check_choice("precision", self.precision, PRECISIONS)
+        if self.memory_policy is not None:
+            parse_policy(self.memory_policy)
         check_choice("sampler", self.sampler, SAMPLERS)
         check_choice("tracker", self.tracker, TRACKERS)
 
 
-MAY_CHANGE = ("num_workers", "save_every", "tracker")  # on resume, without another result
+# On resume, without another result but for rounding (and gelu2bit's, if it comes or goes)
+MAY_CHANGE = ("num_workers", "save_every", "tracker", "memory_policy", "batch_size", "accumulate")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,6 +135,7 @@ def fit(
     out: Path | str,
     resume: bool = False,
     progress: bool = True,
+    expected_peak: int | None = None,
 ) -> TrainResult:
     """Train what is trainable in ``model`` and leave the results in the folder ``out``.
 
@@ -144,21 +152,29 @@ def fit(
         out: folder, made if need be.
         resume: go on from the checkpoint in ``out``, if there is one.
         progress: show a progress bar.
+        expected_peak: bytes that a step is expected to need (`plan_memory`); what the second step needs is measured
+            and logged beside it.
 
     Raises:
         InputError: ``out`` holds a run and ``resume`` is off, or one with another config; the sets do not fit.
-        TrainingError: the loss or a gradient is not finite; the device is out of memory.
+        TrainingError: the loss or a gradient is not finite.
+        OutOfMemoryError: a step does not fit the device.
         KeyboardInterrupt: after Ctrl-C, with the checkpoint of the last finished step written.
     """
-    run = _Run(model, train_set, val_set, config or TrainConfig(), Path(out), resume, progress)
+    run = _Run(model, train_set, val_set, config or TrainConfig(), Path(out), resume, progress, expected_peak)
     try:
         with run.log:
             while run.position.epoch < run.config.max_epochs:
                 run.train_epoch()
                 run.validate()
             run.save_model("last")
-    except torch.OutOfMemoryError as error:
-        raise TrainingError(f"out of memory at step {run.position.step}. {_memory_advice(run.config)}") from error
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):  # a CPU's words
+            raise
+        safe = f"the checkpoint in {run.out} is whole" if run.checkpoint.exists() else "nothing is saved yet"
+        raise OutOfMemoryError(
+            f"out of memory at step {run.position.step}; {safe}. {_memory_advice(run.config)}"
+        ) from error
     finally:
         run.accelerator.unwrap_model(run.prepared, keep_fp32_wrapper=False)  # gives the model its own forward back
     return TrainResult(
@@ -181,6 +197,7 @@ class _Run:
         out: Path,
         resume: bool,
         progress: bool,
+        expected_peak: int | None,
     ) -> None:
         if len(train_set) == 0:
             raise InputError("the training set holds no clips")
@@ -188,6 +205,9 @@ class _Run:
             if dataset is not None:
                 check_classes(model, dataset)
         self.model, self.train_set, self.val_set, self.config, self.out = model, train_set, val_set, config, out
+        self.expected_peak = expected_peak
+        if config.memory_policy is not None:
+            apply_memory_policy(model, f"none+{config.memory_policy}")
         model.clip_seconds = train_set.clip_seconds  # what predict_video slides over a longer video
         make_folder(out)
         self.accelerator = _accelerator(config, out)
@@ -200,7 +220,7 @@ class _Run:
         self.trainable = [p for p in model.parameters() if p.requires_grad]
 
         self.settings = {key: value for key, value in dataclasses.asdict(config).items() if key not in MAY_CHANGE}
-        self.settings |= _identity(model, train_set)
+        self.settings |= _identity(model, train_set) | {"clips_per_step": self.schedule.clips_per_step}
         self.position = Progress()
         self.checkpoint = out / CHECKPOINT
         if self.checkpoint.exists():
@@ -209,6 +229,7 @@ class _Run:
             self.position = load_training_state(
                 self.checkpoint, model, self.optimizer, self.accelerator.scaler, self.settings
             )
+        self.position.count_batches_of(config.batch_size * world, self.num_batches)
         self.log = TrainingLog(out, self.accelerator, self.position, config.max_epochs, self.num_batches, progress)
         self.step_ms: list[float] = []
 
@@ -231,7 +252,7 @@ class _Run:
         start = time.perf_counter()
         with _StopSignal() as stop:
             for batch in one_line_errors(_on_device(loader, self.accelerator)):
-                loss, norm = self._batch(batch)
+                loss, norm = self._measured_batch(batch) if self._wants_peak() else self._batch(batch)
                 position.add(loss)
                 if not self.accelerator.sync_gradients:
                     continue
@@ -244,14 +265,30 @@ class _Run:
                 if stop.requested:
                     raise KeyboardInterrupt
 
+    def _wants_peak(self) -> bool:
+        """Whether this is the first batch after a step: all states of the optimizer are there."""
+        return self.expected_peak is not None and len(self.step_ms) == 1
+
+    def _measured_batch(self, batch: dict[str, Any]) -> tuple[float, float]:
+        """As `_batch`, and the peak of its memory in the log."""
+        result: list[tuple[float, float]] = []
+        there = [*self.model.parameters(), *self.model.buffers(), batch["video"]]
+        there += [t for state in self.optimizer.state.values() for t in state.values() if isinstance(t, torch.Tensor)]
+        peak = sum(t.nbytes for t in there) + measure_peak_memory(lambda: result.append(self._batch(batch)))
+        assert self.expected_peak is not None
+        self.log.memory(self.position, self.expected_peak, peak)
+        self.expected_peak = None
+        return result[0]
+
     def _batch(self, batch: dict[str, Any]) -> tuple[float, float]:
         """Loss of one batch, its gradients added; and the gradient's norm if a step of the optimizer followed."""
         position, norm = self.position, math.nan
-        torch.manual_seed(derive_seed(self.config.seed, position.epoch, position.batch))  # of dropout
+        turn = position.batch * self.accelerator.num_processes + self.accelerator.process_index
+        torch.manual_seed(derive_seed(self.config.seed, position.epoch, turn))  # of dropout
         with self.accelerator.accumulate(self.prepared):
             logits = self.prepared(batch["video"])
             loss = F.cross_entropy(logits.float(), batch["label"], label_smoothing=self.config.label_smoothing)
-            value = loss.item()
+            value = self.accelerator.reduce(loss.detach(), "mean").item()
             self._check_finite("loss", value)
             self.accelerator.backward(loss)
             if self.accelerator.sync_gradients:
@@ -297,21 +334,20 @@ class _Run:
 
     def save(self) -> None:
         """Replace the checkpoint."""
-        if self.accelerator.is_main_process:
-            save_training_state(
-                self.checkpoint, self.model, self.optimizer, self.accelerator.scaler, self.position, self.settings
-            )
+        save_training_state(
+            self.checkpoint, self.model, self.optimizer, self.accelerator.scaler, self.position, self.settings
+        )
 
     def save_model(self, name: str) -> None:
         """Write the adapter folder ``name``."""
-        if self.accelerator.is_main_process:
-            save_adapter(self.model, self.out / name)
+        save_adapter(self.model, self.out / name)
 
 
 class _Schedule:
     """Learning rate by step: linear warm-up, then a cosine to zero."""
 
     def __init__(self, config: TrainConfig, steps_per_epoch: int, clips_per_step: int) -> None:
+        self.clips_per_step = clips_per_step
         self.peak = config.base_lr * clips_per_step / 256 if config.lr is None else config.lr
         self.total = config.max_epochs * steps_per_epoch
         self.warmup = min(config.warmup_epochs * steps_per_epoch, self.total / 10)
@@ -390,9 +426,11 @@ def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, A
 
 def _memory_advice(config: TrainConfig) -> str:
     smaller = max(1, config.batch_size // 2)
+    accumulate = config.accumulate * config.batch_size // smaller
     return (
-        f"In the order of least cost: recompute='hidden' in the adapter's config, batch_size={smaller} with "
-        f"accumulate={config.accumulate * config.batch_size // smaller} (the same step), precision='bf16', fewer frames"
+        "In the order of least cost, with resume: memory_policy='recompute_input+full' (--memory-policy), "
+        f"batch_size={smaller} with accumulate={accumulate} (the same step); or a new run in bf16 or of fewer frames. "
+        "fe-adapter plan and train --memory say beforehand what fits"
     )
 
 

@@ -283,7 +283,7 @@ def test_what_cannot_be_resumed_is_refused(videos, tmp_path):
     checkpoint = tmp_path / "checkpoint.safetensors"
     cases = [
         ({}, False, model(), "already holds a training run"),
-        ({"batch_size": 3}, True, model(), "is of a run with batch_size=2, not 3"),
+        ({"batch_size": 3}, True, model(), "is of a run with clips_per_step=2, not 3"),
         ({"lr": 1e-3}, True, model(), r"is of a run with lr=0\.01, not 0\.001"),
         ({}, True, model(config=FEAdapterConfig(bottleneck=4)), "is of a run with bottleneck=8, not 4"),
         ({}, True, model(head_dropout=0.0), r"is of a run with head_dropout=0\.3, not 0\.0"),

@@ -29,6 +29,7 @@ def make_loader(
     epoch: int = 0,
     num_workers: int = 0,
     start_batch: int = 0,
+    shard: tuple[int, int] = (0, 1),
 ) -> DataLoader[dict[str, Any]]:
     """Batches ``{"video": (B, T, 3, h, w), "label": (B,), "path": [...], "index": (B,)}`` of one epoch.
 
@@ -43,14 +44,18 @@ def make_loader(
         epoch: of the order.
         num_workers: processes that decode; 0 decodes in this one.
         start_batch: leave out the first batches without decoding them, to resume within an epoch.
+        shard: ``(index, count)``: every count-th batch from index on. All shards have as many batches: where they
+            do not come out even, the last batch is in several.
     """
     check_choice("sampler", sampler, SAMPLERS)
     check_count("batch_size", batch_size, 1)
     order = _order(dataset, sampler, seed, epoch)
     batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    index, count = shard
+    chosen = [batches[min(i + index, len(batches) - 1)] for i in range(start_batch, len(batches), count)]
     return DataLoader(
         dataset,
-        batch_sampler=batches[start_batch:],
+        batch_sampler=chosen,
         num_workers=num_workers,
         multiprocessing_context=_context() if num_workers else None,
         worker_init_fn=_follow_main_process,

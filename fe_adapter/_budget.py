@@ -1,0 +1,70 @@
+"""Training within a budget of memory: ``train --memory`` and ``--memory-fallback``."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fe_adapter.classifier import VideoClassifier
+from fe_adapter.errors import InputError, OutOfMemoryError
+from fe_adapter.plan import MemoryPlan, PlanRow, parse_bytes, plan_memory
+from fe_adapter.train import CHECKPOINT, TrainConfig, TrainResult, fit
+
+
+class MemoryBudget:
+    """Training within a budget of memory: plans, says what to expect, and steps down where that was too little."""
+
+    def __init__(
+        self,
+        model: VideoClassifier,
+        recipe: TrainConfig,
+        budget: str | None,
+        approximate: bool,
+        fallback: bool,
+        say: Callable[[str], None],
+    ) -> None:
+        self.model, self.recipe, self.fallback, self.say = model, recipe, fallback, say
+        self.plan: MemoryPlan | None = None
+        self.row: PlanRow | None = None
+        if budget is None and not fallback:
+            return
+        self.plan = plan_memory(
+            model,
+            recipe.batch_size,
+            precision=recipe.precision,
+            budget=None if budget is None else parse_bytes(budget),
+            approximate=approximate,
+            device="cuda" if torch.cuda.is_available() else "cpu",
+        )
+        if budget is None:  # start with what was asked for
+            self.row = self.plan.find(recipe.memory_policy or "none", recipe.precision)
+            return
+        if self.plan.recommended is None:
+            raise InputError(f"--memory {budget}: {self.plan.advice}")
+        self.say(f"memory policy {self.plan.advice} (predicted)")
+        self._use(self.plan.recommended)
+
+    def fit(self, train_set: Any, val_set: Any, out: Path, resume: bool) -> TrainResult:
+        first = {p: p.detach().clone() for p in self.model.parameters() if p.requires_grad}
+        while True:
+            expected = None if self.row is None else self.row.estimate.peak
+            try:
+                return fit(self.model, train_set, val_set, self.recipe, out=out, resume=resume, expected_peak=expected)
+            except OutOfMemoryError as error:
+                smaller = None if self.plan is None or self.row is None else self.plan.smaller(self.row)
+                if not self.fallback or smaller is None:
+                    raise
+                self.say(f"{str(error).partition('.')[0]}. Going on with memory policy {smaller.name}")
+                self._use(smaller)
+            resume = True
+            if not (out / CHECKPOINT).exists():
+                for p, value in first.items():
+                    p.data.copy_(value)
+
+    def _use(self, row: PlanRow) -> None:
+        self.row = row
+        self.recipe = dataclasses.replace(self.recipe, memory_policy=row.policy, precision=row.precision)

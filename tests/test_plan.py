@@ -1,0 +1,156 @@
+"""The memory planner, and training within a budget."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from fe_adapter import FEAdapterConfig, VideoClassifier, cli, train
+from fe_adapter.errors import InputError
+from fe_adapter.plan import parse_bytes, plan_memory
+from tests.models import build
+from tests.test_cli import BACKBONE, FAST, fails, videos  # noqa: F401 (a fixture)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return VideoClassifier(build("timm vit"), 3, num_frames=4, config=FEAdapterConfig(bottleneck=8))
+
+
+@pytest.fixture(scope="module")
+def plan(model):
+    return plan_memory(model, 16, precision="bf16")
+
+
+def test_full_fine_tuning_is_the_measure_of_all_rows(plan):
+    first, second, *rows = plan.rows
+    assert first.name == "full fine-tuning"
+    assert first.relative_cost == 1
+    assert second.estimate.parameters < first.estimate.parameters
+    assert {row.precision for row in rows} == {"bf16", "no"}  # autocast, and a backbone in bf16 without
+    by_policy = {row.policy: row for row in rows}
+    assert by_policy["bf16+recompute_input+full"].estimate.saved < by_policy["bf16"].estimate.saved / 5
+    assert by_policy["bf16+recompute_input+full"].relative_cost > by_policy["bf16"].relative_cost
+    assert not by_policy["bf16+gelu2bit+recompute_input"].is_exact
+    assert plan.recommended is not None
+    assert plan.recommended.relative_cost == min(row.relative_cost for row in rows if row.policy and row.is_exact)
+
+
+def test_the_fastest_that_fits_is_recommended(model, plan):
+    rows = {row.policy: row for row in plan.rows if row.policy}
+    target = rows["bf16+recompute_input+full"]
+    tight = plan_memory(model, 16, precision="bf16", budget=target.estimate.peak)
+    assert tight.recommended is not None
+    assert tight.recommended.estimate.peak <= target.estimate.peak
+    assert tight.recommended.relative_cost <= target.relative_cost
+    budget = rows["bf16+gelu2bit+recompute_input"].estimate.peak
+    exact, approximate = (plan_memory(model, 16, precision="bf16", budget=budget, approximate=a) for a in (False, True))
+    assert exact.recommended is not None
+    assert approximate.recommended is not None
+    assert exact.recommended.is_exact
+    assert approximate.recommended.relative_cost <= exact.recommended.relative_cost
+
+
+def test_what_would_fit_is_said_where_nothing_does(model):
+    needed = min(row.estimate.peak for row in plan_memory(model, 4).rows if row.policy)
+    found = plan_memory(model, 16, budget=needed)
+    assert found.recommended is None
+    assert "with accumulate=" in found.advice
+    assert "one clip with recompute_input+full needs" in plan_memory(model, 16, budget=1000).advice
+
+
+def test_policies_on_the_model_and_its_weights_do_not_matter(model, plan):
+    from fe_adapter import apply_memory_policy
+
+    apply_memory_policy(model, "full")
+    again = plan_memory(model, 16, precision="bf16")
+    apply_memory_policy(model, "none")
+    assert [row.estimate for row in again.rows] == [row.estimate for row in plan.rows]
+
+
+def test_smaller_steps_down_to_the_end(plan):
+    row, peaks = plan.rows[3], []
+    while row is not None:
+        peaks.append(row.estimate.peak)
+        row = plan.smaller(row)
+    assert len(peaks) > 1
+    assert peaks == sorted(peaks, reverse=True)
+    assert peaks[-1] == min(other.estimate.peak for other in plan.rows if other.policy and other.is_exact)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("8GB", 2**33), ("7.5 GiB", 7.5 * 2**30), ("800mb", 800 * 2**20), ("1k", 1024), ("12", 12)]
+)
+def test_sizes(text, size):
+    assert parse_bytes(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "8 apples", "-1GB", "0GB", "GB"])
+def test_bad_sizes(text):
+    with pytest.raises(InputError, match="no amount of memory"):
+        parse_bytes(text)
+
+
+def test_a_model_without_adapters_has_nothing_to_plan():
+    with pytest.raises(InputError, match="has nothing to plan"):
+        plan_memory(VideoClassifier(build("timm vit"), 3, num_frames=4, tune="head"), 2)
+
+
+def test_swiglu_has_no_gelu2bit():
+    swiglu = VideoClassifier(build("timm eva02"), 3, num_frames=4)
+    assert not any("gelu2bit" in row.name for row in plan_memory(swiglu, 2).rows)
+
+
+def test_the_command_prints_and_draws(tmp_path, capsys):
+    arguments = ["plan", *BACKBONE, "--num-frames", "4", "--batch-size", "2", "--plot", str(tmp_path / "plan.png")]
+    assert cli.run([*arguments, "--memory", "1GB"]) == 0
+    shown = capsys.readouterr()
+    assert "PREDICTED" in shown.out
+    assert "full fine-tuning" in shown.out
+    assert "of full fine-tuning's" in shown.err
+    assert (tmp_path / "plan.png").read_bytes().startswith(b"\x89PNG")
+    assert cli.run([*arguments, "--json"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert content["recommended"] in {row["name"] for row in content["rows"]}
+    assert "no amount of memory" in fails(capsys, [*arguments, "--memory", "lots"])
+
+
+def test_train_within_a_budget(videos, tmp_path, capsys):  # noqa: F811
+    out = tmp_path / "run"
+    arguments = ["train", str(videos), *BACKBONE, "--weights", "none", *FAST, "--batch-size", "2", "--out", str(out)]
+    assert "nothing fits" in fails(capsys, [*arguments, "--memory", "100KB"])
+    assert "leave --memory-policy out" in fails(capsys, [*arguments, "--memory", "1GB", "--memory-policy", "full"])
+    assert cli.run([*arguments, "--memory", "1GB"]) == 0
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    (memory,) = [line for line in lines if "predicted_peak" in line]
+    assert memory["peak"] == pytest.approx(memory["predicted_peak"], rel=0.15)  # so small that scratch shows
+
+
+def test_out_of_memory_steps_down_or_stops(videos, tmp_path, capsys, monkeypatch):  # noqa: F811
+    """The second step does not fit until the policy is a smaller one; nothing that was trained is lost."""
+    batch = train._Run._batch
+
+    def too_large(self, clips):
+        if self.position.step >= 1 and self.config.memory_policy is None:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return batch(self, clips)
+
+    arguments = ["train", str(videos), *BACKBONE, "--weights", "none", *FAST, "--batch-size", "2", "--save-every", "1"]
+    assert cli.run([*arguments, "--out", str(tmp_path / "reference")]) == 0
+    monkeypatch.setattr(train._Run, "_batch", too_large)
+    capsys.readouterr()
+    assert cli.run([*arguments, "--out", str(tmp_path / "stopped")]) == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "out of memory at step 1" in line
+    assert "is whole" in line
+    assert "--memory-policy" in line
+    assert (tmp_path / "stopped" / train.CHECKPOINT).exists()
+    assert cli.run([*arguments, "--out", str(tmp_path / "run"), "--memory-fallback"]) == 0
+    assert "Going on with memory policy" in capsys.readouterr().err
+    losses = [
+        [line["loss"] for line in map(json.loads, (tmp_path / name / "log.jsonl").read_text().splitlines())
+         if "loss" in line] for name in ("reference", "run")
+    ]  # fmt: skip
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
