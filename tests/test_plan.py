@@ -137,7 +137,9 @@ def test_out_of_memory_steps_down_or_stops(videos, tmp_path, capsys, monkeypatch
             raise torch.OutOfMemoryError("CUDA out of memory")
         return batch(self, clips)
 
-    arguments = ["train", str(videos), *BACKBONE, "--weights", "none", *FAST, "--batch-size", "2", "--save-every", "1"]
+    size = '{"img_size": 48, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 2}'
+    arguments = ["train", str(videos), *BACKBONE[:2], "--backbone-args", size, "--weights", "none", *FAST]
+    arguments += ["--batch-size", "2", "--save-every", "1"]
     assert cli.run([*arguments, "--out", str(tmp_path / "reference")]) == 0
     monkeypatch.setattr(train._Run, "_batch", too_large)
     capsys.readouterr()
