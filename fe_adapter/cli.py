@@ -43,7 +43,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     help="Temporal adapters on a frozen image transformer: train on videos, test, predict.",
 )
-words = Console(stderr=True)
+words = Console(stderr=True, quiet=os.environ.get("RANK", "0") != "0")  # of several processes the first one speaks
 SETTINGS_FILE = "settings.json"
 
 

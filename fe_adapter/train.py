@@ -19,6 +19,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from fe_adapter._distributed import num_processes
 from fe_adapter._io import make_folder
 from fe_adapter._training_log import TrainingLog
 from fe_adapter._training_state import Progress, load_training_state, save_training_state
@@ -169,6 +170,8 @@ def fit(
                 run.validate()
             run.save_model("last")
     except RuntimeError as error:
+        if num_processes() > 1 and (isinstance(error, torch.distributed.DistError) or "gloo" in str(error)):
+            raise TrainingError("another process of this run is gone; see its own error, then resume") from error
         if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):  # a CPU's words
             raise
         safe = f"the checkpoint in {run.out} is whole" if run.checkpoint.exists() else "nothing is saved yet"
@@ -392,6 +395,7 @@ def _accelerator(config: TrainConfig, out: Path) -> Any:
     AcceleratorState._reset_state()  # or the first run of a process would fix the precision of all later ones
     return Accelerator(
         mixed_precision=config.precision,
+        cpu=not torch.accelerator.is_available(),  # or several processes on CPUs would not find each other
         gradient_accumulation_steps=config.accumulate,
         log_with=config.tracker,
         project_dir=out,
