@@ -19,7 +19,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fe_adapter._distributed import num_processes
 from fe_adapter._io import make_folder
 from fe_adapter._training_log import TrainingLog
 from fe_adapter._training_state import Progress, load_training_state, save_training_state
@@ -170,7 +169,7 @@ def fit(
                 run.validate()
             run.save_model("last")
     except RuntimeError as error:
-        if num_processes() > 1 and (isinstance(error, torch.distributed.DistError) or "gloo" in str(error)):
+        if run.world > 1 and (isinstance(error, torch.distributed.DistError) or "gloo" in str(error)):
             raise TrainingError("another process of this run is gone; see its own error, then resume") from error
         if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):  # a CPU's words
             raise
@@ -214,7 +213,7 @@ class _Run:
         model.clip_seconds = train_set.clip_seconds  # what predict_video slides over a longer video
         make_folder(out)
         self.accelerator = _accelerator(config, out)
-        world = self.accelerator.num_processes
+        world = self.world = self.accelerator.num_processes
         self.num_batches = math.ceil(len(train_set) / (config.batch_size * world))
         steps_per_epoch = math.ceil(self.num_batches / config.accumulate)
         self.schedule = _Schedule(config, steps_per_epoch, clips_per_step=config.batch_size * config.accumulate * world)
@@ -249,7 +248,7 @@ class _Run:
             seed=self.config.seed,
             epoch=position.epoch,
             num_workers=self.config.num_workers,
-            start_batch=position.batch * self.accelerator.num_processes,  # which share them out one by one
+            start_batch=position.batch * self.world,  # which share them out one by one
         )
         self.prepared.train()
         start = time.perf_counter()
@@ -286,7 +285,7 @@ class _Run:
     def _batch(self, batch: dict[str, Any]) -> tuple[float, float]:
         """Loss of one batch, its gradients added; and the gradient's norm if a step of the optimizer followed."""
         position, norm = self.position, math.nan
-        turn = position.batch * self.accelerator.num_processes + self.accelerator.process_index
+        turn = position.batch * self.world + self.accelerator.process_index
         torch.manual_seed(derive_seed(self.config.seed, position.epoch, turn))  # of dropout
         with self.accelerator.accumulate(self.prepared):
             logits = self.prepared(batch["video"])
