@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fe_adapter._prefix import starting_from
 from fe_adapter.adapt import adapt, get_adaptation, get_adapters, set_num_frames
 from fe_adapter.backbones import Preprocessing, describe_backbone
 from fe_adapter.config import FEAdapterConfig, check_choice, check_count
@@ -41,7 +43,8 @@ class VideoClassifier(nn.Module):
         preprocessing: what the backbone was trained with; None reads it from the backbone.
 
     Shape:
-        ``(B, T, 3, h, w)`` uint8, or float in [0, 1]; logits ``(B, C)``.
+        ``(B, T, 3, h, w)`` uint8, or float in [0, 1]; logits ``(B, C)``. Or the tokens ``(B, T, L, D)`` that the first
+        adapted block is given (`fe_adapter.feature_cache`), from which the backbone goes on.
 
     Raises:
         InputError: options do not fit together, or the backbone cannot be adapted.
@@ -140,11 +143,17 @@ class VideoClassifier(nn.Module):
         return model
 
     def forward(self, video: Tensor) -> Tensor:
-        images = self._normalized(video)
         B, T = video.shape[:2]
+        if video.dim() == 4:  # tokens of the frozen prefix
+            tokens = video.flatten(0, 1).to(next(self.vit.parameters()).dtype)
+            images = tokens.new_zeros(B * T, 3, *self.preprocessing.size)
+            start: contextlib.AbstractContextManager[None] = starting_from(self.vit, tokens)
+        else:
+            images, start = self._normalized(video), contextlib.nullcontext()
         if any(adapter.num_frames != T for adapter in get_adapters(self.vit)):
             set_num_frames(self.vit, T)
-        features = self._frame_features(self.vit, images).unflatten(0, (B, T))
+        with start:
+            features = self._frame_features(self.vit, images).unflatten(0, (B, T))
         pooled = features.mean(1) if self.temporal_pool == "mean" else features.flatten(1)
         return self.head(self.dropout(pooled.to(self.head.weight.dtype)))
 

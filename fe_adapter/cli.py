@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -172,6 +173,12 @@ def train(
     kernel_size: Annotated[int, typer.Option(help="Frames a tap wide, odd.", rich_help_panel="Adapter")] = 3,
     dilation: Annotated[str, typer.Option(help="dynamic, or a number.", rich_help_panel="Adapter")] = "dynamic",
     positions: Annotated[str, typer.Option(help="Before attn, mlp, or attn,mlp.", rich_help_panel="Adapter")] = "attn",
+    cache_features: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for what blocks before the first adapter compute; no augmentation.", rich_help_panel="Clips"
+        ),
+    ] = None,
     last_blocks: Annotated[
         int | None,
         typer.Option(help="Adapters in the last K blocks; default all.", rich_help_panel="Adapter"),
@@ -224,6 +231,7 @@ def train(
     best/ (by UAR on the validation split). Ctrl-C leaves a whole checkpoint.
     """
     from fe_adapter.data import open_dataset
+    from fe_adapter.feature_cache import cache_features as cache
 
     if not resume and (out / CHECKPOINT).exists():
         raise InputError(f"{out} already holds a training run; add --resume or choose another folder")
@@ -245,8 +253,8 @@ def train(
         recompute=recompute,
     )
     common: dict[str, Any] = {"sampler": frames, "seed": seed, "on_error": on_error, "val_fraction": val_fraction}
-    train_set = open_dataset(data, "train", is_training=True, in_memory=in_memory, **common)
-    val_set = open_dataset(data, "val", class_names=train_set.class_names, in_memory=in_memory, **common)
+    train_set: Any = open_dataset(data, "train", is_training=cache_features is None, in_memory=in_memory, **common)
+    val_set: Any = open_dataset(data, "val", class_names=train_set.class_names, in_memory=in_memory, **common)
     torch.manual_seed(seed)
     with words.status(f"Loading {backbone}"):
         model = VideoClassifier.from_name(
@@ -264,6 +272,11 @@ def train(
     size = model.preprocessing.size
     train_set.transform = TrainTransform(size, flip=flip, randaugment=randaugment)
     val_set.transform = EvalTransform(size)
+    if cache_features is not None:
+        train_set.transform = EvalTransform(size)
+        model.to(_device("auto"))
+        cached = partial(cache, model, batch_size=batch_size, num_workers=num_workers)
+        train_set, val_set = cached(train_set, cache_features / "train"), cached(val_set, cache_features / "val")
     if not (out / CHECKPOINT).exists():  # or it is that of the run that is resumed
         _write_settings(context, out)
     words.print(f"{len(train_set)} clips to train on, {len(val_set)} to validate, {len(train_set.class_names)} classes")

@@ -19,6 +19,7 @@ from torch.utils.data import Dataset
 
 from fe_adapter.config import check_choice
 from fe_adapter.data.sampling import FrameSampler, derive_seed
+from fe_adapter.data.transforms import EvalTransform
 from fe_adapter.data.video import VIDEO_SUFFIXES, VideoInfo, probe, read_frames
 from fe_adapter.errors import InputError
 
@@ -95,6 +96,11 @@ class VideoDataset(Dataset[dict[str, Any]]):
     def set_epoch(self, epoch: int) -> None:
         """Other frames and other augmentation, in training; call before making the epoch's loader."""
         self._epoch = epoch
+
+    @property
+    def is_random(self) -> bool:
+        """Whether chance has a part in the items: frames drawn at random, or a transform that is no `EvalTransform`."""
+        return self._is_training or not isinstance(self.transform, (EvalTransform, type(None)))
 
     @property
     def clip_seconds(self) -> float:

@@ -7,21 +7,20 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
 
 from fe_adapter.config import check_choice, check_count
-from fe_adapter.data.datasets import VideoDataset
 from fe_adapter.errors import InputError
 
 SAMPLERS = (None, "shuffle", "balanced")
 
 
 def make_loader(
-    dataset: VideoDataset,
+    dataset: Any,
     batch_size: int,
     *,
     sampler: str | None = None,
@@ -30,6 +29,7 @@ def make_loader(
     num_workers: int = 0,
     start_batch: int = 0,
     shard: tuple[int, int] = (0, 1),
+    indices: Sequence[int] | None = None,
 ) -> DataLoader[dict[str, Any]]:
     """Batches ``{"video": (B, T, 3, h, w), "label": (B,), "path": [...], "index": (B,)}`` of one epoch.
 
@@ -37,7 +37,7 @@ def make_loader(
     running here cannot leave locks behind in them. A script that uses workers needs ``if __name__ == "__main__":``.
 
     Args:
-        dataset: as it is; call its ``set_epoch`` before.
+        dataset: a `VideoDataset`, or one like it, as it is; call its ``set_epoch`` before.
         batch_size: B; the last batch may be smaller.
         sampler: None keeps the order, "shuffle" permutes, "balanced" draws every class equally often, with repetition.
         seed: of the order.
@@ -46,10 +46,11 @@ def make_loader(
         start_batch: leave out the first batches without decoding them, to resume within an epoch.
         shard: ``(index, count)``: every count-th batch from index on. All shards have as many batches: where they
             do not come out even, the last batch is in several.
+        indices: those clips alone, in that order; without a sampler.
     """
     check_choice("sampler", sampler, SAMPLERS)
     check_count("batch_size", batch_size, 1)
-    order = _order(dataset, sampler, seed, epoch)
+    order = _order(dataset, sampler, seed, epoch) if indices is None else list(indices)
     batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
     index, count = shard
     chosen = [batches[min(i + index, len(batches) - 1)] for i in range(start_batch, len(batches), count)]
@@ -64,7 +65,7 @@ def make_loader(
     )
 
 
-def _order(dataset: VideoDataset, sampler: str | None, seed: int, epoch: int) -> list[int]:
+def _order(dataset: Any, sampler: str | None, seed: int, epoch: int) -> list[int]:
     n = len(dataset)
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
     if sampler == "shuffle":

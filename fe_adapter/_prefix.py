@@ -1,0 +1,77 @@
+"""The frozen prefix of an adapted backbone: everything before its first adapter, whose output never changes.
+
+`prefix_tokens` runs it alone; within `starting_from` the backbone goes on from such tokens. Both work by hooks on the
+blocks, for every library's models: what else a forward computes from images (positions, masks) it still computes, from
+black ones.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch import Tensor, nn
+
+from fe_adapter.adapt import get_adaptation, get_adapters
+from fe_adapter.backbones import get_blocks
+
+
+class _Reached(Exception):  # noqa: N818 (it is no error)
+    def __init__(self, tokens: Tensor) -> None:
+        super().__init__()
+        self.tokens = tokens
+
+
+def split_blocks(vit: nn.Module) -> tuple[list[nn.Module], nn.Module]:
+    """The blocks before the first adapter, and the block with it."""
+    blocks = get_blocks(vit, get_adaptation(vit).blocks_path)
+    first = next(i for i, block in enumerate(blocks) if get_adapters(block))
+    return blocks[:first], blocks[first]
+
+
+def prefix_tokens(vit: nn.Module, run: Callable[[], Any]) -> Tensor:
+    """The tokens ``(B*T, L, D)`` that the first adapted block is given when ``run()`` runs ``vit``; it stops there."""
+
+    def stop(block: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        raise _Reached(args[0] if args else next(iter(kwargs.values())))
+
+    _, block = split_blocks(vit)
+    handle = block.register_forward_pre_hook(stop, prepend=True, with_kwargs=True)
+    try:
+        run()
+    except _Reached as reached:
+        return reached.tokens
+    finally:
+        handle.remove()
+    raise AssertionError("the first adapted block did not run")
+
+
+@contextlib.contextmanager
+def starting_from(vit: nn.Module, tokens: Tensor) -> Iterator[None]:
+    """Within the context ``vit`` takes ``tokens`` in place of what its prefix would compute, and skips the prefix."""
+
+    def replace(block: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        if args:
+            return (tokens, *args[1:]), kwargs
+        name = next(iter(kwargs))
+        return args, {**kwargs, name: tokens}
+
+    skipped, block = split_blocks(vit)
+    before = [other.__dict__.get("forward") for other in skipped]
+    for other in skipped:
+        other.forward = functools.partial(_pass_through)
+    handle = block.register_forward_pre_hook(replace, prepend=True, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+        for other, forward in zip(skipped, before, strict=True):
+            del other.forward
+            if forward is not None:
+                other.forward = forward
+
+
+def _pass_through(*args: Any, **kwargs: Any) -> Any:
+    return args[0] if args else next(iter(kwargs.values()))

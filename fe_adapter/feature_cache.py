@@ -1,0 +1,175 @@
+"""Tokens of the frozen prefix on disk: with adapters in late blocks only, the blocks before them run once a clip.
+
+A folder holds ``index.json`` and safetensors shards of a few clips each, whose checksums are in the index. It belongs
+to one backbone (its fingerprint), one first adapted block, and one list of clips sampled and transformed in one way
+without chance. An interrupted run goes on after the last whole shard.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import track
+from safetensors import safe_open
+from safetensors.torch import save as to_bytes
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from fe_adapter._io import atomic_write, make_folder, read_json
+from fe_adapter._prefix import prefix_tokens, split_blocks
+from fe_adapter.adapt import get_adaptation
+from fe_adapter.classifier import VideoClassifier
+from fe_adapter.data.datasets import VideoDataset
+from fe_adapter.data.loader import make_loader, one_line_errors
+from fe_adapter.errors import InputError
+
+INDEX = "index.json"
+FORMAT = 1
+_SHARD_BYTES = 2**28
+
+
+class CachedFeatures(Dataset[dict[str, Any]]):
+    """A data set whose items hold ``(T, L, D)`` tokens in the place of frames; `VideoClassifier` goes on from them.
+
+    Made by `cache_features`. A shard's checksum is compared when it is first read.
+    """
+
+    def __init__(self, folder: Path, index: dict[str, Any], source: VideoDataset) -> None:
+        self.folder, self._shards, self._clips_per_shard = folder, index["shards"], index["clips_per_shard"]
+        self.paths, self.labels, self.class_names = source.paths, source.labels, source.class_names
+        self.sampler, self.transform, self.clip_seconds = source.sampler, source.transform, source.clip_seconds
+        self._checked: set[int] = set()
+
+    def set_epoch(self, epoch: int) -> None:
+        """As of `VideoDataset`; nothing here depends on it."""
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        number = index // self._clips_per_shard
+        file = self.folder / self._shards[number]["file"]
+        if number not in self._checked:
+            _check(file, self._shards[number]["blake2b"])
+            self._checked.add(number)
+        with safe_open(file, framework="pt") as shard:
+            tokens = shard.get_tensor(str(index))
+        return {"video": tokens, "label": self.labels[index], "path": self.paths[index], "index": index}
+
+
+def cache_features(
+    model: VideoClassifier,
+    dataset: VideoDataset,
+    folder: Path | str,
+    *,
+    batch_size: int = 8,
+    num_workers: int = 0,
+    progress: bool = True,
+) -> CachedFeatures:
+    """Run the frozen prefix of ``model`` over every clip once and keep its tokens in ``folder``, or use what is there.
+
+    Training on the result has the losses of training on ``dataset``, up to the rounding of products of other sizes.
+
+    Args:
+        model: with adapters in late blocks only (``FEAdapterConfig(blocks=...)``).
+        dataset: without chance: not ``is_training``, and with a transform such as `EvalTransform`.
+        folder: made if need be; about ``clips · T · L · D`` elements of the backbone's dtype are written, which must
+            be free on the disk beforehand.
+        batch_size: clips at a time.
+        num_workers: processes that decode.
+        progress: show a progress bar.
+
+    Raises:
+        InputError: there is no prefix, or chance in the data; the folder is of something else, damaged, or the disk is
+            too small.
+    """
+    folder = Path(folder)
+    if model.tune != "adapter" or not split_blocks(model.vit)[0]:
+        raise InputError("there is nothing to cache: the first block has an adapter; put adapters in late blocks only")
+    if dataset.is_random:
+        raise InputError("frames and transforms at random cannot be cached; use evaluation sampling and EvalTransform")
+    make_folder(folder)
+    identity = _identity(model, dataset)
+    index = _read_index(folder, identity)
+    if index is None:
+        shape = _tokens(model, dataset[0]["video"][None]).shape[1:]
+        clip_bytes = math.prod(shape) * next(model.vit.parameters()).element_size()
+        _check_space(folder, clip_bytes * len(dataset))
+        per_shard = max(1, _SHARD_BYTES // clip_bytes)
+        index = {"format": FORMAT, "identity": identity, "clips_per_shard": per_shard, "shards": []}
+    count, per_shard = math.ceil(len(dataset) / index["clips_per_shard"]), index["clips_per_shard"]
+    missing = range(len(index["shards"]), count)
+    for number in track(missing, "Caching features", transient=True, disable=not progress or not missing):
+        clips = range(number * per_shard, min(len(dataset), (number + 1) * per_shard))
+        content = to_bytes(_shard(model, dataset, clips, batch_size, num_workers))
+        name = f"shard-{number:05d}.safetensors"
+        with atomic_write(folder / name) as file:
+            file.write(content)
+        index["shards"].append({"file": name, "blake2b": hashlib.blake2b(content, digest_size=16).hexdigest()})
+        with atomic_write(folder / INDEX) as file:  # after each shard: an interrupted run goes on from here
+            file.write(json.dumps(index).encode())
+    return CachedFeatures(folder, index, dataset)
+
+
+def _shard(
+    model: VideoClassifier, dataset: VideoDataset, clips: range, batch_size: int, num_workers: int
+) -> dict[str, Tensor]:
+    loader = make_loader(dataset, batch_size, num_workers=num_workers, indices=list(clips))
+    shard = {}
+    for batch in one_line_errors(loader):
+        for i, tokens in zip(batch["index"].tolist(), _tokens(model, batch["video"]).cpu(), strict=True):
+            shard[str(i)] = tokens.clone()
+    return shard
+
+
+def _tokens(model: VideoClassifier, video: Tensor) -> Tensor:
+    device = next(model.parameters()).device
+    with torch.no_grad():
+        tokens = prefix_tokens(model.vit, lambda: model(video.to(device)))
+    return tokens.unflatten(0, video.shape[:2])
+
+
+def _identity(model: VideoClassifier, dataset: VideoDataset) -> dict[str, Any]:
+    adaptation = get_adaptation(model.vit)
+    files = "\n".join(dataset.paths)
+    return {
+        "backbone": adaptation.fingerprint,
+        "dtype": str(next(model.vit.parameters()).dtype),
+        "first_adapted_block": len(split_blocks(model.vit)[0]),
+        "files": hashlib.blake2b(files.encode(), digest_size=16).hexdigest(),
+        "frames": repr(dataset.sampler),
+        "transform": repr(dataset.transform),
+    }
+
+
+def _read_index(folder: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
+    if not (folder / INDEX).exists():
+        return None
+    index = read_json(folder / INDEX)
+    if not isinstance(index, dict) or index.get("format") != FORMAT:
+        raise InputError(f"{folder / INDEX} is no index of cached features; remove the folder")
+    for key, value in identity.items():
+        if index["identity"].get(key) != value:
+            raise InputError(f"the features in {folder} are of another {key}; remove the folder or choose another one")
+    return index
+
+
+def _check_space(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise InputError(f"caching needs {needed / 2**30:.1f} GiB in {folder}, where {free / 2**30:.1f} GiB are free")
+
+
+def _check(file: Path, digest: str) -> None:
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot read {file}: {error.strerror or error}") from None
+    if hashlib.blake2b(content, digest_size=16).hexdigest() != digest:
+        raise InputError(f"{file} has changed since it was written; remove the folder and cache again")
