@@ -1,22 +1,36 @@
-"""Benchmarks, run from a checkout: ``python -m bench layer``."""
+"""Benchmarks, run from a checkout: ``python -m bench suite --quick``."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
+import inspect
+import sys
+import time
+from datetime import date
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import numpy as np
 import torch
 import typer
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from bench import layer as layer_case
+from bench import compare as comparison
 from bench import readme as readme_tables
+from bench import report as reports
+from bench import suite as suites
+from bench.case import get_cases
+from bench.results import FOLDER, Results
+from fe_adapter.errors import InputError
 
 app = typer.Typer(help=__doc__, no_args_is_help=True)
+Quick = Annotated[bool, typer.Option("--quick", help="Tiny sizes, in seconds: shows that everything runs.")]
+Only = Annotated[str | None, typer.Option("--point", help="Only points with this in their name.")]
+Threads = Annotated[int, typer.Option(help="CPU threads.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Keep what the file has already, and go on.")]
+Out = Annotated[Path | None, typer.Option(help="JSON file of the results, whole after every point.")]
 
 
 @app.callback()
@@ -25,33 +39,99 @@ def main() -> None:
 
 
 @app.command()
-def layer(
-    bottleneck: Annotated[list[int], typer.Option(help="Bottleneck widths R.")] = [64, 384],  # noqa: B006
-    batch_size: Annotated[int, typer.Option(help="Clips B.")] = 2,
-    rounds: Annotated[int, typer.Option(help="Timed rounds, each contender once a round.")] = 30,
-    threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
-    out: Annotated[Path | None, typer.Option(help="Write the results to this JSON file.")] = None,
+def suite(
+    quick: Quick = False, point: Only = None, threads: Threads = 2, resume: Resume = False, out: Out = None
 ) -> None:
-    """One layer, forward + backward: ours, ST-Adapter's formulation, and the floor of the six bare products.
+    """Every case, in turns: what `python -m bench report` makes its report of.
 
-    Example: python -m bench layer --bottleneck 64 --rounds 20
+    Example: python -m bench suite --out bench/results/suite-cpu.json --resume
+    """
+    _measure(list(get_cases()), quick, point, threads, resume, out)
+
+
+def _add_case(name: str, title: str) -> None:
+    @app.command(name, help=f"{title}\n\nExample: python -m bench {name} --quick")
+    def case(
+        quick: Quick = False, point: Only = None, threads: Threads = 2, resume: Resume = False, out: Out = None
+    ) -> None:
+        _measure([name], quick, point, threads, resume, out)
+
+
+for _name, _case in get_cases().items():
+    _add_case(_name, (inspect.getdoc(_case) or "").splitlines()[0])
+
+
+def _measure(names: list[str], quick: bool, point: str | None, threads: int, resume: bool, out: Path | None) -> None:
+    torch.set_num_threads(threads)
+    results, console = Results(out, resume), Console(width=140)
+    for record in suites.run(results, names, quick, point):
+        _show(record, console)
+    if not results.content["records"]:
+        raise InputError(f"no point of {', '.join(names)} has {point!r} in its name")
+    if any(record["failures"] for record in results.content["records"]):
+        raise typer.Exit(1)
+
+
+def _show(record: dict[str, Any], console: Console) -> None:
+    """One point on the screen."""
+    title = f"{record['case']} {reports.point_name(record)} ({record['seconds']:.0f} s)"
+    if not record["providers"]:
+        console.print(f"[red]no figures[/] of {title}: {reports.why_empty(record)}")
+        return
+    columns = list(dict.fromkeys(column for provider in record["providers"].values() for column in provider["bytes"]))
+    table = Table("", "median ms", f"over {record['baseline']}", *(f"{c}, MiB" for c in columns), title=title)
+    for name, provider in record["providers"].items():
+        value, low, high = reports.to_baseline(record, name)
+        memory = (provider["bytes"].get(column) for column in columns)
+        cells = ["" if m is None else f"{m / 2**20:,.1f}" for m in memory]
+        table.add_row(name, f"{np.median(provider['ms']):.2f}", f"{value:.2f} ({low:.2f} to {high:.2f})", *cells)
+    console.print(table)
+    for name, reason in record["skipped"].items():
+        console.print(f"  without {name}: {reason}")
+
+
+@app.command()
+def report() -> None:
+    """Make bench/results/REPORT.md, its plots and the README's tables out of the result files.
+
+    Example: python -m bench report
+    """
+    reports.write()
+    path = readme_tables.README
+    path.write_text(readme_tables.updated(path.read_text()))
+
+
+@app.command()
+def compare(
+    old: Annotated[str, typer.Argument(help="A result file, or a commit.")],
+    new: Annotated[str, typer.Argument(help="Another of the same kind.")],
+    case: Annotated[str, typer.Option(help="What to measure of two commits.")] = "layer",
+    rounds: Annotated[int, typer.Option(help="Rounds of two commits.")] = 15,
+    allowed: Annotated[float, typer.Option(help="Ratio up to which a slow-down passes.")] = 1.05,
+    quick: Quick = False,
+    threads: Threads = 2,
+) -> None:
+    """New time over old, with a 95 % interval; exits with 1 where even its low end is above what is allowed.
+
+    Two files were measured at different times, so their ratio has the machine's drift in it; of two commits, each runs
+    in a process of its own, and the two take turns.
+
+    Example: python -m bench compare HEAD~1 HEAD --case layer --quick
     """
     torch.set_num_threads(threads)
-    results = layer_case.run(tuple(bottleneck), batch_size, rounds)
-    console = Console()
-    for row in results["rows"]:
-        table = Table(title=f"R={row['R']} on {results['machine']['device']}, {threads} threads")
-        for column in ("", "median ms", "saved MiB", "peak MiB"):
-            table.add_column(column, justify="left" if column == "" else "right")
-        for name, milliseconds in row["median_ms"].items():
-            memory = (row[key].get(name) for key in ("saved_bytes", "peak_bytes"))
-            table.add_row(name, f"{milliseconds:.1f}", *("" if m is None else f"{m / 2**20:.1f}" for m in memory))
-        console.print(table)
-        for key in (key for key in row if "_over_" in key):
-            console.print(f"  {key.replace('_', ' ')}: {row[key]:.2f}x")
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(results, indent=2) + "\n")
+    if case not in get_cases():
+        raise InputError(f"case {case!r} is none of {', '.join(get_cases())}")
+    if Path(old).is_file() and Path(new).is_file():
+        comparisons = comparison.compare_files(Path(old), Path(new))
+    else:
+        comparisons = list(comparison.compare_commits(old, new, case, rounds, quick))
+    table = Table("case", "point", "provider", "new over old", "95 %", "", title=f"{new} over {old}")
+    for c in comparisons:
+        interval = f"{c.ratio.low:.3f} to {c.ratio.high:.3f}"
+        table.add_row(c.case, c.point, c.provider, f"{c.ratio.value:.3f}", interval, "slower" * c.is_slower(allowed))
+    Console(width=140).print(table)
+    if any(c.is_slower(allowed) for c in comparisons):
+        raise typer.Exit(1)
 
 
 @app.command("compile")
@@ -119,10 +199,10 @@ def cost() -> None:
 
 @app.command()
 def gpu(
-    out: Annotated[Path | None, typer.Option(help="JSON file; default bench/results/CARD-DATE.json.")] = None,
+    out: Out = None,
     seconds: Annotated[float, typer.Option(help="Start no new measurement after this time.")] = 480,
 ) -> None:
-    """Every kernel on this machine's GPU against float64, then first times. What `make gpu` runs.
+    """Every kernel on this machine's GPU against float64, then as much of the suite as there is time for: `make gpu`.
 
     Example: python -m bench gpu
     """
@@ -130,25 +210,21 @@ def gpu(
         raise typer.BadParameter("there is no GPU here")
     from bench import gpu as gpu_case
 
-    results = gpu_case.run(seconds)
-    card = str(results["machine"]["device"]).lower().replace(" ", "-")
-    path = out or readme_tables.RESULTS / f"{card}-{results['machine']['date']}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(results, indent=2) + "\n")
-    print(json.dumps(results, indent=2))
-    if results["failures"]:
+    start, console = time.monotonic(), Console(width=140)
+    results = Results(out or FOLDER / f"{torch.cuda.get_device_name().lower().replace(' ', '-')}-{date.today()}.json")
+    results.content["failures"] = gpu_case.failures()
+    results.write()
+    for case, why in results.content["failures"].items():
+        console.print(f"[red]wrong[/]: {case}: {why}")
+    if results.content["failures"]:
         raise typer.Exit(1)
-
-
-@app.command()
-def readme() -> None:
-    """Put the tables of bench/results/ into the README.
-
-    Example: python -m bench readme
-    """
-    path = readme_tables.ROOT / "README.md"
-    path.write_text(readme_tables.updated(path.read_text()))
+    for record in suites.run(results, list(get_cases()), deadline=start + seconds):
+        _show(record, console)
 
 
 if __name__ == "__main__":
-    app()
+    try:
+        app()
+    except InputError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)

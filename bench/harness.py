@@ -1,46 +1,105 @@
-"""Interleaved timing."""
+"""What is timed, and how: contenders in turns, medians, and intervals for the ratio of two of them."""
 
 from __future__ import annotations
 
 import dataclasses
-import statistics
 import time
 from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from rich.progress import track
+
+RESAMPLES = 2000
 
 
 @dataclasses.dataclass(frozen=True)
 class Contender:
-    """Something to time: ``prepare`` runs outside the clock, ``step`` on what it returned inside."""
+    """Something to time: ``prepare`` runs outside the clock, ``step`` on what it returned inside.
 
-    prepare: Callable[[], object]
-    step: Callable[[object], object]
+    Args:
+        step: what is timed.
+        prepare: makes the argument of ``step``.
+        check: raises an AssertionError where the results are not what they should be; run before any timing.
+        memory: bytes by what they are, measured after the timing.
+    """
+
+    step: Callable[[Any], Any]
+    prepare: Callable[[], Any] = lambda: None
+    check: Callable[[], None] = lambda: None
+    memory: Callable[[], dict[str, int]] = dict
 
 
-def time_interleaved(contenders: Mapping[str, Contender], rounds: int, label: str) -> dict[str, list[float]]:
+def time_interleaved(
+    contenders: Mapping[str, Contender], rounds: int, warmup: int, label: str
+) -> dict[str, list[float]]:
     """Seconds of every round of every contender, in turns, so that a slow moment of the machine hits all alike."""
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     order = list(contenders)
-    for turn in track(range(-2, rounds), description=label, transient=True):  # two rounds of warm-up
+    for turn in track(range(-warmup, rounds), description=label, transient=True):
         shift = turn % len(order)
         for name in order[shift:] + order[:shift]:
-            prepared = contenders[name].prepare()
-            _synchronize()
-            start = time.perf_counter()
-            contenders[name].step(prepared)
-            _synchronize()
+            elapsed = time_once(contenders[name])
             if turn >= 0:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(elapsed)
     return seconds
 
 
-def median_ratio(seconds: Mapping[str, list[float]], numerator: str, denominator: str) -> float:
-    """Median over the rounds of the ratio within a round."""
-    return statistics.median(a / b for a, b in zip(seconds[numerator], seconds[denominator], strict=True))
+def time_once(contender: Contender) -> float:
+    """Seconds of one step; on a GPU by its own clock, from an L2 cache that holds nothing of use."""
+    prepared = contender.prepare()
+    if not torch.cuda.is_available():
+        start = time.perf_counter()
+        contender.step(prepared)
+        return time.perf_counter() - start
+    start_event, end_event = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.empty(2**28, dtype=torch.int8, device="cuda").zero_()  # also keeps the GPU busy while the step is queued
+    start_event.record()
+    contender.step(prepared)
+    end_event.record()
+    torch.cuda.synchronize()
+    return start_event.elapsed_time(end_event) / 1e3
 
 
-def _synchronize() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+class Ratio(NamedTuple):
+    """A ratio of two medians, and the ends of its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def ratio(numerator: list[float], denominator: list[float], paired: bool = True) -> Ratio:
+    """``paired`` samples were taken in turns: the median of the ratio within a round. Else the ratio of the medians.
+
+    The interval is a bootstrap's: rounds, or each side's samples, drawn again, the same way every time.
+    """
+    a, b, random = np.asarray(numerator), np.asarray(denominator), np.random.default_rng(0)
+    i = random.integers(len(a), size=(RESAMPLES, len(a)))
+    if paired:
+        value, resampled = np.median(a / b), np.median(a[i] / b[i], axis=1)
+    else:
+        j = random.integers(len(b), size=(RESAMPLES, len(b)))
+        value, resampled = np.median(a) / np.median(b), np.median(a[i], axis=1) / np.median(b[j], axis=1)
+    low, high = np.quantile(resampled, (0.025, 0.975))
+    return Ratio(float(value), float(low), float(high))
+
+
+class Graphed:
+    """``step`` captured as a CUDA graph: calling it replays that. Inputs and gradients must stay where they are."""
+
+    def __init__(self, step: Callable[[], Any]) -> None:
+        self.step = step  # whose tensors the graph reads
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                step()
+        torch.cuda.current_stream().wait_stream(side)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            step()
+
+    def __call__(self, _: object) -> None:
+        self.graph.replay()

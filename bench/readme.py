@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "bench" / "results"
+from bench.report import between, to_baseline
+from bench.results import FOLDER, ROOT, device_label
+from fe_adapter._io import read_json
+
+README = ROOT / "README.md"
+MIB = 2**20
 
 
-def updated(readme: str) -> str:
-    """``readme`` with the tables between ``<!-- NAME -->`` and ``<!-- /NAME -->`` made anew."""
-    for name, table in (("demo", _demo_table), ("layer", _layer_table)):
-        before, _, rest = readme.partition(f"<!-- {name} -->\n")
-        _, _, after = rest.partition(f"<!-- /{name} -->")
-        content = json.loads((RESULTS / f"{name}-cpu.json").read_text())
-        readme = f"{before}<!-- {name} -->\n{table(content)}<!-- /{name} -->{after}"
+def updated(readme: str, folder: Path = FOLDER) -> str:
+    """``readme`` with the tables between ``<!-- NAME -->`` and ``<!-- /NAME -->`` made anew from what ``folder`` holds.
+
+    Raises:
+        ValueError: the README lacks one of the marks.
+    """
+    for file, tables in (
+        ("demo-cpu.json", {"demo": _demo_table}),
+        ("suite-cpu.json", {"layer": _layer_table, "step": _step_table}),
+    ):
+        if not (folder / file).exists():
+            continue
+        content = read_json(folder / file)
+        for name, table in tables.items():
+            start, end = readme.index(f"<!-- {name} -->\n"), readme.index(f"<!-- /{name} -->")
+            readme = f"{readme[:start]}<!-- {name} -->\n{table(content)}{readme[end:]}"
     return readme
 
 
@@ -24,30 +36,57 @@ def _demo_table(content: dict[str, Any]) -> str:
     lines = ["| | test UAR | test WAR | trainable | ms/step | peak MiB |", "|---|--:|--:|--:|--:|--:|"]
     lines += [
         f"| {row['name']} | {row['uar']:.1%} | {row['war']:.1%} | {row['num_trainable']:,} "
-        f"| {row['ms_per_step']:.0f} | {row['peak_bytes'] / 2**20:.1f} |"
+        f"| {row['ms_per_step']:.0f} | {row['peak_bytes'] / MIB:.1f} |"
         for row in content["rows"]
     ]
-    return "\n".join([*lines, "", f"{_machine(content)}; {content['seconds']:.0f} s in all.", ""])
+    return "\n".join([*lines, "", f"{device_label(content)}; {content['seconds']:.0f} s in all.", ""])
+
+
+def _step_table(content: dict[str, Any]) -> str:
+    """Time and peak of a step over full fine-tuning's."""
+    records = [r for r in content["records"] if r["case"] == "step" and r["providers"]]
+    shown = ("static", "dynamic", "st-adapter", "LoRA", "linear probe")
+    lines = [
+        "| | clips × frames | " + " | ".join(f"{name}: time, peak" for name in shown) + " |",
+        "|---|--:|" + "--:|" * len(shown),
+    ]
+    for record in records:
+        full, point = record["providers"][record["baseline"]], record["point"]
+        cells = []
+        for name in shown:
+            provider = record["providers"].get(name)
+            cells.append(
+                ""
+                if provider is None
+                else f"{to_baseline(record, name).value:.2f}, {provider['bytes']['peak'] / full['bytes']['peak']:.2f}"
+            )
+        lines.append(f"| {point['vit']} | {point['B']} × {point['T']} | " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", f"{device_label(content)}; {_rounds(records)}.", ""])
 
 
 def _layer_table(content: dict[str, Any]) -> str:
-    shape = ", ".join(f"{key}={value}" for key, value in content["shape"].items() if key != "dtype")
+    """The points that differ in R alone, forward and backward."""
+    records = [
+        r for r in content["records"] if r["case"] == "layer" and r["providers"] and r["point"]["pass"] == "both"
+    ]
+    first = {name: value for name, value in records[0]["point"].items() if name != "R"}
+    records = [r for r in records if {name: value for name, value in r["point"].items() if name != "R"} == first]
     lines = [
         "| R | dilation | speed-up over ST-Adapter | time over six products | saved for backward, MiB | peak, MiB |",
         "|--:|---|--:|--:|--:|--:|",
     ]
-    for row in content["rows"]:
-        saved, peak = ({k: v / 2**20 for k, v in row[key].items()} for key in ("saved_bytes", "peak_bytes"))
+    for record in records:
+        theirs = record["providers"]["st-adapter"]["bytes"]
         for kind in ("static", "dynamic"):
-            lines.append(
-                f"| {row['R']} | {kind} | {row[f'{kind}_speedup_over_st_adapter']:.2f}× "
-                f"| {row[f'{kind}_over_six_products']:.2f}× | {saved[kind]:.1f} (ST-Adapter {saved['st-adapter']:.1f}) "
-                f"| {peak[kind]:.1f} (ST-Adapter {peak['st-adapter']:.1f}) |"
-            )
-    rounds = f"median of {content['rounds']} interleaved rounds"
-    return "\n".join([*lines, "", f"{_machine(content)}; {shape}, {content['shape']['dtype']}; {rounds}.", ""])
+            ours = record["providers"][kind]["bytes"]
+            memory = [f"{ours[m] / MIB:.1f} (ST-Adapter {theirs[m] / MIB:.1f})" for m in ("saved", "peak")]
+            speedup, floor = between(record, "st-adapter", kind).value, between(record, kind, "six products").value
+            lines.append(f"| {record['point']['R']} | {kind} | {speedup:.2f}× | {floor:.2f}× | {' | '.join(memory)} |")
+    shape = ", ".join(f"{name}={value}" for name, value in first.items() if name not in ("pass", "dtype"))
+    conditions = f"{shape}, P=1, {first['dtype']}; {_rounds(records)}"
+    return "\n".join([*lines, "", f"{device_label(content)}; {conditions}.", ""])
 
 
-def _machine(content: dict[str, Any]) -> str:
-    machine = content["machine"]
-    return f"{machine['device']}, {machine['threads']} threads, torch {machine['torch']}, {machine['date']}"
+def _rounds(records: list[dict[str, Any]]) -> str:
+    counts = sorted({len(record["providers"][record["baseline"]]["ms"]) for record in records})
+    return f"median of {' to '.join(map(str, dict.fromkeys((counts[0], counts[-1]))))} interleaved rounds"

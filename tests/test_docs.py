@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bench import report
 from bench.__main__ import app as bench_app
 from bench.readme import updated
 from fe_adapter import cli
@@ -26,7 +27,7 @@ PAGES = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").g
 # Without a network: a backbone of random weights, as small as can be, and one epoch. The last of two options wins.
 SMALL = ["--backbone", "timm:vit_tiny_patch16_224", "--weights", "none", "--max-epochs", "1", "--no-randaugment"]
 SMALL += ["--backbone-args", '{"img_size": 48, "patch_size": 24, "embed_dim": 24, "depth": 2, "num_heads": 2}']
-FAST_BENCH = {"layer": ["--bottleneck", "8", "--rounds", "1"], "compile": [], "cost": []}
+FAST_BENCH = {"suite": ["--quick"], "layer": [], "compile": [], "cost": []}
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -61,9 +62,10 @@ def _run(words: list[str]) -> None:
         assert cli.run([*words[1:], *(SMALL if words[1] == "train" else [])]) == 0, words
 
 
-def test_the_tables_of_the_readme_are_those_of_the_results():
+def test_the_readme_and_the_report_are_those_of_the_results():
     readme = (ROOT / "README.md").read_text()
-    assert updated(readme) == readme, "run: python -m bench readme"
+    assert updated(readme) == readme, "run: python -m bench report"
+    assert report.text(report.load()) == (report.FOLDER / "REPORT.md").read_text(), "run: python -m bench report"
     assert len(readme.splitlines()) < 200
 
 

@@ -1,0 +1,137 @@
+"""A case: which points to measure, and which providers to measure there. Each is one file in `bench.cases`."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import math
+import pkgutil
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+
+from bench.harness import Contender, time_interleaved
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}  # by their names in points
+
+
+class SkippedError(Exception):
+    """A provider cannot run here; the message says why."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Provider:
+    """One way to do the work of a case.
+
+    Args:
+        build: a `Contender` for one point; raises `SkippedError` where it cannot run.
+        role: "ours"; "rival", which does the same work another way; or "floor", which does less and so is no rival.
+    """
+
+    build: Callable[[], Contender]
+    role: str = "rival"
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """One setting of a case: a row of its results for every provider.
+
+    Args:
+        parameters: sizes and modes, by name.
+        rounds: how often every provider is timed.
+        warmup: rounds before that.
+        thorough: on a CPU, also what takes minutes to prepare: compiled providers, memory of separate processes.
+        only: providers to measure; None is all.
+    """
+
+    parameters: Mapping[str, Any]
+    rounds: int
+    warmup: int = 2
+    thorough: bool = False
+    only: tuple[str, ...] | None = None
+
+    def __getitem__(self, name: str) -> Any:
+        return self.parameters[name]
+
+    def __str__(self) -> str:
+        return " ".join(f"{name}={value}" for name, value in self.parameters.items())
+
+
+class Case(Protocol):
+    """What a module in `bench.cases` offers; its docstring is the title."""
+
+    BASELINE: str  # the provider that ratios are taken to
+
+    def points(self, device: torch.device, quick: bool) -> Sequence[Point]:
+        """What to measure on ``device``, the most telling first; ``quick``: in seconds."""
+
+    def providers(self, point: Point, device: torch.device) -> Mapping[str, Provider]:
+        """What to measure at ``point``, on the same inputs and weights."""
+
+
+def get_cases() -> dict[str, Case]:
+    """Every case, by name, in the order in which a suite runs them."""
+    import bench.cases
+
+    names = [module.name for module in pkgutil.iter_modules(bench.cases.__path__)]
+    return {name: importlib.import_module(f"bench.cases.{name}") for name in names}  # type: ignore[misc]
+
+
+def find_point(case: Case, name: str, device: torch.device) -> Point:
+    """The point of that name, one of the quick ones too.
+
+    Raises:
+        KeyError: there is none.
+    """
+    points = {str(point): point for quick in (True, False) for point in case.points(device, quick)}
+    return points[name]
+
+
+def measure(case_name: str, case: Case, point: Point, device: torch.device) -> dict[str, Any]:
+    """One record of the results: times and memory of every provider at ``point``, or who failed, and no figure.
+
+    Each provider first shows that its results are right; if one is wrong, nothing is timed.
+    """
+    record: dict[str, Any] = {
+        "case": case_name,
+        "point": dict(point.parameters),
+        "baseline": case.BASELINE,
+        "command": f"python -m bench {case_name} --point {shlex.quote(str(point))}",
+        "providers": {},
+        "skipped": {},
+        "failures": {},
+    }
+    contenders: dict[str, Contender] = {}
+    roles = {}
+    for name, provider in case.providers(point, device).items():
+        if point.only is not None and name not in point.only:
+            continue
+        torch.manual_seed(0)  # the same weights whoever else is there
+        try:
+            contender = provider.build()
+            contender.check()
+        except SkippedError as reason:
+            record["skipped"][name] = str(reason)
+        except ImportError as error:
+            record["skipped"][name] = f"{error.name} is not installed"
+        except AssertionError as error:
+            record["failures"][name] = str(error).splitlines()[0]
+        else:
+            contenders[name], roles[name] = contender, provider.role
+    if record["failures"] or case.BASELINE not in contenders:
+        return record
+    seconds = time_interleaved(contenders, point.rounds, point.warmup, f"{case_name} {point}")
+    for name, contender in contenders.items():
+        record["providers"][name] = {
+            "role": roles[name],
+            "ms": [_rounded(1e3 * s) for s in seconds[name]],
+            "bytes": contender.memory(),
+        }
+    return record
+
+
+def _rounded(value: float) -> float:
+    """Five digits are more than any clock here knows."""
+    return round(value, 4 - math.floor(math.log10(value)))

@@ -1,0 +1,1 @@
+"""One file a case: add one, and it is measured, reported and compared with the rest."""

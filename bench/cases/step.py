@@ -1,0 +1,223 @@
+"""One training step of a ViT on clips: adapters against full fine-tuning, LoRA and a linear probe.
+
+Forward, backward and AdamW, on random weights and random uint8 clips; adapters of the default width, R = D/2, before
+every self-attention.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bench.baselines import Formulation, STAdapter
+from bench.case import Point, Provider
+from bench.harness import Contender, Graphed
+from bench.modules import common_name, compiled, settle_dilation
+from bench.worker import peak_rss
+from fe_adapter import FEAdapter, FEAdapterConfig, VideoClassifier, estimate_memory
+from fe_adapter.adapt import get_adapters, trainable_parameters
+from fe_adapter.memory import measure_peak_memory
+
+BASELINE = "full fine-tuning"
+FEW = ("full fine-tuning", "LoRA", "static", "dynamic")  # where a step takes many seconds
+NUM_CLASSES = 7
+LORA = {"r": 16, "target_modules": r".*\.attn\.(qkv|proj)"}
+VITS: dict[str, tuple[str, dict[str, Any]]] = {
+    "ViT-S/16": ("vit_small_patch16_224", {}),
+    "ViT-B/16": ("vit_base_patch16_224", {}),
+    "ViT-L/16": ("vit_large_patch16_224", {}),
+    "tiny": ("vit_tiny_patch16_224", {"img_size": 48, "embed_dim": 48, "num_heads": 3, "depth": 2}),
+}
+
+
+def points(device: torch.device, quick: bool) -> Sequence[Point]:
+    if quick:
+        return [_point("tiny", T=4, B=1, rounds=3)]
+    if device.type == "cpu":
+        return [
+            _point("ViT-S/16", T=8, B=2, rounds=15, thorough=True),
+            _point("ViT-S/16", T=8, B=1, rounds=5),
+            _point("ViT-S/16", T=16, B=1, rounds=5),
+            _point("ViT-S/16", T=32, B=1, rounds=3, only=FEW),
+            _point("ViT-B/16", T=8, B=1, rounds=3, only=FEW),
+            _point("ViT-L/16", T=8, B=1, rounds=3, only=FEW),
+        ]
+    sizes = [("ViT-B/16", 8), ("ViT-S/16", 8), ("ViT-L/16", 8), ("ViT-B/16", 1), ("ViT-B/16", 32)]
+    return [_point(vit, T, B, rounds=15, precision="bf16 autocast") for vit, B in sizes for T in (8, 16, 32)]
+
+
+def _point(vit: str, T: int, B: int, rounds: int, precision: str = "fp32", **options: Any) -> Point:
+    return Point({"vit": vit, "T": T, "B": B, "precision": precision}, rounds, warmup=1, **options)
+
+
+def providers(point: Point, device: torch.device) -> Mapping[str, Provider]:
+    net = _Net(point, device)
+    found = {
+        "full fine-tuning": Provider(lambda: net.contender(net.classifier(tune="full"))),
+        "LoRA": Provider(lambda: net.contender(net.lora())),
+        "st-adapter": Provider(lambda: net.checked_contender(net.adapted(1, _st_adapter), dilation=1)),
+        "static": Provider(lambda: net.checked_contender(net.adapted(1), dilation=1), "ours"),
+        "dynamic": Provider(lambda: net.checked_contender(net.adapted("dynamic"), dilation="dynamic"), "ours"),
+        "no convolution": Provider(lambda: net.contender(net.adapted(1, _without_convolution)), "floor"),
+        "linear probe": Provider(lambda: net.contender(net.classifier(tune="head")), "floor"),
+    }
+    if device.type == "cuda" or point.thorough:
+        torch._dynamo.reset()  # what other points compiled counts towards its limit
+        found["full fine-tuning compiled"] = Provider(lambda: net.contender(compiled(net.classifier(tune="full"))))
+        found["static compiled"] = Provider(lambda: net.contender(compiled(net.adapted(1))), "ours")
+    if device.type == "cuda":
+        found["full fine-tuning graphed"] = Provider(lambda: net.graphed_contender(net.classifier(tune="full")))
+        found["static graphed"] = Provider(lambda: net.graphed_contender(net.adapted(1)), "ours")
+        found["static, frozen in bf16"] = Provider(lambda: net.contender(net.adapted(1, dtype=torch.bfloat16)), "ours")
+    if device.type == "cpu" and point.thorough:
+        found |= {name: _with_rss(found[name], point, name) for name in FEW}
+    return found
+
+
+class _Net:
+    """The classifiers of one point, and steps of them."""
+
+    def __init__(self, point: Point, device: torch.device) -> None:
+        self.point, self.device = point, device
+        shape = (point["B"], point["T"], 3, *(2 * (VITS[point["vit"]][1].get("img_size", 224),)))
+        self.video = torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
+        self.labels = torch.randint(NUM_CLASSES, (point["B"],), device=device)
+
+    def classifier(self, dtype: torch.dtype = torch.float32, **options: Any) -> VideoClassifier:
+        """A classifier, the same weights every time."""
+        import timm
+
+        torch.manual_seed(0)
+        name, arguments = VITS[self.point["vit"]]
+        with self.device:
+            vit = timm.create_model(name, num_classes=0, **arguments).to(dtype)
+            return VideoClassifier(vit, NUM_CLASSES, num_frames=self.point["T"], **options).train()
+
+    def lora(self) -> nn.Module:
+        from peft import LoraConfig, inject_adapter_in_model
+
+        model = self.classifier(tune="head")
+        model.vit = inject_adapter_in_model(LoraConfig(**LORA), model.vit)  # type: ignore[arg-type, assignment]
+        return model
+
+    def adapted(
+        self, dilation: int | str, replace: Callable[[FEAdapter], nn.Module] | None = None, **options: Any
+    ) -> VideoClassifier:
+        """A classifier with adapters that are no longer the identity, or with what ``replace`` makes of them."""
+        model = self.classifier(config=FEAdapterConfig(dilation=dilation), **options)
+        for adapter in get_adapters(model):
+            nn.init.normal_(adapter.temporal_conv.weight)
+            settle_dilation(adapter)
+        if replace is not None:
+            for block in model.vit.blocks:  # type: ignore[union-attr]
+                block.fe_adapter = replace(block.fe_adapter)
+        return model
+
+    def contender(self, model: nn.Module, check: Callable[[], None] | None = None) -> Contender:
+        """A step of ``model``; unless ``check`` says otherwise, every gradient it needs must be there and finite."""
+        optimizer = torch.optim.AdamW(trainable_parameters(model))
+
+        def step(_: object) -> None:
+            self.loss(model).backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+        def memory() -> dict[str, int]:
+            state = [value for values in optimizer.state.values() for value in values.values()]
+            held = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers(), *state, self.video))
+            peak = {"peak": held + measure_peak_memory(partial(step, None))}
+            if not isinstance(model, VideoClassifier):  # compiled: no fake tensors
+                return peak
+            with self.autocast():
+                estimate = estimate_memory(model, *self.video.shape, dtype=self.video.dtype)
+            return {"saved": estimate.saved, "estimated peak": estimate.peak, **peak}
+
+        return Contender(step, check=check or partial(self._check_gradients, model), memory=memory)
+
+    def checked_contender(self, model: VideoClassifier, dilation: int | str) -> Contender:
+        """A step of ``model``, whose logits and gradients must be those of adapters in plain PyTorch."""
+        return self.contender(model, partial(self._check_results, model, dilation))
+
+    def graphed_contender(self, model: VideoClassifier) -> Contender:
+        """A step of ``model`` as one CUDA graph."""
+        optimizer = torch.optim.AdamW(trainable_parameters(model), capturable=True)
+
+        def step() -> None:
+            optimizer.zero_grad(set_to_none=True)
+            self.loss(model).backward()
+            optimizer.step()
+
+        return Contender(Graphed(step), memory=lambda: {"peak": torch.cuda.max_memory_reserved()})
+
+    def loss(self, model: nn.Module) -> Tensor:
+        with self.autocast():
+            logits = model(self.video)
+        return F.cross_entropy(logits.float(), self.labels)
+
+    def autocast(self) -> Any:
+        enabled = self.point["precision"] == "bf16 autocast"
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
+
+    def _check_gradients(self, model: nn.Module) -> None:
+        self.loss(model).backward()
+        for name, parameter in model.named_parameters():
+            assert (parameter.grad is not None) == parameter.requires_grad, (
+                f"{name} has a gradient it should not, or none"
+            )
+            assert parameter.grad is None or bool(parameter.grad.isfinite().all()), (
+                f"the gradient of {name} is not finite"
+            )
+        model.zero_grad(set_to_none=True)
+
+    def _check_results(self, model: VideoClassifier, dilation: int | str) -> None:
+        """At most twice the error of plain adapters in the same precision, against float64; on one short clip."""
+        plain = self.adapted(dilation)
+        for adapter in get_adapters(plain):
+            adapter.__class__ = FEAdapter  # the same parameters, computed by plain PyTorch
+        exact = self._results(copy.deepcopy(plain).double())
+        with self.autocast():
+            expected, actual = self._results(plain), self._results(model)
+        for name, value in exact.items():
+            floor = torch.finfo(torch.float32).eps * value.norm()
+            error, allowed = ((found[name] - value).norm() for found in (actual, expected))
+            assert error <= 2 * allowed + floor, f"{name}: {error / allowed:.1f} times the error of plain adapters"
+
+    def _results(self, model: VideoClassifier, num_frames: int = 3) -> dict[str, Tensor]:
+        """Logits and all gradients of a clip of ``num_frames``, the middle one with both neighbours, in float64."""
+        before = {module: module.num_frames for module in model.modules() if hasattr(module, "num_frames")}
+        for module in before:
+            module.num_frames = num_frames
+        logits = model(self.video[:1, :num_frames])
+        F.cross_entropy(logits, self.labels[:1]).backward()
+        gradients = {common_name(name): p.grad for name, p in model.named_parameters() if p.grad is not None}
+        model.zero_grad(set_to_none=True)
+        for module, frames in before.items():
+            module.num_frames = frames
+        flat = torch.cat([gradients[name].double().flatten() for name in sorted(gradients)])
+        return {"logits": logits.detach().double(), "gradients": flat}
+
+
+def _st_adapter(adapter: FEAdapter) -> nn.Module:
+    return STAdapter(adapter.embed_dim, adapter.bottleneck, adapter.num_frames).to(adapter.up_proj.weight).load(adapter)
+
+
+def _without_convolution(adapter: FEAdapter) -> nn.Module:
+    return Formulation(adapter, None)
+
+
+def _with_rss(provider: Provider, point: Point, name: str) -> Provider:
+    """``provider``, whose memory is also that of a process in which nothing else runs."""
+
+    def build() -> Contender:
+        contender = provider.build()
+        memory = contender.memory
+        return dataclasses.replace(contender, memory=lambda: memory() | {"rss": peak_rss("step", str(point), name)})
+
+    return Provider(build, provider.role)

@@ -1,0 +1,115 @@
+"""Contenders that are modules on tokens: their forward pass, backward pass, or both."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import shutil
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from bench.agreement import assert_within
+from bench.case import SkippedError
+from bench.harness import Contender, Graphed
+from fe_adapter import FEAdapter
+from fe_adapter.memory import measure_peak_memory, measure_saved_memory
+
+PASSES = ("forward", "backward", "both")
+ST_ADAPTER_NAMES = {"fc1": "down_proj", "conv": "temporal_conv", "fc2": "up_proj"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What modules are timed on.
+
+    Args:
+        leaf: the input (B*T, L, D), a leaf that asks for a gradient.
+        dy: the gradient of the output.
+        part: one of `PASSES`.
+    """
+
+    leaf: Tensor
+    dy: Tensor
+    part: str
+
+    @classmethod
+    def random(cls, shape: tuple[int, ...], part: str, device: torch.device, dtype: torch.dtype) -> Work:
+        x, dy = torch.randn(2, *shape, device=device).to(dtype)
+        return cls(x.requires_grad_(), dy, part)
+
+    def contender(self, module: nn.Module, reference: nn.Module) -> Contender:
+        """``module`` at work; its results must agree with those of ``reference`` in float64."""
+
+        def prepare() -> Tensor:
+            module.zero_grad(set_to_none=True)
+            self.leaf.grad = None
+            x = self.leaf.clone()  # as in a network: the input is no leaf, and ST-Adapter may overwrite it
+            return module(x) if self.part == "backward" else x
+
+        def step(prepared: Tensor) -> None:
+            y = prepared if self.part == "backward" else module(prepared)
+            if self.part != "forward":
+                y.backward(self.dy)
+
+        def memory() -> dict[str, int]:
+            if self.part != "both":
+                return {}
+            saved = measure_saved_memory(module, prepare())
+            return {"saved": saved, "peak": measure_peak_memory(partial(step, prepare()))}
+
+        return Contender(step, prepare, partial(self._check, module, reference), memory)
+
+    def graphed_contender(self, module: nn.Module) -> Contender:
+        """Forward and backward of ``module`` as one CUDA graph, the copy of its input included."""
+        if self.leaf.device.type != "cuda":
+            raise SkippedError("CUDA graphs need a GPU")
+
+        def step() -> None:
+            module.zero_grad(set_to_none=True)
+            self.leaf.grad = None
+            module(self.leaf.clone()).backward(self.dy)
+
+        return Contender(Graphed(step))
+
+    def _check(self, module: nn.Module, reference: nn.Module) -> None:
+        exact = _results(copy.deepcopy(reference).double(), self.leaf.double(), self.dy.double())
+        actual = _results(module, self.leaf, self.dy)
+        sums = {"y", "x"}  # over features; gradients of weights over tokens as well
+        tokens, width = self.leaf.shape[:-1].numel(), self.leaf.shape[-1]
+        for names, length in ((sums, width), (exact.keys() - sums, max(width, tokens))):
+            assert_within(actual, {name: exact[name] for name in names}, self.leaf.dtype, length)
+
+
+def compiled(module: nn.Module) -> nn.Module:
+    """``module`` by `torch.compile`, without graph breaks.
+
+    Raises:
+        SkippedError: there is no C++ compiler, which a CPU needs.
+    """
+    if next(module.parameters()).device.type == "cpu" and not any(map(shutil.which, ("c++", "g++", "clang++"))):
+        raise SkippedError("torch.compile needs a C++ compiler")
+    return torch.compile(module, fullgraph=True)  # type: ignore[return-value]
+
+
+def _results(module: nn.Module, leaf: Tensor, dy: Tensor) -> dict[str, Tensor]:
+    """Output and every gradient, by the names of `FEAdapter`."""
+    leaf = leaf.detach().requires_grad_()
+    parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    y = module(leaf.clone())
+    gradients = torch.autograd.grad(y, (leaf, *parameters.values()), dy)
+    names = ("x", *map(common_name, parameters))
+    return {"y": y.detach(), **dict(zip(names, gradients, strict=True))}
+
+
+def settle_dilation(adapter: FEAdapter) -> None:
+    """Predict dilations of about 1.4 frames: at whole ones the derivative jumps, and rounding would decide."""
+    if adapter.dilation_proj is not None:
+        nn.init.normal_(adapter.dilation_proj.weight, std=0.02 * adapter.bottleneck**-0.5)
+        nn.init.constant_(adapter.dilation_proj.bias, 0.4)
+
+
+def common_name(name: str) -> str:
+    """A parameter's name without what compiling puts into it, and as `FEAdapter` has it."""
+    return ".".join(ST_ADAPTER_NAMES.get(part, part) for part in name.split(".") if part != "_orig_mod")

@@ -1,0 +1,144 @@
+"""The plots of a result file: ratios, memory ladder, growth, roofline."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from bench.case import DTYPES
+from bench.harness import ratio
+from fe_adapter._report import new_figure
+
+COLORS = {"ours": "tab:blue", "rival": "tab:orange", "floor": "tab:gray"}
+GROWING = ("B", "T", "N")
+Draw = Callable[[Any], None]  # onto matplotlib axes
+
+
+def draw(content: dict[str, Any]) -> dict[str, Any]:
+    """Every plot that the records of ``content`` are enough for, by name."""
+    figures = {}
+    for name, on_axes in _plots(content).items():
+        figures[name], axes = new_figure(8, 5)
+        on_axes(axes)
+    return figures
+
+
+def names(content: dict[str, Any]) -> list[str]:
+    """The names of the plots that `draw` would make."""
+    return list(_plots(content))
+
+
+def _plots(content: dict[str, Any]) -> dict[str, Draw]:
+    records = [record for record in content["records"] if record["providers"]]
+    plots: dict[str, Draw] = {}
+    for case in dict.fromkeys(record["case"] for record in records):
+        of_case = [record for record in records if record["case"] == case]
+        plots[f"{case}-ratios"] = partial(_ratios, of_case[:3])
+        if case == "ladder" or any("estimated peak" in p["bytes"] for p in of_case[0]["providers"].values()):
+            plots[f"{case}-memory"] = partial(_memory, of_case[0])
+        for parameter in GROWING:
+            series = _series(of_case, parameter)
+            if len(series) > 2:
+                plots[f"{case}-by-{parameter}"] = partial(_growth, series, parameter)
+    plots["roofline"] = partial(_roofline, content)
+    return plots
+
+
+def _ratios(records: list[dict[str, Any]], axes: Any) -> None:
+    """Time over the baseline's, with intervals: a group of bars for each point, one bar a provider."""
+    labels: list[str] = []
+    for record in records:
+        labels.append(_short(record))
+        for name, provider in record["providers"].items():
+            value, low, high = ratio(provider["ms"], record["providers"][record["baseline"]]["ms"])
+            axes.barh(len(labels), value, xerr=[[value - low], [high - value]], color=COLORS[provider["role"]])
+            labels.append(name)
+    axes.axvline(1, color="black", linewidth=1)
+    axes.set(xlabel=f"time over {records[0]['baseline']}'s (blue: ours; grey: does less); whiskers: 95 %")
+    axes.set_yticks(range(len(labels)), labels, fontsize=6)
+    axes.invert_yaxis()
+
+
+def _memory(record: dict[str, Any], axes: Any) -> None:
+    """Peak memory, one rung below the other in the record's order, with the time of each."""
+    rungs = {name: p for name, p in record["providers"].items() if "peak" in p["bytes"]}
+    peaks = [provider["bytes"]["peak"] / 2**20 for provider in rungs.values()]
+    bars = axes.barh(list(rungs), peaks, color=[COLORS[provider["role"]] for provider in rungs.values()])
+    axes.bar_label(
+        bars, [f"{m:,.0f} MiB, {np.median(p['ms']):,.0f} ms" for m, p in zip(peaks, rungs.values(), strict=True)]
+    )
+    axes.set(xlim=(0, 1.4 * max(peaks)), xlabel="peak memory of a step, MiB", title=_short(record))
+    axes.invert_yaxis()
+
+
+def _growth(series: list[dict[str, Any]], parameter: str, axes: Any) -> None:
+    """Median time of every provider as one parameter grows."""
+    for name in series[0]["providers"]:
+        points = [
+            (r["point"][parameter], np.median(r["providers"][name]["ms"])) for r in series if name in r["providers"]
+        ]
+        style = "-" if series[0]["providers"][name]["role"] == "ours" else ":"
+        axes.plot(*zip(*points, strict=True), style, marker="o", label=name)
+    rest = {name: value for name, value in series[0]["point"].items() if name != parameter}
+    axes.set(
+        xscale="log", yscale="log", xlabel=parameter, ylabel="ms", title=" ".join(f"{k}={v}" for k, v in rest.items())
+    )
+    axes.legend(fontsize=7)
+
+
+def _roofline(content: dict[str, Any], axes: Any) -> None:
+    """FLOP/s of the layer forward against FLOPs for each byte of DRAM; measured on a GPU, predicted otherwise."""
+    from bench import cost  # not before it is needed: it imports Triton
+
+    intensity = np.geomspace(10, 1000)
+    device = content["machine"]["device"]
+    words = set(device.replace("-", " ").split())
+    measured = {name: card for name, card in cost.CARDS.items() if words >= set(name.split())}
+    for name, card in (measured or cost.CARDS).items():
+        (line,) = axes.plot(intensity, np.minimum(card.dram * intensity, card.peak) / 1e12, label=name)
+        if not measured:
+            for design, marker in zip(cost.DESIGNS, "osv^", strict=False):
+                shapes = [cost.Shape(R=R) for R in cost.BOTTLENECKS]
+                rates = [_flops(s) / cost.predicted(design, s, card)[0] / 1e12 for s in shapes]
+                axes.scatter([_intensity(s) for s in shapes], rates, marker=marker, color=line.get_color())
+    if measured:
+        for record in content["records"]:
+            point = record["point"]
+            if record["case"] == "layer" and point["pass"] == "forward" and DTYPES[point["dtype"]].itemsize == 2:
+                shape = cost.Shape(**{name: point[name] for name in "BTNDR"})
+                for name, provider in record["providers"].items():
+                    rate = _flops(shape) / (np.median(provider["ms"]) / 1e3) / 1e12
+                    axes.scatter(_intensity(shape), rate, color=COLORS[provider["role"]])
+                    axes.annotate(f"{name} R={shape.R}", (_intensity(shape), rate), fontsize=6)
+    kind = (
+        f"MEASURED on {device}" if measured else f"PREDICTED, not measured; designs {', '.join(cost.DESIGNS)}: o s v ^"
+    )
+    axes.set(xscale="log", yscale="log", xlabel="FLOPs for each byte of x, y and h", ylabel="TFLOP/s", title=kind)
+    axes.legend()
+
+
+def _flops(shape: Any) -> int:
+    return 4 * shape.rows * shape.D * shape.R
+
+
+def _intensity(shape: Any) -> float:
+    return _flops(shape) / (2 * shape.x + shape.h)
+
+
+def _series(records: list[dict[str, Any]], parameter: str) -> list[dict[str, Any]]:
+    """The longest run of records that differ in ``parameter`` alone, in its order."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for record in records:
+        if parameter in record["point"]:
+            groups.setdefault(str({k: v for k, v in record["point"].items() if k != parameter}), []).append(record)
+    longest = max(groups.values(), key=len, default=[])
+    return sorted(longest, key=lambda record: record["point"][parameter])
+
+
+def _short(record: dict[str, Any]) -> str:
+    return " ".join(
+        f"{name}={value}" for name, value in record["point"].items() if not isinstance(value, str) or name == "vit"
+    )

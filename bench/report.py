@@ -1,0 +1,144 @@
+"""`bench/results/REPORT.md`, its plots, a CSV of each result file, and the README's tables: all out of result files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench import plots
+from bench.harness import Ratio, ratio
+from bench.results import FOLDER
+from fe_adapter._io import atomic_write, read_json
+from fe_adapter._report import write_csv, write_figure
+
+MIB = 2**20
+HEAD = """# Benchmarks
+
+Made by `python -m bench report` out of the files in this folder; nothing here is typed. A ratio is the median over the
+rounds of the ratio within a round, followed by its 95 % interval; below 1 is less time than the baseline's. Times are
+medians, with the 20th and 80th percentile. Every provider first agreed with float64, or with plain adapters, in the
+same run. How: [docs/benchmarks.md](../../docs/benchmarks.md).
+"""
+
+
+def load(folder: Path = FOLDER) -> dict[str, dict[str, Any]]:
+    """Every result file of the suite in ``folder``, by its stem."""
+    contents = {path.stem: read_json(path) for path in sorted(folder.glob("*.json"))}
+    return {stem: content for stem, content in contents.items() if "records" in content}
+
+
+def write(folder: Path = FOLDER) -> None:
+    """Write the report, its plots and the CSV files into ``folder``."""
+    contents = load(folder)
+    for stem, content in contents.items():
+        write_csv(folder / f"{stem}.csv", list(_csv_rows(content)))
+        for name, figure in plots.draw(content).items():
+            write_figure(figure, folder / "plots" / f"{stem}-{name}.png")
+    with atomic_write(folder / "REPORT.md") as file:
+        file.write(text(contents).encode())
+
+
+def text(contents: dict[str, dict[str, Any]]) -> str:
+    """The report; what we lose comes first."""
+    lines = [HEAD, "## Where we are slower", ""]
+    for content in contents.values():
+        lines += _losses(content)
+    for stem, content in contents.items():
+        machine = ", ".join(f"{name} {value}" for name, value in content["machine"].items() if name != "device")
+        lines += [f"## {content['machine']['device']}", "", f"{machine}. Raw rounds: `{stem}.json`; `{stem}.csv`.", ""]
+        lines += [f"![{name}](plots/{stem}-{name}.png)" for name in plots.names(content)]
+        lines += [""]
+        for record in content["records"]:
+            lines += _table(record)
+    return "\n".join(lines)
+
+
+def to_baseline(record: dict[str, Any], name: str) -> Ratio:
+    """Time of a provider over that of the record's baseline."""
+    return between(record, name, record["baseline"])
+
+
+def between(record: dict[str, Any], name: str, other: str) -> Ratio:
+    """Time of one provider over that of another."""
+    return ratio(record["providers"][name]["ms"], record["providers"][other]["ms"])
+
+
+def why_empty(record: dict[str, Any]) -> str:
+    """Why a record has no figures: who was wrong, or else who could not run."""
+    reasons = record["failures"] or record["skipped"]
+    return "; ".join(f"{name}: {why}" for name, why in reasons.items())
+
+
+def point_name(record: dict[str, Any]) -> str:
+    return " ".join(f"{name}={value}" for name, value in record["point"].items())
+
+
+def _losses(content: dict[str, Any]) -> list[str]:
+    """A table of every point at which a rival is faster than we are."""
+    found, num_pairs = [], 0
+    for record in content["records"]:
+        roles = {name: provider["role"] for name, provider in record["providers"].items()}
+        for ours in (name for name, role in roles.items() if role == "ours"):
+            for rival in (name for name, role in roles.items() if role == "rival"):
+                num_pairs += 1
+                found.append((between(record, ours, rival), record, ours, rival))
+    lost = sorted((entry for entry in found if entry[0].value > 1), key=lambda entry: -entry[0].value)
+    lines = [f"On {content['machine']['device']}: in {len(lost)} of {num_pairs} comparisons with a rival.", ""]
+    if lost:
+        lines += ["| case | point | ours | rival | our time over its |", "|---|---|---|---|--:|"]
+        lines += [
+            f"| {record['case']} | {point_name(record)} | {ours} | {rival} | {_shown(value)} |"
+            for value, record, ours, rival in lost
+        ]
+        lines += [""]
+    failed = [(record, *failure) for record in content["records"] for failure in record["failures"].items()]
+    lines += [f"- **Wrong**, so not timed: {r['case']} {point_name(r)}, {name}: {why}" for r, name, why in failed]
+    return lines + [""] * bool(failed)
+
+
+def _table(record: dict[str, Any]) -> list[str]:
+    """One point: a row for each provider, fastest first."""
+    lines = [f"### {record['case']}: {point_name(record)}", ""]
+    if not record["providers"]:
+        return [*lines, f"No figures: {why_empty(record)}.", ""]
+    providers = record["providers"]
+    columns = list(dict.fromkeys(name for provider in providers.values() for name in provider["bytes"]))
+    lines += [
+        "| | ms | 20 to 80 % | over " + " | ".join([record["baseline"], *(f"{name}, MiB" for name in columns)]) + " |",
+        "|---|--:|--:|--:|" + "--:|" * len(columns),
+    ]
+    for name, provider in sorted(providers.items(), key=lambda item: np.median(item[1]["ms"])):
+        low, high = np.quantile(provider["ms"], (0.2, 0.8))
+        label = {"ours": f"**{name}**", "floor": f"*{name}* (floor)"}.get(provider["role"], name)
+        memory = [f"{provider['bytes'][c] / MIB:,.1f}" if c in provider["bytes"] else "" for c in columns]
+        cells = [
+            f"{np.median(provider['ms']):.2f}",
+            f"{low:.2f} to {high:.2f}",
+            _shown(to_baseline(record, name)),
+            *memory,
+        ]
+        lines.append("| " + " | ".join([label, *cells]) + " |")
+    rounds = len(providers[record["baseline"]]["ms"])
+    skipped = "".join(f" Without {name}: {reason}." for name, reason in record["skipped"].items())
+    return [*lines, "", f"`{record['command']}`: {rounds} interleaved rounds.{skipped}", ""]
+
+
+def _csv_rows(content: dict[str, Any]) -> Iterator[list[Any]]:
+    """Header, then one row for each provider of each record."""
+    every = [provider for record in content["records"] for provider in record["providers"].values()]
+    columns = list(dict.fromkeys(name for provider in every for name in provider["bytes"]))
+    yield ["case", "point", "provider", "role", "ms", "ms_20", "ms_80", "baseline", "ratio", "low", "high", *columns]
+    for record in content["records"]:
+        for name, provider in record["providers"].items():
+            quantiles = np.quantile(provider["ms"], (0.5, 0.2, 0.8)).round(5).tolist()
+            ratios = [round(value, 4) for value in to_baseline(record, name)]
+            memory = [provider["bytes"].get(column, "") for column in columns]
+            row = [record["case"], point_name(record), name, provider["role"]]
+            yield [*row, *quantiles, record["baseline"], *ratios, *memory]
+
+
+def _shown(value: Ratio) -> str:
+    return f"{value.value:.2f} ({value.low:.2f} to {value.high:.2f})"

@@ -1,0 +1,88 @@
+"""Result files: what was measured, on what machine; whole at any moment."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fe_adapter._io import read_json
+from fe_adapter._report import write_json
+from fe_adapter.environment import machine
+from fe_adapter.errors import InputError
+
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "bench" / "results"
+
+
+class Results:
+    """The records of one machine, on disk after each.
+
+    Args:
+        path: the JSON file; None keeps them in memory only.
+        resume: keep the records that are there already.
+
+    Raises:
+        InputError: ``resume``, and the file was measured on another machine, with other versions or another commit.
+    """
+
+    def __init__(self, path: Path | None, resume: bool = False) -> None:
+        self.path = path
+        self.content: dict[str, Any] = {"machine": environment(), "records": []}
+        if resume and path is not None and path.exists():
+            content = read_json(path)
+            for name, value in self.content["machine"].items():
+                if name != "date" and content["machine"].get(name) != value:
+                    was = content["machine"].get(name)
+                    raise InputError(f"{path} was measured with {name}={was!r}, this is {value!r}; start it anew")
+            self.content = content
+
+    def has(self, case: str, parameters: dict[str, Any]) -> bool:
+        """Whether there is a record of this point already."""
+        return any(record["case"] == case and record["point"] == parameters for record in self.content["records"])
+
+    def add(self, record: dict[str, Any]) -> None:
+        """Add one record and write the file."""
+        self.content["records"].append(record)
+        self.write()
+
+    def write(self) -> None:
+        """Replace the file."""
+        if self.path is not None:
+            write_json(self.path, self.content)
+
+
+def environment() -> dict[str, Any]:
+    """What a figure depends on: device, driver, versions, commit, threads."""
+    found: dict[str, Any] = {**machine(), "commit": _commit()}
+    try:
+        found["triton"] = importlib.metadata.version("triton")
+    except importlib.metadata.PackageNotFoundError:
+        found["triton"] = "not installed"
+    if torch.cuda.is_available():
+        found["driver"] = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+        found["CUDA of torch"] = torch.version.cuda
+    return found
+
+
+def device_label(content: dict[str, Any]) -> str:
+    """The line under a table: what it was measured on."""
+    machine = content["machine"]
+    return f"{machine['device']}, {machine['threads']} threads, torch {machine['torch']}, {machine['date']}"
+
+
+def _commit() -> str:
+    """The commit that is checked out, marked where the code differs from it."""
+    commit = _output("git", "rev-parse", "--short=12", "HEAD")
+    changed = _output("git", "status", "--porcelain", "--", "fe_adapter", "kernels", "bench", ":!bench/results")
+    return f"{commit} with changes" if changed else commit or "unknown"
+
+
+def _output(*command: str) -> str:
+    try:
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""

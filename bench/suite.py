@@ -1,0 +1,51 @@
+"""Run cases, point by point, into one result file."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from bench.case import Case, Point, get_cases, measure
+from bench.results import Results
+
+
+def run(
+    results: Results, names: list[str], quick: bool = False, point: str | None = None, deadline: float | None = None
+) -> Iterator[dict[str, Any]]:
+    """Measure what ``results`` does not have yet, and yield each record once it is on disk.
+
+    Cases take turns, each with its most telling point first, so that a run that is cut off has the most of all.
+
+    Args:
+        names: of cases.
+        quick: their quick points.
+        point: only points with this in their name.
+        deadline: start none after this time of `time.monotonic`.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    for name, case, chosen in _in_turns({name: get_cases()[name] for name in names}, device, quick):
+        if point is not None and point not in str(chosen):
+            continue
+        if results.has(name, dict(chosen.parameters)):
+            continue
+        if deadline is not None and time.monotonic() > deadline:
+            return
+        start = time.monotonic()
+        record = measure(name, case, chosen, device)
+        record["seconds"] = round(time.monotonic() - start, 1)
+        results.add(record)
+        yield record
+        gc.collect()  # models of one point are not to be there during the next
+        torch.cuda.empty_cache()
+
+
+def _in_turns(cases: dict[str, Case], device: torch.device, quick: bool) -> Iterator[tuple[str, Case, Point]]:
+    points = {name: list(case.points(device, quick)) for name, case in cases.items()}
+    for turn in range(max(map(len, points.values()), default=0)):
+        for name, case in cases.items():
+            if turn < len(points[name]):
+                yield name, case, points[name][turn]

@@ -1,0 +1,230 @@
+"""The benchmark suite: what it may show, what it keeps, what it compares."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from bench import baselines, compare, plots, report, suite
+from bench.baselines import Formulation, STAdapter, fla_conv1d, shifted_adds
+from bench.case import Point, Provider, SkippedError, get_cases, measure
+from bench.harness import Contender, ratio, time_interleaved
+from bench.readme import updated
+from bench.results import ROOT, Results
+from bench.worker import peak_rss
+from fe_adapter import FEAdapter
+from fe_adapter.errors import InputError
+
+CPU = torch.device("cpu")
+
+
+class Sleeping:
+    """A case whose providers sleep."""
+
+    BASELINE = "rival"
+
+    def __init__(self, **changes: Provider) -> None:
+        self.changes = changes
+
+    def points(self, device, quick):
+        return [Point({"B": B}, rounds=3) for B in (1, 2, 4)]
+
+    def providers(self, point, device):
+        def provider(milliseconds: float, role: str) -> Provider:
+            contender = Contender(lambda _: time.sleep(1e-3 * milliseconds), memory=lambda: {"peak": 2**20})
+            return Provider(lambda: contender, role)
+
+        return {"rival": provider(2, "rival"), "ours": provider(6, "ours"), **self.changes}
+
+
+@pytest.fixture
+def sleeping(monkeypatch):
+    case = Sleeping()
+    monkeypatch.setattr(suite, "get_cases", lambda: {"sleeping": case})
+    return case
+
+
+def test_contenders_take_turns_and_warm_up_does_not_count():
+    calls = []
+    contenders = {name: Contender(lambda _, name=name: calls.append(name)) for name in "ab"}
+    seconds = time_interleaved(contenders, rounds=3, warmup=1, label="")
+    assert [len(times) for times in seconds.values()] == [3, 3]
+    assert sorted("".join(calls[i : i + 2]) for i in range(0, 8, 2)) == ["ab", "ab", "ba", "ba"]
+
+
+def test_the_ratio_cancels_drift_and_its_interval_holds_the_truth():
+    random = np.random.default_rng(0)
+    drift = np.linspace(1, 10, 40)
+    old, new = (drift * scale * random.lognormal(0, 0.05, 40) for scale in (1.0, 1.2))
+    paired = ratio(list(new), list(old))
+    assert paired.low < 1.2 < paired.high
+    assert 1.1 < paired.low <= paired.value <= paired.high < 1.3
+    unpaired = ratio(list(new), list(old), paired=False)
+    assert unpaired.high - unpaired.low > 3 * (paired.high - paired.low)
+    assert ratio(list(new), list(old)) == paired
+
+
+def test_one_wrong_provider_and_nothing_is_timed():
+    def wrong() -> None:
+        raise AssertionError("y: 3.0 times the allowed error")
+
+    def step(_: object) -> None:
+        pytest.fail("timed, though a provider was wrong")
+
+    case = Sleeping(wrong=Provider(lambda: Contender(step, check=wrong)))
+    record = measure("sleeping", case, Point({"B": 1}, rounds=1), CPU)
+    assert record["providers"] == {}
+    assert record["failures"] == {"wrong": "y: 3.0 times the allowed error"}
+    shown = report.text({"f": {"machine": {"device": "here"}, "records": [record]}})
+    assert "**Wrong**, so not timed: sleeping B=1, wrong: y: 3.0 times the allowed error" in shown
+
+
+def test_a_provider_that_cannot_run_is_named_with_its_reason():
+    def missing() -> Contender:
+        raise SkippedError("no C++ compiler")
+
+    record = measure("sleeping", Sleeping(a=Provider(missing), b=Provider(fla_conv1d)), Point({"B": 1}, rounds=1), CPU)
+    assert record["skipped"] == {"a": "no C++ compiler", "b": "fla is not installed"}
+    assert set(record["providers"]) == {"rival", "ours"}
+
+
+def test_without_the_baseline_there_are_no_figures():
+    record = measure("sleeping", Sleeping(rival=Provider(fla_conv1d)), Point({"B": 1}, rounds=1), CPU)
+    assert record["providers"] == {}
+    assert "No figures: rival: fla is not installed." in report.text(
+        {"f": {"machine": {"device": ""}, "records": [record]}}
+    )
+
+
+def test_every_point_is_on_disk_before_the_next_and_a_run_resumes(sleeping, tmp_path):
+    path = tmp_path / "results.json"
+    run = suite.run(Results(path), ["sleeping"])
+    first = next(run)
+    assert json.loads(path.read_text())["records"] == [first]
+    run.close()
+    rest = list(suite.run(Results(path, resume=True), ["sleeping"]))
+    assert [record["point"]["B"] for record in rest] == [2, 4]
+    assert json.loads(path.read_text())["records"] == [first, *rest]
+    assert list(suite.run(Results(path, resume=True), ["sleeping"])) == []
+    assert list(suite.run(Results(None), ["sleeping"], deadline=time.monotonic() - 1)) == []
+
+
+def test_a_run_resumes_on_the_same_machine_and_commit_only(tmp_path):
+    path = tmp_path / "results.json"
+    results = Results(path)
+    results.content["machine"]["torch"] = "1.0"
+    results.write()
+    with pytest.raises(InputError, match=r"was measured with torch='1.0', this is .*; start it anew"):
+        Results(path, resume=True)
+
+
+def test_the_report_puts_what_we_lose_first(sleeping, tmp_path):
+    results = Results(tmp_path / "suite-cpu.json")
+    list(suite.run(results, ["sleeping"]))
+    report.write(tmp_path)
+    shown = (tmp_path / "REPORT.md").read_text()
+    assert (
+        shown.index("in 3 of 3 comparisons with a rival") < shown.index("| sleeping | B=") < shown.index("### sleeping")
+    )
+    for name in plots.names(results.content):
+        assert (tmp_path / "plots" / f"suite-cpu-{name}.png").stat().st_size > 5000
+    assert "sleeping-by-B" in plots.names(results.content)
+    assert len((tmp_path / "suite-cpu.csv").read_text().splitlines()) == 1 + 3 * 2
+
+
+def test_the_readme_takes_its_tables_from_the_suite(tmp_path):
+    results = Results(tmp_path / "suite-cpu.json")
+    list(suite.run(results, ["layer", "step"], quick=True))
+    readme = "a\n<!-- layer -->\n<!-- /layer -->\nb\n<!-- step -->\nold\n<!-- /step -->\nc\n"
+    made = updated(readme, tmp_path)
+    assert "| 16 | static |" in made
+    assert "| tiny | 1 × 4 |" in made
+    assert "old" not in made
+    assert updated(made, tmp_path) == made
+
+
+def test_comparing_files_finds_what_got_slower(sleeping, tmp_path):
+    paths = [tmp_path / name for name in ("old.json", "new.json")]
+    for path in paths:
+        list(suite.run(Results(path), ["sleeping"], point="B=1"))
+    content = json.loads(paths[1].read_text())
+    content["records"][0]["providers"]["ours"]["ms"] = [12.0, 12.1, 12.2]
+    paths[1].write_text(json.dumps(content))
+    found = {c.provider: c for c in compare.compare_files(*paths)}
+    assert found["ours"].is_slower(1.5)
+    assert not found["rival"].is_slower(1.5)
+    content["machine"]["threads"] = 64
+    paths[1].write_text(json.dumps(content))
+    with pytest.raises(InputError, match="times of two machines do not compare"):
+        compare.compare_files(*paths)
+
+
+@pytest.mark.slow
+def test_two_commits_are_timed_in_turns():
+    if subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True).returncode:
+        pytest.skip("not a git checkout")
+    found = list(compare.compare_commits("HEAD", "HEAD", "layer", rounds=3, quick=True))
+    assert [c.provider for c in found] == ["static", "dynamic"]
+    with pytest.raises(InputError, match="'no-such-thing' is neither a file nor a commit"):
+        next(compare.compare_commits("no-such-thing", "HEAD", "layer", rounds=1, quick=True))
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux")
+def test_a_process_of_its_own_knows_its_peak():
+    (point,) = get_cases()["layer"].points(CPU, quick=True)
+    held = torch.ones(2**28)  # a GiB of ours is none of the child's
+    assert 2**26 < peak_rss("layer", str(point), "static", steps=1) < held.nbytes
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_the_baselines_compute_a_static_adapter(channels_last):
+    torch.manual_seed(0)
+    adapter = FEAdapter(24, 8, num_frames=3, dilation=1)
+    for parameter in adapter.parameters():
+        nn.init.normal_(parameter)
+    x = torch.randn(6, 17, 24)
+    st_adapter = STAdapter(24, 8, 3, channels_last=channels_last).load(adapter)
+    torch.testing.assert_close(st_adapter(x.clone()), adapter(x), rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(Formulation(adapter, shifted_adds)(x), adapter(x), rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("library", ["causal_conv1d", "fla"])
+def test_causal_convolutions_become_centred_ones(library, monkeypatch):
+    """Stand-ins with those libraries' documented signatures: the layouts and the shift are ours to get right."""
+
+    def causal_conv1d_fn(x, weight, bias=None):  # (batch, dim, length)
+        K = weight.shape[1]
+        return nn.functional.conv1d(nn.functional.pad(x, (K - 1, 0)), weight[:, None], bias, groups=len(weight))
+
+    def fla_causal_conv1d(x, weight=None, bias=None):  # (batch, length, dim)
+        return causal_conv1d_fn(x.transpose(1, 2), weight, bias).transpose(1, 2), None
+
+    monkeypatch.setitem(sys.modules, "causal_conv1d", types.SimpleNamespace(causal_conv1d_fn=causal_conv1d_fn))
+    stand_in = types.SimpleNamespace(causal_conv1d=fla_causal_conv1d)
+    monkeypatch.setitem(sys.modules, "fla", types.ModuleType("fla"))
+    monkeypatch.setitem(sys.modules, "fla.modules", types.ModuleType("fla.modules"))
+    monkeypatch.setitem(sys.modules, "fla.modules.convolution", stand_in)
+    convolution = {"causal_conv1d": baselines.causal_conv1d, "fla": baselines.fla_conv1d}[library]()
+    torch.manual_seed(0)
+    u, weight, bias = torch.randn(2, 5, 4, 6), torch.randn(6, 3), torch.randn(6)
+    torch.testing.assert_close(convolution(u, weight, bias), shifted_adds(u, weight, bias))
+
+
+def test_the_step_refuses_wrong_gradients():
+    step = get_cases()["step"]
+    (point,) = step.points(CPU, quick=True)
+    net = step._Net(point, CPU)
+    model = net.adapted(1)
+    net.checked_contender(model, 1).check()
+    model.vit.blocks[0].fe_adapter.up_proj.weight.register_hook(lambda gradient: 1.01 * gradient)
+    with pytest.raises(AssertionError, match=r"gradients: .* times the error of plain adapters"):
+        net.checked_contender(model, 1).check()
