@@ -1,9 +1,9 @@
-# make demo | make test | make check. Each creates .venv and installs what it needs, once.
+# make demo | make test | make check | make bench. Each creates .venv and installs what it needs, once.
 # make gpu: with the Python that is there, torch and triton in it; installs nothing.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint check format gpu
+.PHONY: demo test lint check format bench gpu
 demo: .venv/.installed
 	$(BIN)/fe-adapter demo
 
@@ -16,6 +16,10 @@ lint: .venv/.installed
 	$(BIN)/mypy
 
 check: lint test
+
+bench: .venv/.installed
+	$(BIN)/python -m bench suite --out bench/results/suite-cpu.json --resume
+	$(BIN)/python -m bench report
 
 gpu:
 	$(PYTHON) -m bench gpu

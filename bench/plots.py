@@ -98,12 +98,14 @@ def _roofline(content: dict[str, Any], axes: Any) -> None:
     words = set(device.replace("-", " ").split())
     measured = {name: card for name, card in cost.CARDS.items() if words >= set(name.split())}
     for name, card in (measured or cost.CARDS).items():
-        (line,) = axes.plot(intensity, np.minimum(card.dram * intensity, card.peak) / 1e12, label=name)
+        (line,) = axes.plot(intensity, np.minimum(card.dram * intensity, card.peak) / 1e12, label=f"roof of {name}")
         if not measured:
             for design, marker in zip(cost.DESIGNS, "osv^", strict=False):
                 shapes = [cost.Shape(R=R) for R in cost.BOTTLENECKS]
                 rates = [_flops(s) / cost.predicted(design, s, card)[0] / 1e12 for s in shapes]
-                axes.scatter([_intensity(s) for s in shapes], rates, marker=marker, color=line.get_color())
+                label = f"design {design}" if name == next(iter(cost.CARDS)) else None
+                places = [_intensity(s) for s in shapes]
+                axes.scatter(places, rates, marker=marker, color=line.get_color(), label=label)
     if measured:
         for record in content["records"]:
             point = record["point"]
@@ -114,7 +116,9 @@ def _roofline(content: dict[str, Any], axes: Any) -> None:
                     axes.scatter(_intensity(shape), rate, color=COLORS[provider["role"]])
                     axes.annotate(f"{name} R={shape.R}", (_intensity(shape), rate), fontsize=6)
     kind = (
-        f"MEASURED on {device}" if measured else f"PREDICTED, not measured; designs {', '.join(cost.DESIGNS)}: o s v ^"
+        f"MEASURED on {device}"
+        if measured
+        else f"PREDICTED, not measured: R from {cost.BOTTLENECKS[0]} to {cost.BOTTLENECKS[-1]}"
     )
     axes.set(xscale="log", yscale="log", xlabel="FLOPs for each byte of x, y and h", ylabel="TFLOP/s", title=kind)
     axes.legend()
