@@ -50,10 +50,10 @@ def points(device: torch.device, quick: bool) -> Sequence[Point]:
             _point("ViT-L/16", T=8, B=1, rounds=3, only=FEW),
         ]
     sizes = [("ViT-B/16", 8), ("ViT-S/16", 8), ("ViT-L/16", 8), ("ViT-B/16", 1), ("ViT-B/16", 32)]
-    return [_point(vit, T, B, rounds=15, precision="bf16 autocast") for vit, B in sizes for T in (8, 16, 32)]
+    return [_point(vit, T, B, rounds=15, precision="bf16") for vit, B in sizes for T in (8, 16, 32)]
 
 
-def _point(vit: str, T: int, B: int, rounds: int, precision: str = "fp32", **options: Any) -> Point:
+def _point(vit: str, T: int, B: int, rounds: int, precision: str = "no", **options: Any) -> Point:
     return Point({"vit": vit, "T": T, "B": B, "precision": precision}, rounds, warmup=1, **options)
 
 
@@ -85,7 +85,7 @@ class _Net:
     """The classifiers of one point, and steps of them."""
 
     def __init__(self, point: Point, device: torch.device) -> None:
-        self.point, self.device = point, device
+        self.point, self.device, self.precision = point, device, point["precision"]
         shape = (point["B"], point["T"], 3, *(2 * (VITS[point["vit"]][1].get("img_size", 224),)))
         self.video = torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
         self.labels = torch.randint(NUM_CLASSES, (point["B"],), device=device)
@@ -135,8 +135,7 @@ class _Net:
             peak = {"peak": held + measure_peak_memory(partial(step, None))}
             if not isinstance(model, VideoClassifier):  # compiled: no fake tensors
                 return peak
-            with self.autocast():
-                estimate = estimate_memory(model, *self.video.shape, dtype=self.video.dtype)
+            estimate = estimate_memory(model, *self.video.shape, dtype=self.video.dtype, precision=self.precision)
             return {"saved": estimate.saved, "estimated peak": estimate.peak, **peak}
 
         return Contender(step, check=check or partial(self._check_gradients, model), memory=memory)
@@ -162,8 +161,7 @@ class _Net:
         return F.cross_entropy(logits.float(), self.labels)
 
     def autocast(self) -> Any:
-        enabled = self.point["precision"] == "bf16 autocast"
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
     def _check_gradients(self, model: nn.Module) -> None:
         self.loss(model).backward()
