@@ -42,7 +42,7 @@ class Point:
         parameters: sizes and modes, by name.
         rounds: how often every provider is timed.
         warmup: rounds before that.
-        thorough: on a CPU, also what takes minutes to prepare: compiled providers, memory of separate processes.
+        thorough: also what takes long to prepare or holds much: compiled and graphed providers, processes of their own.
         only: providers to measure; None is all.
     """
 
@@ -116,13 +116,19 @@ def measure(case_name: str, case: Case, point: Point, device: torch.device) -> d
             record["skipped"][name] = str(reason)
         except ImportError as error:
             record["skipped"][name] = f"{error.name} is not installed"
-        except AssertionError as error:
+        except torch.OutOfMemoryError:
+            record["skipped"][name] = "out of memory"
+        except (AssertionError, RuntimeError) as error:
             record["failures"][name] = str(error).splitlines()[0]
         else:
             contenders[name], roles[name] = contender, provider.role
     if record["failures"] or case.BASELINE not in contenders:
         return record
-    seconds = time_interleaved(contenders, point.rounds, point.warmup, f"{case_name} {point}")
+    try:
+        seconds = time_interleaved(contenders, point.rounds, point.warmup, f"{case_name} {point}")
+    except torch.OutOfMemoryError:
+        record["failures"]["all of them side by side"] = "out of memory"
+        return record
     for name, contender in contenders.items():
         record["providers"][name] = {
             "role": roles[name],

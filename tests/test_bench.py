@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
 import types
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ import torch
 from torch import nn
 
 from bench import baselines, compare, plots, report, suite
+from bench.__main__ import app as bench_app
 from bench.baselines import Formulation, STAdapter, fla_conv1d, shifted_adds
 from bench.case import Point, Provider, SkippedError, get_cases, measure
 from bench.harness import Contender, ratio, time_interleaved
@@ -92,8 +95,12 @@ def test_a_provider_that_cannot_run_is_named_with_its_reason():
     def missing() -> Contender:
         raise SkippedError("no C++ compiler")
 
-    record = measure("sleeping", Sleeping(a=Provider(missing), b=Provider(fla_conv1d)), Point({"B": 1}, rounds=1), CPU)
-    assert record["skipped"] == {"a": "no C++ compiler", "b": "fla is not installed"}
+    def too_large() -> Contender:
+        raise torch.OutOfMemoryError
+
+    case = Sleeping(a=Provider(missing), b=Provider(fla_conv1d), c=Provider(too_large))
+    record = measure("sleeping", case, Point({"B": 1}, rounds=1), CPU)
+    assert record["skipped"] == {"a": "no C++ compiler", "b": "fla is not installed", "c": "out of memory"}
     assert set(record["providers"]) == {"rival", "ours"}
 
 
@@ -125,6 +132,37 @@ def test_a_run_resumes_on_the_same_machine_and_commit_only(tmp_path):
     results.write()
     with pytest.raises(InputError, match=r"was measured with torch='1.0', this is .*; start it anew"):
         Results(path, resume=True)
+
+
+def test_the_command_line_says_what_is_wrong(tmp_path):
+    run = partial(bench_app, standalone_mode=False)
+    with pytest.raises(InputError, match="no point of layer has 'B=77' in its name"):
+        run(["layer", "--quick", "--point", "B=77"])
+    with pytest.raises(InputError, match="case 'nothing' is none of block, layer, step"):
+        run(["compare", "HEAD~1", "HEAD", "--case", "nothing"])
+    out = tmp_path / "layer.json"
+    run(["layer", "--quick", "--out", str(out)])
+    assert run(["compare", str(out), str(out)]) is None
+    content = json.loads(out.read_text())
+    assert content["records"][0]["providers"]["static"]["bytes"]["saved"] > 0
+    assert set(content["machine"]) >= {"device", "threads", "torch", "triton", "commit", "date"}
+
+
+def test_a_design_can_be_forced_for_one_provider_alone(monkeypatch):
+    monkeypatch.delenv("FE_ADAPTER_BACKEND", raising=False)
+    seen = []
+    layer = get_cases()["layer"]
+    contender = Contender(lambda _: seen.append(os.environ.get("FE_ADAPTER_BACKEND")))
+    fixed = layer._with_design(lambda: contender, "eager")
+    fixed.step(fixed.prepare())
+    contender.step(contender.prepare())
+    assert seen == ["eager", "eager", None]
+
+    def refuse(_: object) -> None:
+        raise RuntimeError("FE_ADAPTER_DESIGN=fused cannot run here")
+
+    with pytest.raises(SkippedError, match="cannot run here"):
+        layer._with_design(lambda: Contender(refuse), "fused")
 
 
 def test_the_report_puts_what_we_lose_first(sleeping, tmp_path):

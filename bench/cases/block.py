@@ -23,7 +23,7 @@ def points(device: torch.device, quick: bool) -> Sequence[Point]:
     size: dict[str, Any] = {"T": 8, "N": 196, "D": 768}
     size |= {"B": 2, "dtype": "float32"} if device.type == "cpu" else {"B": 8, "dtype": "bfloat16"}
     rounds = 15 if device.type == "cpu" else 50
-    return [Point(size | {"R": R}, rounds) for R in (64, 384)]
+    return [Point(size | {"R": R}, rounds, thorough=device.type == "cuda") for R in (64, 384)]
 
 
 def providers(point: Point, device: torch.device) -> Mapping[str, Provider]:
@@ -53,7 +53,7 @@ def providers(point: Point, device: torch.device) -> Mapping[str, Provider]:
         "no convolution": provider(lambda: without, without, "floor"),
         "no adapter": provider(nn.Identity, nn.Identity(), "floor"),
     }
-    if device.type == "cuda":
+    if point.thorough:
         for name, build in (("static", lambda: fused_static), ("st-adapter", st_adapter)):
             found[f"{name} graphed"] = Provider(lambda build=build: work.graphed_contender(_adapted(build(), block())))
             found[f"{name} compiled"] = provider(lambda build=build: compiled(build()), static)

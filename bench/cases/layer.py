@@ -71,12 +71,13 @@ def providers(point: Point, device: torch.device) -> Mapping[str, Provider]:
     }
     if point["pass"] != "both":
         return found
-    if device.type == "cuda" or point.thorough:
+    if point.thorough:
         torch._dynamo.reset()  # what other points compiled counts towards its limit
         found["st-adapter compiled"] = Provider(contender(lambda: compiled(st_adapter())))
         found["shifted adds compiled"] = Provider(contender(lambda: compiled(Formulation(static, shifted_adds))))
+        if device.type == "cuda":
+            found["plain dynamic compiled"] = Provider(contender(lambda: compiled(dynamic), dynamic))
     if device.type == "cuda":
-        found["plain dynamic compiled"] = Provider(contender(lambda: compiled(dynamic), dynamic))
         from fe_adapter.kernels.plans import DESIGNS  # not before it is needed: it imports Triton
 
         found["st-adapter without cuDNN"] = Provider(lambda: _without_cudnn(work.contender(st_adapter(), static)))

@@ -49,8 +49,10 @@ def points(device: torch.device, quick: bool) -> Sequence[Point]:
             _point("ViT-B/16", T=8, B=1, rounds=3, only=FEW),
             _point("ViT-L/16", T=8, B=1, rounds=3, only=FEW),
         ]
-    sizes = [("ViT-B/16", 8), ("ViT-S/16", 8), ("ViT-L/16", 8), ("ViT-B/16", 1), ("ViT-B/16", 32)]
-    return [_point(vit, T, B, rounds=15, precision="bf16") for vit, B in sizes for T in (8, 16, 32)]
+    main = [_point("ViT-B/16", T=8, B=B, rounds=15, precision="bf16", thorough=True) for B in (8, 1)]
+    sizes = [("ViT-B/16", 16, 8), ("ViT-S/16", 8, 8), ("ViT-L/16", 8, 8), ("ViT-B/16", 32, 8), ("ViT-B/16", 8, 32)]
+    sizes += [(vit, T, 8) for vit in ("ViT-S/16", "ViT-L/16") for T in (16, 32)]
+    return main + [_point(vit, T, B, rounds=15, precision="bf16") for vit, T, B in sizes]
 
 
 def _point(vit: str, T: int, B: int, rounds: int, precision: str = "no", **options: Any) -> Point:
@@ -68,15 +70,17 @@ def providers(point: Point, device: torch.device) -> Mapping[str, Provider]:
         "no convolution": Provider(lambda: net.contender(net.adapted(1, _without_convolution)), "floor"),
         "linear probe": Provider(lambda: net.contender(net.classifier(tune="head")), "floor"),
     }
-    if device.type == "cuda" or point.thorough:
-        torch._dynamo.reset()  # what other points compiled counts towards its limit
-        found["full fine-tuning compiled"] = Provider(lambda: net.contender(compiled(net.classifier(tune="full"))))
-        found["static compiled"] = Provider(lambda: net.contender(compiled(net.adapted(1))), "ours")
+    if device.type == "cuda":
+        found["static, frozen in bf16"] = Provider(lambda: net.contender(net.adapted(1, dtype=torch.bfloat16)), "ours")
+    if not point.thorough:
+        return found
+    torch._dynamo.reset()  # what other points compiled counts towards its limit
+    found["full fine-tuning compiled"] = Provider(lambda: net.contender(compiled(net.classifier(tune="full"))))
+    found["static compiled"] = Provider(lambda: net.contender(compiled(net.adapted(1))), "ours")
     if device.type == "cuda":
         found["full fine-tuning graphed"] = Provider(lambda: net.graphed_contender(net.classifier(tune="full")))
         found["static graphed"] = Provider(lambda: net.graphed_contender(net.adapted(1)), "ours")
-        found["static, frozen in bf16"] = Provider(lambda: net.contender(net.adapted(1, dtype=torch.bfloat16)), "ours")
-    if device.type == "cpu" and point.thorough:
+    else:
         found |= {name: _with_rss(found[name], point, name) for name in FEW}
     return found
 
@@ -153,7 +157,7 @@ class _Net:
             self.loss(model).backward()
             optimizer.step()
 
-        return Contender(Graphed(step), memory=lambda: {"peak": torch.cuda.max_memory_reserved()})
+        return Contender(Graphed(step))
 
     def loss(self, model: nn.Module) -> Tensor:
         with self.autocast():
