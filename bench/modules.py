@@ -16,7 +16,6 @@ from bench.harness import Contender, Graphed
 from fe_adapter import FEAdapter
 from fe_adapter.memory import measure_peak_memory, measure_saved_memory
 
-PASSES = ("forward", "backward", "both")
 ST_ADAPTER_NAMES = {"fc1": "down_proj", "conv": "temporal_conv", "fc2": "up_proj"}
 
 
@@ -27,7 +26,7 @@ class Work:
     Args:
         leaf: the input (B*T, L, D), a leaf that asks for a gradient.
         dy: the gradient of the output.
-        part: one of `PASSES`.
+        part: "forward", "backward" or "both".
     """
 
     leaf: Tensor

@@ -100,7 +100,7 @@ def _losses(content: dict[str, Any]) -> list[str]:
 
 
 def _table(record: dict[str, Any]) -> list[str]:
-    """One point: a row for each provider, fastest first."""
+    """One point: a row for each provider, in the case's order."""
     lines = [f"### {record['case']}: {point_name(record)}", ""]
     if not record["providers"]:
         return [*lines, f"No figures: {why_empty(record)}.", ""]
@@ -110,7 +110,7 @@ def _table(record: dict[str, Any]) -> list[str]:
         "| | ms | 20 to 80 % | over " + " | ".join([record["baseline"], *(f"{name}, MiB" for name in columns)]) + " |",
         "|---|--:|--:|--:|" + "--:|" * len(columns),
     ]
-    for name, provider in sorted(providers.items(), key=lambda item: np.median(item[1]["ms"])):
+    for name, provider in providers.items():
         low, high = np.quantile(provider["ms"], (0.2, 0.8))
         label = {"ours": f"**{name}**", "floor": f"*{name}* (floor)"}.get(provider["role"], name)
         memory = [f"{provider['bytes'][c] / MIB:,.1f}" if c in provider["bytes"] else "" for c in columns]

@@ -260,7 +260,7 @@ def test_causal_convolutions_become_centred_ones(library, monkeypatch):
 def test_the_step_refuses_wrong_gradients():
     step = get_cases()["step"]
     (point,) = step.points(CPU, quick=True)
-    net = step._Net(point, CPU)
+    net = step.Net(point, CPU)
     model = net.adapted(1)
     net.checked_contender(model, 1).check()
     model.vit.blocks[0].fe_adapter.up_proj.weight.register_hook(lambda gradient: 1.01 * gradient)

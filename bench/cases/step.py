@@ -60,7 +60,7 @@ def _point(vit: str, T: int, B: int, rounds: int, precision: str = "no", **optio
 
 
 def providers(point: Point, device: torch.device) -> Mapping[str, Provider]:
-    net = _Net(point, device)
+    net = Net(point, device)
     found = {
         "full fine-tuning": Provider(lambda: net.contender(net.classifier(tune="full"))),
         "LoRA": Provider(lambda: net.contender(net.lora())),
@@ -85,7 +85,7 @@ def providers(point: Point, device: torch.device) -> Mapping[str, Provider]:
     return found
 
 
-class _Net:
+class Net:
     """The classifiers of one point, and steps of them."""
 
     def __init__(self, point: Point, device: torch.device) -> None:
