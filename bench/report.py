@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ def write(folder: Path = FOLDER) -> None:
 
 def text(contents: dict[str, dict[str, Any]]) -> str:
     """The report; what we lose comes first."""
-    lines = [HEAD, "## Where we are slower", ""]
+    lines = [HEAD, "## What we lose", ""]
     for content in contents.values():
         lines += _losses(content)
     for stem, content in contents.items():
@@ -77,23 +78,28 @@ def point_name(record: dict[str, Any]) -> str:
 
 
 def _losses(content: dict[str, Any]) -> list[str]:
-    """A table of every point at which a rival is faster than we are."""
-    found, num_pairs = [], 0
+    """Every point at which a rival is faster than we are, then where one holds less, then what was wrong."""
+    slower, larger, num_pairs = [], [], 0
     for record in content["records"]:
-        roles = {name: provider["role"] for name, provider in record["providers"].items()}
-        for ours in (name for name, role in roles.items() if role == "ours"):
-            for rival in (name for name, role in roles.items() if role == "rival"):
-                num_pairs += 1
-                found.append((between(record, ours, rival), record, ours, rival))
-    lost = sorted((entry for entry in found if entry[0].value > 1), key=lambda entry: -entry[0].value)
-    lines = [f"On {content['machine']['device']}: in {len(lost)} of {num_pairs} comparisons with a rival.", ""]
-    if lost:
-        lines += ["| case | point | ours | rival | our time over its |", "|---|---|---|---|--:|"]
-        lines += [
-            f"| {record['case']} | {point_name(record)} | {ours} | {rival} | {_shown(value)} |"
-            for value, record, ours, rival in lost
-        ]
-        lines += [""]
+        providers = record["providers"]
+        for ours, rival in itertools.product(providers, providers):
+            if (providers[ours]["role"], providers[rival]["role"]) != ("ours", "rival"):
+                continue
+            num_pairs += 1
+            time = between(record, ours, rival)
+            cells = f"| {record['case']} | {point_name(record)} | {ours} | {rival} |"
+            if time.value > 1:
+                slower.append((time.value, f"{cells} {_shown(time)} |"))
+            peaks = [providers[name]["bytes"].get("peak") for name in (ours, rival)]
+            if None not in peaks and peaks[0] > peaks[1]:
+                larger.append((peaks[0] / peaks[1], f"{cells} {peaks[0] / peaks[1]:.2f} |"))
+    lines = []
+    for losses, what, column in ((slower, "slower", "our time over its"), (larger, "larger", "our peak over its")):
+        device = content["machine"]["device"]
+        lines += [f"On {device} we are {what} than a rival in {len(losses)} of {num_pairs} comparisons.", ""]
+        if losses:
+            lines += [f"| case | point | ours | rival | {column} |", "|---|---|---|---|--:|"]
+            lines += [line for _, line in sorted(losses, reverse=True)] + [""]
     failed = [(record, *failure) for record in content["records"] for failure in record["failures"].items()]
     lines += [f"- **Wrong**, so not timed: {r['case']} {point_name(r)}, {name}: {why}" for r, name, why in failed]
     return lines + [""] * bool(failed)
