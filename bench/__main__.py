@@ -200,7 +200,7 @@ def cost() -> None:
 @app.command()
 def gpu(
     out: Out = None,
-    seconds: Annotated[float, typer.Option(help="Start no new measurement after this time.")] = 480,
+    seconds: Annotated[float, typer.Option(help="Be done after about this time.")] = 540,
 ) -> None:
     """Every kernel on this machine's GPU against float64, then as much of the suite as there is time for: `make gpu`.
 

@@ -122,6 +122,15 @@ def test_every_point_is_on_disk_before_the_next_and_a_run_resumes(sleeping, tmp_
     assert [record["point"]["B"] for record in rest] == [2, 4]
     assert json.loads(path.read_text())["records"] == [first, *rest]
     assert list(suite.run(Results(path, resume=True), ["sleeping"])) == []
+
+
+def test_a_run_leaves_out_what_there_is_no_time_for(sleeping, monkeypatch):
+    def measure(name, case, point, device):
+        time.sleep(0.2)
+        return {"case": name, "point": dict(point.parameters)}
+
+    monkeypatch.setattr(suite, "measure", measure)
+    assert len(list(suite.run(Results(None), ["sleeping"], deadline=time.monotonic() + 0.3))) == 1
     assert list(suite.run(Results(None), ["sleeping"], deadline=time.monotonic() - 1)) == []
 
 
