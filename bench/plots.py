@@ -86,6 +86,9 @@ def _growth(series: list[dict[str, Any]], parameter: str, axes: Any) -> None:
     axes.set(
         xscale="log", yscale="log", xlabel=parameter, ylabel="ms", title=" ".join(f"{k}={v}" for k, v in rest.items())
     )
+    sizes = [record["point"][parameter] for record in series]
+    axes.set_xticks(sizes, sizes)
+    axes.set_xticks([], minor=True)
     axes.legend(fontsize=7)
 
 
