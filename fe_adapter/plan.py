@@ -47,7 +47,7 @@ class PlanRow:
     @property
     def is_exact(self) -> bool:
         """Whether the gradients are those of the model, up to rounding."""
-        return self.policy is None or not any(name in APPROXIMATE for name, _ in parse_policy(self.policy))
+        return self.policy is None or is_exact(self.policy)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,10 +154,8 @@ def plan_memory(
     prefix, inner_precision = ("bf16+", "no") if precision == "bf16" else ("", precision)
     if precision == "bf16":
         add(f"{FULL_TUNING}, all in bf16", "no", other_model=full.to(torch.bfloat16))
-        add("none (autocast)", precision, "none")
-    for policy in _candidates(model):
-        policy = f"{prefix}{policy}".removesuffix("+none")
-        add(policy, inner_precision, policy)
+    for policy, own_precision in candidates(model, precision):
+        add(f"{policy} (autocast)" if own_precision != inner_precision else policy, own_precision, policy)
     late = _late_half(model)
     if late is not None:
         policy = f"{prefix}recompute_input"
@@ -192,16 +190,20 @@ def parse_bytes(text: str) -> int:
     return int(float(match[1]) * _UNITS[match[2] + ("B" if match[2] else match[3])])
 
 
-def _candidates(model: VideoClassifier) -> list[str]:
-    """Policies from the most memory to the least; checkpoints go to the first blocks, whose memory is needed last."""
+def candidates(model: VideoClassifier, precision: str) -> list[tuple[str, str]]:
+    """The policies worth trying, each with the precision of autocast it is for, from the most memory to the least.
+
+    Checkpoints go to the first blocks, whose memory is needed last: when they are run again, what the others kept is
+    gone already.
+    """
     adapted = _adapted_blocks(model)
     has_gelu = any(kind_of_gelu(module) for module in model.vit.modules())
 
     def first(share: float) -> str:
-        count = round(share * len(adapted))
-        return "full" if count == len(adapted) else f"full:{adapted[0]}-{adapted[max(0, count - 1)]}"
+        count = max(1, round(share * len(adapted)))
+        return f"full:{adapted[0]}-{adapted[count - 1]}"
 
-    candidates = [
+    policies = [
         "none",
         "recompute_input",
         "gelu2bit+recompute_input",
@@ -213,7 +215,16 @@ def _candidates(model: VideoClassifier) -> list[str]:
         SMALLEST,
         "recompute_input+offload",
     ]
-    return [policy for policy in candidates if has_gelu or "gelu2bit" not in policy]
+    policies = [policy for policy in dict.fromkeys(policies) if has_gelu or "gelu2bit" not in policy]
+    if precision != "bf16":
+        return [(policy, precision) for policy in policies]
+    in_bf16 = [(f"bf16+{policy}".removesuffix("+none"), "no") for policy in policies]
+    return [("none", precision), *in_bf16]
+
+
+def is_exact(policy: str) -> bool:
+    """Whether the gradients under ``policy`` are those without it, up to rounding."""
+    return not any(name in APPROXIMATE for name, _ in parse_policy(policy))
 
 
 def _adapted_blocks(model: VideoClassifier) -> list[int]:

@@ -33,6 +33,7 @@ VITS: dict[str, tuple[str, dict[str, Any]]] = {
     "ViT-S/16": ("vit_small_patch16_224", {}),
     "ViT-B/16": ("vit_base_patch16_224", {}),
     "ViT-L/16": ("vit_large_patch16_224", {}),
+    "ViT-Ti/16": ("vit_tiny_patch16_224", {}),
     "tiny": ("vit_tiny_patch16_224", {"img_size": 48, "embed_dim": 48, "num_heads": 3, "depth": 2}),
 }
 
