@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 import types
 from functools import partial
 from pathlib import Path
@@ -30,8 +29,8 @@ from fe_adapter.errors import InputError
 CPU = torch.device("cpu")
 
 
-class Sleeping:
-    """A case whose providers sleep."""
+class Toy:
+    """A case that computes nothing."""
 
     BASELINE = "rival"
 
@@ -42,17 +41,17 @@ class Sleeping:
         return [Point({"B": B}, rounds=3) for B in (1, 2, 4)]
 
     def providers(self, point, device):
-        def provider(milliseconds: float, role: str) -> Provider:
-            contender = Contender(lambda _: time.sleep(1e-3 * milliseconds), memory=lambda: {"peak": 2**20})
-            return Provider(lambda: contender, role)
-
-        return {"rival": provider(2, "rival"), "ours": provider(6, "ours"), **self.changes}
+        contender = Contender(lambda _: None, memory=lambda: {"peak": 2**20})
+        return {name: Provider(lambda: contender, name) for name in ("rival", "ours")} | self.changes
 
 
 @pytest.fixture
-def sleeping(monkeypatch):
-    case = Sleeping()
-    monkeypatch.setattr(suite, "get_cases", lambda: {"sleeping": case})
+def toy(monkeypatch):
+    """The only case there is; ours takes three times as long as its rival."""
+    case = Toy()
+    monkeypatch.setattr(suite, "get_cases", lambda: {"toy": case})
+    times = {"rival": [2e-3, 2.1e-3, 2.2e-3], "ours": [6e-3, 6.3e-3, 6.6e-3]}
+    monkeypatch.setattr("bench.case.time_interleaved", lambda *_: times)
     return case
 
 
@@ -83,12 +82,12 @@ def test_one_wrong_provider_and_nothing_is_timed():
     def step(_: object) -> None:
         pytest.fail("timed, though a provider was wrong")
 
-    case = Sleeping(wrong=Provider(lambda: Contender(step, check=wrong)))
-    record = measure("sleeping", case, Point({"B": 1}, rounds=1), CPU)
+    case = Toy(wrong=Provider(lambda: Contender(step, check=wrong)))
+    record = measure("toy", case, Point({"B": 1}, rounds=1), CPU)
     assert record["providers"] == {}
     assert record["failures"] == {"wrong": "y: 3.0 times the allowed error"}
     shown = report.text({"f": {"machine": {"device": "here"}, "records": [record]}})
-    assert "**Wrong**, so not timed: sleeping B=1, wrong: y: 3.0 times the allowed error" in shown
+    assert "**Wrong**, so not timed: toy B=1, wrong: y: 3.0 times the allowed error" in shown
 
 
 def test_a_provider_that_cannot_run_is_named_with_its_reason():
@@ -98,40 +97,43 @@ def test_a_provider_that_cannot_run_is_named_with_its_reason():
     def too_large() -> Contender:
         raise torch.OutOfMemoryError
 
-    case = Sleeping(a=Provider(missing), b=Provider(fla_conv1d), c=Provider(too_large))
-    record = measure("sleeping", case, Point({"B": 1}, rounds=1), CPU)
+    case = Toy(a=Provider(missing), b=Provider(fla_conv1d), c=Provider(too_large))
+    record = measure("toy", case, Point({"B": 1}, rounds=1), CPU)
     assert record["skipped"] == {"a": "no C++ compiler", "b": "fla is not installed", "c": "out of memory"}
     assert set(record["providers"]) == {"rival", "ours"}
 
 
 def test_without_the_baseline_there_are_no_figures():
-    record = measure("sleeping", Sleeping(rival=Provider(fla_conv1d)), Point({"B": 1}, rounds=1), CPU)
+    record = measure("toy", Toy(rival=Provider(fla_conv1d)), Point({"B": 1}, rounds=1), CPU)
     assert record["providers"] == {}
     assert "No figures: rival: fla is not installed." in report.text(
         {"f": {"machine": {"device": ""}, "records": [record]}}
     )
 
 
-def test_every_point_is_on_disk_before_the_next_and_a_run_resumes(sleeping, tmp_path):
+def test_every_point_is_on_disk_before_the_next_and_a_run_resumes(toy, tmp_path):
     path = tmp_path / "results.json"
-    run = suite.run(Results(path), ["sleeping"])
+    run = suite.run(Results(path), ["toy"])
     first = next(run)
     assert json.loads(path.read_text())["records"] == [first]
     run.close()
-    rest = list(suite.run(Results(path, resume=True), ["sleeping"]))
+    rest = list(suite.run(Results(path, resume=True), ["toy"]))
     assert [record["point"]["B"] for record in rest] == [2, 4]
     assert json.loads(path.read_text())["records"] == [first, *rest]
-    assert list(suite.run(Results(path, resume=True), ["sleeping"])) == []
+    assert list(suite.run(Results(path, resume=True), ["toy"])) == []
 
 
-def test_a_run_leaves_out_what_there_is_no_time_for(sleeping, monkeypatch):
+def test_a_run_leaves_out_what_there_is_no_time_for(toy, monkeypatch):
+    clock = [0.0]
+
     def measure(name, case, point, device):
-        time.sleep(0.2)
+        clock[0] += 2
         return {"case": name, "point": dict(point.parameters)}
 
     monkeypatch.setattr(suite, "measure", measure)
-    assert len(list(suite.run(Results(None), ["sleeping"], deadline=time.monotonic() + 0.3))) == 1
-    assert list(suite.run(Results(None), ["sleeping"], deadline=time.monotonic() - 1)) == []
+    monkeypatch.setattr(suite.time, "monotonic", lambda: clock[0])
+    assert len(list(suite.run(Results(None), ["toy"], deadline=5))) == 2
+    assert list(suite.run(Results(None), ["toy"], deadline=3)) == []
 
 
 def test_a_run_resumes_on_the_same_machine_and_commit_only(tmp_path):
@@ -174,17 +176,17 @@ def test_a_design_can_be_forced_for_one_provider_alone(monkeypatch):
         layer._with_design(lambda: Contender(refuse), "fused")
 
 
-def test_the_report_puts_what_we_lose_first(sleeping, tmp_path):
+def test_the_report_puts_what_we_lose_first(toy, tmp_path):
     results = Results(tmp_path / "suite-cpu.json")
-    list(suite.run(results, ["sleeping"]))
+    list(suite.run(results, ["toy"]))
     report.write(tmp_path)
     shown = (tmp_path / "REPORT.md").read_text()
-    order = ("slower than a rival in 3 of 3", "| sleeping | B=", "larger than a rival in 0 of 3", "### sleeping")
+    order = ("slower than a rival in 3 of 3", "| toy | B=", "larger than a rival in 0 of 3", "### toy")
     places = [shown.index(words) for words in order]
     assert places == sorted(places)
     for name in plots.names(results.content):
         assert (tmp_path / "plots" / f"suite-cpu-{name}.png").stat().st_size > 5000
-    assert "sleeping-by-B" in plots.names(results.content)
+    assert "toy-by-B" in plots.names(results.content)
     assert len((tmp_path / "suite-cpu.csv").read_text().splitlines()) == 1 + 3 * 2
 
 
@@ -199,10 +201,10 @@ def test_the_readme_takes_its_tables_from_the_suite(tmp_path):
     assert updated(made, tmp_path) == made
 
 
-def test_comparing_files_finds_what_got_slower(sleeping, tmp_path):
+def test_comparing_files_finds_what_got_slower(toy, tmp_path):
     paths = [tmp_path / name for name in ("old.json", "new.json")]
     for path in paths:
-        list(suite.run(Results(path), ["sleeping"], point="B=1"))
+        list(suite.run(Results(path), ["toy"], point="B=1"))
     content = json.loads(paths[1].read_text())
     content["records"][0]["providers"]["ours"]["ms"] = [12.0, 12.1, 12.2]
     paths[1].write_text(json.dumps(content))
