@@ -22,7 +22,9 @@ from bench import readme as readme_tables
 from bench import report as reports
 from bench import suite as suites
 from bench.case import get_cases
-from bench.results import FOLDER, Results
+from bench.results import FOLDER, ROOT, Results
+from fe_adapter._report import write_json
+from fe_adapter.environment import machine
 from fe_adapter.errors import InputError
 
 app = typer.Typer(help=__doc__, no_args_is_help=True)
@@ -97,8 +99,33 @@ def report() -> None:
     Example: python -m bench report
     """
     reports.write()
-    path = readme_tables.README
-    path.write_text(readme_tables.updated(path.read_text()))
+    for page in readme_tables.pages():
+        path = ROOT / page
+        path.write_text(readme_tables.updated(path.read_text(), page))
+
+
+@app.command()
+def plans() -> None:
+    """What `fe-adapter plan` picks for ViT-B and ViT-L on cards of several sizes, into bench/results/plans.json.
+
+    Example: python -m bench plans
+    """
+    from bench import plans as planned
+
+    records = list(track(planned.plans(), "planning", total=len(planned.VITS) * len(planned.NUM_FRAMES)))
+    write_json(FOLDER / "plans.json", {"machine": machine(), "predicted": True, "plans": records})
+
+
+@app.command()
+def gelu2bit() -> None:
+    """Derive the constants of memory policy gelu2bit anew, and measure how far its gradient is from the exact one.
+
+    Example: python -m bench gelu2bit
+    """
+    from bench import gelu2bit as approximation
+
+    for row in approximation.report():
+        print("  ".join(f"{name}: {value}" for name, value in row.items()))
 
 
 @app.command()

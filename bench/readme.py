@@ -1,35 +1,44 @@
-"""The README's tables, out of committed result files."""
+"""The tables of the README and of docs/memory.md, out of committed result files."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from bench.report import between, to_baseline
-from bench.results import FOLDER, ROOT, device_label
+from bench.results import FOLDER, device_label
 from fe_adapter._io import read_json
 
-README = ROOT / "README.md"
 MIB = 2**20
 
 
-def updated(readme: str, folder: Path = FOLDER) -> str:
-    """``readme`` with the tables between ``<!-- NAME -->`` and ``<!-- /NAME -->`` made anew from what ``folder`` holds.
+def pages() -> dict[str, dict[str, tuple[str, Callable[[dict[str, Any]], str]]]]:
+    """The pages with tables in them: for each table the result file it is made of, and how."""
+    return {
+        "README.md": {
+            "demo": ("demo-cpu.json", _demo_table),
+            "layer": ("suite-cpu.json", _layer_table),
+            "step": ("suite-cpu.json", _step_table),
+        },
+        "docs/memory.md": {
+            "ladder": ("suite-cpu.json", _ladder_table),
+            "plans": ("plans.json", _plans_table),
+        },
+    }
+
+
+def updated(text: str, page: str = "README.md", folder: Path = FOLDER) -> str:
+    """``text``, that of ``page``, with the tables between ``<!-- NAME -->`` and ``<!-- /NAME -->`` made anew.
 
     Raises:
-        ValueError: the README lacks one of the marks.
+        ValueError: the page lacks one of the marks.
     """
-    for file, tables in (
-        ("demo-cpu.json", {"demo": _demo_table}),
-        ("suite-cpu.json", {"layer": _layer_table, "step": _step_table}),
-    ):
-        if not (folder / file).exists():
-            continue
-        content = read_json(folder / file)
-        for name, table in tables.items():
-            start, end = readme.index(f"<!-- {name} -->\n"), readme.index(f"<!-- /{name} -->")
-            readme = f"{readme[:start]}<!-- {name} -->\n{table(content)}{readme[end:]}"
-    return readme
+    for name, (file, table) in pages()[page].items():
+        if (folder / file).exists():
+            start, end = text.index(f"<!-- {name} -->\n"), text.index(f"<!-- /{name} -->")
+            text = f"{text[:start]}<!-- {name} -->\n{table(read_json(folder / file))}{text[end:]}"
+    return text
 
 
 def _demo_table(content: dict[str, Any]) -> str:
@@ -62,6 +71,52 @@ def _step_table(content: dict[str, Any]) -> str:
             )
         lines.append(f"| {point['vit']} | {point['B']} × {point['T']} | " + " | ".join(cells) + " |")
     return "\n".join([*lines, "", f"{device_label(content)}; {_rounds(records)}.", ""])
+
+
+def _ladder_table(content: dict[str, Any]) -> str:
+    """Peak as predicted and as measured, and the time over the fastest of ours, rung by rung."""
+    records = [r for r in content["records"] if r["case"] == "ladder" and r["providers"]]
+    lines = ["| | policy | predicted peak, MiB | measured | of full fine-tuning | step over `none` |",
+             "|---|---|--:|--:|--:|--:|"]  # fmt: skip
+    for record in records:
+        point, full = record["point"], record["providers"]["full fine-tuning"]["bytes"]["peak"]
+        timed = len(record["providers"]["none"]["ms"]) > 2
+        for name, provider in record["providers"].items():
+            found, (value, low, high) = provider["bytes"], to_baseline(record, name)
+            cells = [
+                f"{point['vit']}, {point['B']} × {point['T']}",
+                name if name == "full fine-tuning" else f"`{name}`",
+            ]
+            cells += [
+                f"{found['estimated peak'] / MIB:,.0f}",
+                f"{found['peak'] / MIB:,.0f}",
+                f"{found['peak'] / full:.2f}",
+            ]
+            lines.append(f"| {' | '.join(cells)} | {f'{value:.2f}× ({low:.2f} to {high:.2f})' if timed else ''} |")
+    conditions = "fp32, static dilation; times are medians of 15 interleaved rounds with 95 % intervals"
+    return "\n".join([*lines, "", f"{device_label(content)}; {conditions}. `python -m bench ladder`", ""])
+
+
+def _plans_table(content: dict[str, Any]) -> str:
+    """For each net and number of frames, the policy that is picked for each size of card."""
+    budgets = list(content["plans"][0]["picked"])
+    lines = [
+        "| | full, all in bf16 | " + " | ".join(f"{budget} GB" for budget in budgets) + " |",
+        "|---|--:|" + "---|" * len(budgets),
+    ]
+    for record in content["plans"]:
+        cells = [
+            f"{record['vit']}, {record['B']} × {record['T']}",
+            f"{record['full fine-tuning in bf16'] / 2**30:.1f} GB",
+        ]
+        for picked in record["picked"].values():
+            if picked is None:
+                cells.append("smaller batches")
+                continue
+            policy, cost = picked["policy"].removeprefix("bf16+"), picked["relative_cost"]
+            cells.append(f"`{policy}` {picked['peak'] / 2**30:.1f} GB, {cost:.2f}×")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, ""])
 
 
 def _layer_table(content: dict[str, Any]) -> str:

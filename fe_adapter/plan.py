@@ -65,6 +65,17 @@ class MemoryPlan:
         return {"budget": self.budget, "recommended": chosen, "advice": self.advice,
                 "rows": [dataclasses.asdict(row) for row in self.rows]}  # fmt: skip
 
+    def pick(self, budget: int | None, approximate: bool = False) -> PlanRow | None:
+        """The cheapest policy whose peak is within ``budget`` bytes; None if there is none."""
+        fitting = [
+            row
+            for row in self.rows
+            if row.policy is not None
+            and (row.is_exact or approximate)
+            and (budget is None or row.estimate.peak <= budget)
+        ]
+        return min(fitting, key=lambda row: row.relative_cost, default=None)
+
     def find(self, policy: str, precision: str) -> PlanRow | None:
         """The row of that policy, if it is one of the plan's."""
         return next((row for row in self.rows if (row.policy, row.precision) == (policy, precision)), None)
@@ -160,12 +171,8 @@ def plan_memory(
     if late is not None:
         policy = f"{prefix}recompute_input"
         add(f"{policy}, only the last {len(_adapted_blocks(late))} blocks", inner_precision, policy, late)
-    fitting = [
-        row
-        for row in rows
-        if row.policy is not None and (row.is_exact or approximate) and (budget is None or row.estimate.peak <= budget)
-    ]
-    chosen = min(fitting, key=lambda row: row.relative_cost, default=None)
+    plan = MemoryPlan(tuple(rows), budget, None, "")
+    chosen = plan.pick(budget, approximate)
     if chosen is not None:
         cost = f"a step costs {chosen.relative_cost:.2f} of full fine-tuning's"
         advice = f"{chosen.name}: {_size(chosen.estimate.peak)}, {cost}"
@@ -175,7 +182,7 @@ def plan_memory(
         advice = f"nothing fits {_size(budget)}; " + _what_would_fit(
             budget, batch_size, policy, lambda clips: estimate(policy, model, policy, inner_precision, clips).peak
         )
-    return MemoryPlan(tuple(rows), budget, chosen, advice)
+    return dataclasses.replace(plan, recommended=chosen, advice=advice)
 
 
 def parse_bytes(text: str) -> int:

@@ -194,7 +194,7 @@ def test_the_readme_takes_its_tables_from_the_suite(tmp_path):
     results = Results(tmp_path / "suite-cpu.json")
     list(suite.run(results, ["layer", "step"], quick=True))
     readme = "a\n<!-- layer -->\n<!-- /layer -->\nb\n<!-- step -->\nold\n<!-- /step -->\nc\n"
-    made = updated(readme, tmp_path)
+    made = updated(readme, folder=tmp_path)
     assert "| 16 | static |" in made
     assert "| tiny | 1 × 4 |" in made
     assert "old" not in made
