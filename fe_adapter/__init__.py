@@ -13,6 +13,7 @@ from fe_adapter.classifier import VideoClassifier
 from fe_adapter.config import FEAdapterConfig
 from fe_adapter.layers import FEAdapter, FusedFEAdapter
 from fe_adapter.memory import estimate_memory
+from fe_adapter.plan import plan_memory
 from fe_adapter.policies import apply_memory_policy
 
 __version__ = "0.1.0"
@@ -28,6 +29,7 @@ __all__ = [
     "estimate_memory",
     "load_adapter",
     "load_classifier",
+    "plan_memory",
     "print_trainable_parameters",
     "save_adapter",
     "set_num_frames",

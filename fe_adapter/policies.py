@@ -10,6 +10,7 @@ of two norms 2, attention's output 1, the adapter's input 1; and the adapter's h
     recompute_hidden, recompute_input    what adapters keep, as `recompute` of `fe_adapter.functional.adapter`
     bf16          frozen weights in bfloat16, and with them all that a block keeps
     int8, nf4     frozen linear layers in eight or four bits, by bitsandbytes
+    xformers      attention by xFormers' kernels, on a GPU; keeps as much as PyTorch's
 
 ``selective``, ``full`` and ``offload`` exclude each other on a block; the rest adds up. The gradients stay those of the
 numbers a run computes with, but for ``gelu2bit`` (and half an ulp of the adapter's output with ``recompute_input``).
@@ -22,7 +23,7 @@ from typing import Any
 
 from torch import nn
 
-from fe_adapter import _frozen_weights
+from fe_adapter import _frozen_weights, _xformers
 from fe_adapter._block import set_checkpoint, set_gelu2bit
 from fe_adapter.adapt import get_adapters
 from fe_adapter.backbones import describe_backbone, get_blocks
@@ -33,7 +34,7 @@ RECOMPUTES = {"recompute_hidden": "hidden", "recompute_input": "input"}
 OF_BLOCKS = (*CHECKPOINTS, "gelu2bit", *RECOMPUTES)
 OF_WEIGHTS = ("bf16", *_frozen_weights.QUANTIZED)  # cannot be taken off again
 APPROXIMATE = ("gelu2bit",)
-POLICIES = ("none", *OF_BLOCKS, *OF_WEIGHTS)
+POLICIES = ("none", *OF_BLOCKS, *OF_WEIGHTS, "xformers")
 
 
 def apply_memory_policy(
@@ -69,7 +70,7 @@ def apply_memory_policy(
     ]
     _refuse_conflicts(wanted)
     for name, indices, has_range in wanted:
-        if has_range and name in (*OF_WEIGHTS, "none"):
+        if has_range and name in (*OF_WEIGHTS, "xformers", "none"):
             raise InputError(f"memory policy {name!r} is for the whole model; it takes no blocks")
         here = [all_blocks[i] for i in indices]
         if name == "none":
@@ -84,6 +85,8 @@ def apply_memory_policy(
             for block in here:
                 for adapter in get_adapters(block):
                     adapter.recompute = RECOMPUTES[name]
+        elif name == "xformers":
+            _xformers.use(vit)
         else:
             _frozen_weights.convert(vit, name)
     return model
@@ -150,3 +153,4 @@ def _take_off(vit: nn.Module, blocks: list[nn.Module]) -> None:
         set_gelu2bit(block, False)
         for adapter in get_adapters(block):
             adapter.recompute = adaptation.config.recompute if adaptation is not None else None
+    _xformers.undo(vit)

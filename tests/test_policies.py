@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import pickle
+import sys
+import types
 
 import pytest
 import torch
@@ -172,6 +174,36 @@ def test_quantized_weights_keep_nothing_more(kind):
     actual = torch.cat([g.flatten() for g in gradients(model, x)])
     exact = torch.cat([g.flatten() for g in expected])
     assert 0 < (actual - exact).norm() / exact.norm() < (0.1 if kind == "int8" else 0.6)
+
+
+@pytest.mark.parametrize("name", ["timm vit", "timm dinov2 registers", "hf vit", "hf clip vision"])
+def test_xformers_attention(name, monkeypatch):
+    """Its kernels need a GPU; a stand-in with their interface shows that heads, scale and layout are right."""
+
+    def stand_in(q, k, v, attn_bias=None, p=0.0, scale=None):
+        calls.append(q.shape)
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+        return nn.functional.scaled_dot_product_attention(q, k, v, attn_bias, p, scale=scale).transpose(1, 2)
+
+    calls: list[torch.Size] = []
+    for module in ("xformers", "xformers.ops"):
+        monkeypatch.setitem(sys.modules, module, types.SimpleNamespace(memory_efficient_attention=stand_in))
+    model, x = adapted(name), images()
+    expected = gradients(model, x)
+    apply_memory_policy(model, "xformers+full:0")
+    for actual, gradient in zip(gradients(model, x), expected, strict=True):
+        torch.testing.assert_close(actual, gradient, rtol=1e-4, atol=1e-5)
+    assert calls
+    apply_memory_policy(model, "none")
+    calls.clear()
+    gradients(model, x)
+    assert not calls
+
+
+def test_xformers_has_to_be_there(monkeypatch):
+    monkeypatch.setitem(sys.modules, "xformers.ops", None)
+    with pytest.raises(InputError, match="needs xFormers"):
+        apply_memory_policy(adapted("timm vit"), "xformers")
 
 
 @pytest.mark.parametrize("policy", ["full", "selective", "gelu2bit", "gelu2bit+full:0"])

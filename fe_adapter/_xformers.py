@@ -1,0 +1,92 @@
+"""Attention of frozen blocks by xFormers' ``memory_efficient_attention``, in timm's and transformers' models.
+
+PyTorch's own fused attention keeps as much; xFormers' kernels are another choice of speed, and need a GPU.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from typing import Any
+
+from torch import Tensor, nn
+
+from fe_adapter.errors import InputError
+
+NAME = "fe_adapter_xformers"  # in transformers' registry of attention functions
+
+
+def use(vit: Any) -> None:
+    """Let the attention modules of ``vit`` call xFormers.
+
+    Raises:
+        InputError: xFormers is not installed, or ``vit`` has no attention that can be exchanged.
+    """
+    _attention()  # here rather than in the middle of a step
+    modules = _timm_modules(vit)
+    for module in modules:
+        module.forward = functools.partial(_timm_forward, module)
+    if not modules and hasattr(vit, "config") and hasattr(vit.config, "_attn_implementation"):
+        from transformers import AttentionInterface
+
+        AttentionInterface.register(NAME, _transformers_attention)
+        vit.fe_attention_before = vit.config._attn_implementation
+        vit.config._attn_implementation = NAME
+    elif not modules:
+        raise InputError(
+            f"memory policy 'xformers' is for timm's and transformers' attention, not {type(vit).__name__}"
+        )
+
+
+def undo(vit: Any) -> None:
+    """Give the attention modules back what they called before."""
+    for module in _timm_modules(vit):
+        module.__dict__.pop("forward", None)
+    if "fe_attention_before" in vit.__dict__:
+        vit.config._attn_implementation = vit.__dict__.pop("fe_attention_before")
+
+
+def _timm_modules(vit: nn.Module) -> list[Any]:
+    return [
+        module
+        for module in vit.modules()
+        if (type(module).__module__, type(module).__name__) == ("timm.layers.attention", "Attention")
+    ]
+
+
+def _attention() -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a wheel that was built for another torch
+            from xformers.ops import memory_efficient_attention
+    except ImportError:
+        raise InputError("memory policy 'xformers' needs xFormers; pip install 'fe-adapter[xformers]'") from None
+    return memory_efficient_attention
+
+
+def _timm_forward(self: Any, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+    """timm's own, but for the product; masks are left to it."""
+    if attn_mask is not None or is_causal:
+        return type(self).forward(self, x, attn_mask=attn_mask, is_causal=is_causal)
+    q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim)).unbind(2)  # (B, L, heads, width)
+    q, k = self.q_norm(q), self.k_norm(k)
+    y = _attention()(q, k, v, p=self.attn_drop.p if self.training else 0.0, scale=self.scale).flatten(2)
+    y = self.norm(y)
+    if getattr(self, "gate", None) is not None:
+        y = y * self.gate(x).sigmoid()
+    return self.proj_drop(self.proj(y))
+
+
+def _transformers_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """As transformers' registry wants it: (B, heads, L, width) in, (B, L, heads, width) out."""
+    q, k, v = (t.transpose(1, 2) for t in (query, key, value))
+    return _attention()(q, k, v, attn_bias=attention_mask, p=dropout, scale=scaling), None
