@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import sys
 import time
@@ -184,18 +183,19 @@ def compile_command(
             raise typer.BadParameter(f"{name} is none of {', '.join(ARCHS)}")
     compiled = cases.compile_cases(cases.FAST if quick else cases.CASES, targets)
     reports = list(track(compiled, "compiling", transient=True))
-    columns = ("target", "kernel", "adapter", "regs", "spill", "smem KiB", "blocks/SM", "products", "problems")
-    table = Table(*columns, title=f"Triton {triton.__version__}")
+    figures = ("regs", "spill", "smem KiB", "blocks/SM", "products")
+    table = Table("target", "kernel", "design", "adapter", *figures, "problems", title=f"Triton {triton.__version__}")
     for report in reports:
         numbers = (report.registers, report.spilled, report.smem // 1024, report.blocks_per_sm, report.tensor_core)
-        table.add_row(
-            report.target, report.kernel, report.case, *map(str, numbers), "; ".join(cases.problems(report)) or "none"
-        )
+        names = (report.target, report.kernel, report.design, report.case)
+        table.add_row(*names, *map(str, numbers), "; ".join(cases.problems(report)) or "none")
     console = Console(width=200)
     console.print(table)
     if not quick:
-        for R, D, variant in cases.signatures():
-            console.print(f"R={R} D={D}: {variant}")
+        table = Table("R", "D", *targets, title="what the plans choose in bf16")
+        for R, D, variants in cases.chosen(targets):
+            table.add_row(str(R), str(D), *variants)
+        console.print(table)
         cost()
     if out is not None:
         cases.write_csv(reports, out)
@@ -205,23 +205,26 @@ def compile_command(
 
 @app.command()
 def cost() -> None:
-    """Predicted times of both designs on named cards, from bytes and FLOPs. Predictions, not measurements.
+    """Predicted times of every design on named cards, from bytes and FLOPs. Predictions, not measurements.
 
     Example: python -m bench cost
     """
     from bench import cost as model
 
-    table = Table("R", "card", "gemm fwd + bwd µs", "fused fwd + bwd µs", "bound of fused", "of roofline", "faster")
-    for R in model.BOTTLENECKS:
-        for name, card in model.CARDS.items():
-            shape = model.Shape(R=R)
-            times = [[1e6 * t for t in model.predicted(design, shape, card)] for design in model.DESIGNS]
-            bound = model.fused_design(shape)[0][0].bound(card)
-            share = f"{model.roofline_share('fused', shape, card):.0%}"
-            shown = [f"{forward:.0f} + {backward:.0f}" for forward, backward in times]
-            table.add_row(str(R), name, *shown, bound, share, model.faster(shape, card))
-    table.title = f"PREDICTED, bf16, {dataclasses.asdict(model.Shape())} but for R"
-    Console(width=120).print(table)
+    names = ("gemm", "fused", "resident", "tail")
+    for title, options in (("static", {}), ("dynamic", {"dynamic": True}), ("static, fp32 stream", {"stream": 4})):
+        table = Table("R", "card", *names, "fastest", "its bound", "of roofline")
+        for R in model.BOTTLENECKS:
+            for name, card in model.CARDS.items():
+                shape = model.Shape(R=R, **options)
+                times = {d: [1e6 * t for t in model.predicted(d, shape, card)] for d in model.designs(shape, card)}
+                shown = [f"{times[d][0]:.0f} + {times[d][1]:.0f}" if d in times else "" for d in names]
+                best = model.faster(shape, card)
+                bound = max(model.launches(best, shape, card)[0], key=lambda launch: launch.seconds(card)).bound(card)
+                share = f"{model.roofline_share(best, shape, card):.0%}"
+                table.add_row(str(R), name, *shown, best, bound, share)
+        table.title = f"PREDICTED µs, forward + backward: bf16, {title}, B=8 T=8 N=196 D=768"
+        Console(width=120).print(table)
 
 
 @app.command()

@@ -50,6 +50,7 @@ class Report:
     """What one kernel became on one target."""
 
     kernel: str
+    design: str
     case: str
     target: str
     num_warps: int
@@ -65,7 +66,9 @@ class Report:
     is_serialized: bool  # ptxas could not overlap the tensor-core products (C7515)
 
 
-def compile_call(kernel: Any, arguments: tuple, options: Mapping[str, Any], target: str, case: str = "") -> Report:
+def compile_call(
+    kernel: Any, arguments: tuple, options: Mapping[str, Any], target: str, design: str = "", case: str = ""
+) -> Report:
     """Compile the launch ``kernel[grid](*arguments, **options)`` for ``target``, as the JIT would on it.
 
     Args:
@@ -73,7 +76,7 @@ def compile_call(kernel: Any, arguments: tuple, options: Mapping[str, Any], targ
         arguments: tensors (only dtype and alignment matter) and numbers, in order.
         options: constexprs, ``num_warps`` and ``num_stages``.
         target: a key of `ARCHS`.
-        case: a name for the report.
+        design, case: names for the report.
 
     Raises:
         RuntimeError: it does not compile; the message is one line.
@@ -87,10 +90,12 @@ def compile_call(kernel: Any, arguments: tuple, options: Mapping[str, Any], targ
     launch = {name: value for name, value in options.items() if name not in kernel.arg_names}
     signature: dict[str, str] = {}
     attributes: dict[tuple[int], list] = {}
-    for i, (name, value) in enumerate(zip(kernel.arg_names, arguments, strict=False)):
-        signature[name], is_aligned = _type_of(value)
+    for i, (parameter, value) in enumerate(zip(kernel.params, arguments, strict=False)):
+        signature[parameter.name], is_aligned = type_of(value)
+        if parameter.do_not_specialize:
+            continue
         if isinstance(value, int) and value == 1:  # the JIT specialises on 1
-            constants[name] = 1
+            constants[parameter.name] = 1
         elif is_aligned:
             attributes[(i,)] = [["tt.divisibility", 16]]
     signature |= dict.fromkeys((name for name in kernel.arg_names if name in constants), "constexpr")
@@ -107,6 +112,7 @@ def compile_call(kernel: Any, arguments: tuple, options: Mapping[str, Any], targ
     smem, warps = compiled.metadata.shared, compiled.metadata.num_warps
     return Report(
         kernel=kernel.__name__.strip("_"),
+        design=design,
         case=case,
         target=target,
         registers=registers,
@@ -147,7 +153,7 @@ def recorded_calls(module: Any) -> Iterator[list[tuple[Any, tuple, dict]]]:
             setattr(module, name, kernel)
 
 
-def _type_of(value: Any) -> tuple[str, bool]:
+def type_of(value: Any) -> tuple[str, bool]:
     """Triton's name of an argument's type, and whether it is a multiple of 16 (bytes, of a pointer)."""
     if isinstance(value, torch.Tensor):
         return f"*{POINTERS[value.dtype]}", True  # allocations are aligned

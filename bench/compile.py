@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import dataclasses
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from unittest import mock
 
 import torch
 
-from bench.ahead import Report, compile_call, recorded_calls
+from bench.ahead import ARCHS, Report, compile_call, recorded_calls, type_of
 from fe_adapter.kernels import conv, fused, plans
 from fe_adapter.kernels.spec import AdapterSpec, Weights
 
@@ -59,20 +60,43 @@ CASES = (
     Case(dtype=torch.float32, dynamic=True),
     Case(kernel=(3, 3, 3)),
     Case(kernel=(3, 3, 3), dynamic=True),
+    Case(bottleneck=33, width=200),  # rows that are not aligned
+    Case(bottleneck=33, width=200, dynamic=True),
+    *(Case(bottleneck=R, dynamic=dynamic) for R in (64, 128, 192, 256, 512) for dynamic in (False, True)),
+    *(Case(bottleneck=R - 16, dynamic=True) for R in (64, 128, 192, 256, 384, 512)),
+    *(Case(bottleneck=R, dynamic=True, stream_dtype=torch.float32) for R in (64, 128, 192, 256, 512)),
 )
 FAST = (Case(), Case(dynamic=True))
 
 
 def compile_cases(cases: tuple[Case, ...], targets: tuple[str, ...]) -> Iterator[Report]:
-    """A report for every launch of every case on every target; equal signatures are compiled once by Triton's cache."""
+    """A report for every launch of every case on every target; of equal signatures, for the first case only."""
     for target in targets:
+        done = set()
         for case in cases:
-            for kernel, arguments, options in launches(case, "hip" if target.startswith("gfx") else "cuda"):
-                yield compile_call(kernel, arguments, options, target, str(case))
+            for design, (kernel, arguments, options) in launches(case, target):
+                signature = (kernel.__name__, tuple(map(type_of, arguments)), tuple(options.items()))
+                if signature not in done:
+                    done.add(signature)
+                    yield compile_call(kernel, arguments, options, target, design, str(case))
 
 
-def launches(case: Case, platform: str) -> list[tuple[Any, tuple, dict]]:
-    """What the launchers of both designs would launch for ``case``, forward and backward."""
+@contextlib.contextmanager
+def plans_for(target: str) -> Iterator[None]:
+    """Within the block the plans are those of a card that is not here."""
+    arch = ARCHS[target]
+    capability = divmod(arch.code, 10) if isinstance(arch.code, int) else (0, 0)
+    with (
+        mock.patch.object(plans, "platform", return_value=arch.backend),
+        mock.patch.object(plans, "capability", return_value=capability),
+        mock.patch.object(plans, "precision", return_value="tf32"),  # without it fp32 is for gemm
+        mock.patch.object(fused, "precision", return_value="tf32"),
+    ):
+        yield
+
+
+def launches(case: Case, target: str) -> list[tuple[str, tuple[Any, tuple, dict]]]:
+    """What the launchers of every design that serves ``case`` would launch on it, forward and backward."""
     B, T, N, P, D, R = 2, 8, 196, 1, case.width, case.bottleneck
     spec = AdapterSpec(2, None, case.activation, P, (14, 14), case.dtype)
     x = torch.empty(B, T, P + N, D, dtype=case.stream_dtype or case.dtype)
@@ -81,19 +105,21 @@ def launches(case: Case, platform: str) -> list[tuple[Any, tuple, dict]]:
     if not case.dynamic:
         weights = weights._replace(dilation=None, dilation_bias=None)
     h = torch.empty(B, T, N, R, dtype=case.dtype)
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(mock.patch.object(plans, "platform", return_value=platform))
-        stack.enter_context(mock.patch.object(fused, "precision", return_value="tf32"))  # without it fp32 is for gemm
-        calls = stack.enter_context(recorded_calls(conv))
-        rows = conv.activated_rows(h, weights, spec)
-        _, dc, state = conv.backward_activation(torch.empty_like(h), h, weights, spec)
-        conv.backward_hidden(dc, h, weights, spec, rows, state)
-        if case.kernel[1:] == (1, 1):
-            more = stack.enter_context(recorded_calls(fused))
-            fused.forward(x, weights, spec)
-            fused.backward(x, h, weights, spec, needs_dx=True)
-            calls = [*calls, *more]
-    return calls
+    with plans_for(target):
+        with recorded_calls(conv) as calls:
+            rows = conv.activated_rows(h, weights, spec)
+            _, dc, state = conv.backward_activation(torch.empty_like(h), h, weights, spec)
+            conv.backward_hidden(dc, h, weights, spec, rows, state)
+        found = [("gemm", call) for call in calls]
+        for design in plans.DESIGNS:
+            if design == "gemm" or D % 16 or R % 16 or plans.refusals(design, x, case.dtype, R, weights.conv):
+                continue
+            given = h if design == "tail" else None
+            with recorded_calls(fused) as calls:
+                fused.forward(x, given, weights, spec, design)
+                fused.backward(x, given, h, weights, spec, needs_dx=True, design=design)
+            found += [(design, call) for call in calls]
+    return found
 
 
 def problems(report: Report) -> list[str]:
@@ -103,20 +129,30 @@ def problems(report: Report) -> list[str]:
         found.append(f"spills {report.spilled} B a thread")
     if report.smem > report.smem_limit:
         found.append(f"shared memory {report.smem} B is over {report.smem_limit} B")
-    is_fused = report.kernel.startswith("fused")
-    if is_fused and not report.tensor_core:
+    if report.design != "gemm" and not report.tensor_core:
         found.append("no tensor-core instruction")
-    if is_fused and report.barriers < (2 if "fwd" in report.kernel else 3):
+    phases = {"gemm": 0, "tail": 1}.get(report.design, 2) + ("fused_bwd" in report.kernel)
+    if report.barriers < phases:
         found.append(f"{report.barriers} block barriers between the phases")
     if report.is_serialized:
         found.append("the tensor-core products are serialised (C7515)")
     return found
 
 
-def signatures() -> list[tuple[int, int, str]]:
-    """Which compiled variant of the fused kernels serves each R and D: (R, D, "even" or "masked")."""
-    plan = plans.FUSED["cuda"][2, 2]
-    return [(R, D, "even" if plan.options(D, R)["EVEN"] else "masked") for R in BOTTLENECKS for D in WIDTHS]
+def chosen(targets: tuple[str, ...]) -> Iterator[tuple[int, int, list[str]]]:
+    """Which compiled variant the plans choose for each R and D in bf16 on the targets: "resident 384 even"."""
+    for R, D in itertools.product(BOTTLENECKS, WIDTHS):
+        variants = []
+        for target in targets:
+            x, taps = torch.empty(1, 8, 2, D, dtype=torch.bfloat16), torch.empty(R, 1, 3, 1, 1)
+            with plans_for(target):
+                design = plans.choose_design(x, x.dtype, R, taps)
+                if design != "gemm":
+                    plan = plans.launch_plan(design, x, x.dtype, R)
+                    width = f"{plan.PARTS}x{plan.BLOCK_K} " if plan.PARTS else ""
+                    design += f" {width}{'even' if plan.options(D, R)['EVEN'] else 'masked'}"
+            variants.append(design)
+        yield R, D, variants
 
 
 def write_csv(reports: list[Report], path: Path) -> None:

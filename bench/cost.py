@@ -3,8 +3,8 @@
     time ≥ max(DRAM bytes / rate, bytes through L2 / rate, FLOPs / peak) + 3 µs a launch
 
 A prediction to compare designs with, never a result. Peaks are the vendors' dense 16-bit figures with fp32 accumulation
-and L2 rates round figures of published micro-benchmarks; `REACH` is the share of each that a good kernel is assumed to
-get.
+and fp32 vector figures; L2 rates are round figures of published micro-benchmarks, B200's a guess; `REACH` is the share
+of each that a good kernel is assumed to get: of the vector units little, as addresses and masks are not counted.
 """
 
 from __future__ import annotations
@@ -12,42 +12,45 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from fe_adapter.kernels.plans import HALF
+from fe_adapter.kernels.plans import FUSED, IN_SHARED_MEMORY, LaunchPlan, plan_in_shared_memory
 
-REACH = {"DRAM": 0.85, "L2": 0.8, "math": 0.65}
+REACH = {"DRAM": 0.85, "L2": 0.8, "math": 0.65, "vector": 0.25}
 LAUNCH = 3e-6  # seconds, without CUDA graphs
 GEMM_TILE = (128, 256)  # of a library product
-
-
-@dataclasses.dataclass(frozen=True)
-class Card:
-    """Peak rates: DRAM and L2 in bytes/s, 16-bit products in FLOP/s."""
-
-    dram: float
-    l2: float
-    peak: float
-
-
-CARDS = {
-    "A100": Card(2.0e12, 4.5e12, 312e12),
-    "H100": Card(3.35e12, 5.5e12, 989e12),
-    "RTX 4090": Card(1.008e12, 5.0e12, 165e12),
-    "L4": Card(0.3e12, 1.5e12, 121e12),
-}
-
-
 BOTTLENECKS = (32, 64, 96, 128, 192, 384)
 
 
 @dataclasses.dataclass(frozen=True)
+class Card:
+    """Peak rates: DRAM and L2 in bytes/s, 16-bit products and fp32 vector arithmetic in FLOP/s."""
+
+    capability: tuple[int, int]
+    dram: float
+    l2: float
+    peak: float
+    vector: float
+
+
+CARDS = {
+    "A100": Card((8, 0), 2.0e12, 4.5e12, 312e12, 19.5e12),
+    "H100": Card((9, 0), 3.35e12, 5.5e12, 989e12, 67e12),
+    "B200": Card((10, 0), 8.0e12, 10e12, 2250e12, 80e12),
+    "RTX 4090": Card((8, 9), 1.008e12, 5.0e12, 165e12, 82.6e12),
+    "L4": Card((8, 9), 0.3e12, 1.5e12, 121e12, 30.3e12),
+}
+
+
+@dataclasses.dataclass(frozen=True)
 class Shape:
-    """A static adapter on B clips of T frames of N patches, 2 bytes an element."""
+    """An adapter with three taps on B clips of T frames of N patches, weights of 2 bytes an element."""
 
     B: int = 8
     T: int = 8
     N: int = 196
     D: int = 768
     R: int = 384
+    dynamic: bool = False
+    stream: int = 2  # bytes of an element of x
 
     @property
     def rows(self) -> int:
@@ -56,28 +59,44 @@ class Shape:
     @property
     def x(self) -> int:
         """Bytes of x, y, dy or dx."""
-        return 2 * self.rows * self.D
+        return self.stream * self.rows * self.D
 
     @property
     def h(self) -> int:
         """Bytes of h, c, dc or dh."""
         return 2 * self.rows * self.R
 
+    @property
+    def product(self) -> int:
+        """FLOPs of a product with one of the matrices."""
+        return 2 * self.rows * self.D * self.R
+
+    def vector(self, backward: bool) -> int:
+        """FLOPs of the convolution; of a dynamic one backward, a loop over all frames."""
+        each = (40 + 6 * self.T if self.dynamic else 18) if backward else (20 if self.dynamic else 6)
+        return self.rows * self.R * each
+
+    @property
+    def predictor(self) -> int:
+        """Bytes that the dilation's predictor reads through L2, once more for each launch that needs it."""
+        return self.h if self.dynamic else 0
+
 
 @dataclasses.dataclass(frozen=True)
 class Launch:
-    """Bytes from and to DRAM, further bytes that only pass L2, and FLOPs."""
+    """Bytes from and to DRAM, further bytes that only pass L2, and FLOPs of products and of vector arithmetic."""
 
     name: str
     dram: int
     l2: int
     flops: int
+    vector: int = 0
 
     def seconds(self, card: Card) -> float:
         return max(self._bounds(card).values()) + LAUNCH
 
     def bound(self, card: Card) -> str:
-        """What the time is spent on: "DRAM", "L2" or "math"."""
+        """What the time is spent on: "DRAM", "L2", "math" or "vector"."""
         bounds = self._bounds(card)
         return max(bounds, key=lambda name: bounds[name])
 
@@ -86,65 +105,92 @@ class Launch:
             "DRAM": self.dram / (card.dram * REACH["DRAM"]),
             "L2": (self.dram + self.l2) / (card.l2 * REACH["L2"]),
             "math": self.flops / (card.peak * REACH["math"]),
+            "vector": self.vector / (card.vector * REACH["vector"]),
         }
 
 
-def gemm_design(s: Shape) -> tuple[list[Launch], list[Launch]]:
-    """The launches of design ``gemm``, forward and backward."""
-    product = 2 * s.rows * s.D * s.R
+def designs(shape: Shape, card: Card) -> list[str]:
+    """The designs that have a plan for a shape on a card."""
+    widest = {design: max(by_arch.get(card.capability, [0])) for design, by_arch in IN_SHARED_MEMORY.items()}
+    return ["gemm", "fused", *(design for design in widest if widest[design] >= shape.R)]
+
+
+def launches(design: str, shape: Shape, card: Card) -> tuple[list[Launch], list[Launch]]:
+    """What a design launches, forward and backward."""
+    if design == "gemm":
+        return _gemm(shape)
+    if design == "fused":
+        return _whole(shape, FUSED["cuda"][shape.stream, 2], design)
+    return _whole(shape, plan_in_shared_memory(design, card.capability, shape.stream, shape.R), design)
+
+
+def _gemm(s: Shape) -> tuple[list[Launch], list[Launch]]:
+    add = [Launch("add", s.x * 5 // 2, 0, 0)] if s.stream == 4 else []  # the product comes in 16 bits, the sum does not
+    x = 2 * s.rows * s.D
     wide = _product_l2(s.rows, s.D, s.R)  # to or from the width D
-    narrow = _product_l2(s.rows, s.R, s.D)
-    weights = _product_l2(s.D, s.R, s.rows)
+    up = Launch("up", (2 if s.stream == 2 else 1) * x + s.h, wide, s.product)
     forward = [
-        Launch("down", s.x + s.h, narrow, product),
-        Launch("convolution", 2 * s.h, 2 * s.h, 0),
-        Launch("up", 2 * s.x + s.h, wide, product),
+        *_narrow("down", s),
+        Launch("convolution", 2 * s.h, 2 * s.h + s.predictor, 0, s.vector(False)),
+        up,
+        *add,
     ]
     backward = [
-        Launch("dφ", s.x + s.h, narrow, product),
-        Launch("convolution, dc", 4 * s.h, 4 * s.h, 0),
-        Launch("dWu", s.x + s.h, weights, product),
-        Launch("convolution, dh", 2 * s.h, 2 * s.h, 0),
-        Launch("dx", 2 * s.x + s.h, wide, product),
-        Launch("dWd", s.x + s.h, weights, product),
+        *_narrow("dφ", s),
+        Launch("convolution, dc", 4 * s.h, 4 * s.h + s.predictor, 0, s.vector(True) // 2),
+        Launch("convolution, dh", 2 * s.h, 2 * s.h + s.predictor, 0, s.vector(True) // 2),
+        up,
+        *add,
+        *_weight_gradients(s),
     ]
     return forward, backward
 
 
-def fused_design(s: Shape) -> tuple[list[Launch], list[Launch]]:
-    """The launches of design ``fused``, forward and backward, with the plan for 16-bit streams."""
-    product = 2 * s.rows * s.D * s.R
-    programs = s.B * math.ceil(s.N / (HALF.BLOCK_M // s.T))
-    matrices = programs * 2 * 2 * s.D * s.R  # each program reads both
-    x_again = (math.ceil(s.R / HALF.BLOCK_R) - 1) * s.x + s.x  # by every block of channels, and as the residual
-    c_again = math.ceil(s.D / HALF.BLOCK_N) * s.h
+def _whole(s: Shape, plan: LaunchPlan, design: str) -> tuple[list[Launch], list[Launch]]:
+    programs = s.B * math.ceil(s.N / (plan.BLOCK_M // s.T))
+    matrix = programs * 2 * s.D * s.R  # each program reads it
+    passes = math.ceil(s.R / (plan.ACCUMULATORS * plan.BLOCK_R))
+    c = s.h if design != "fused" else math.ceil(s.D / plan.BLOCK_N) * s.h
+    up = matrix + s.x + c  # x as the residual
+    if design == "tail":
+        forward = [*_narrow("down", s), Launch("tail", 2 * s.x + s.h, matrix + c + 4 * s.h, s.product, s.vector(False))]
+        backward = [
+            *_narrow("dφ", s),
+            Launch("tail", 2 * s.x + 4 * s.h, matrix + c + 8 * s.h, s.product, s.vector(True)),
+        ]
+    else:
+        down = matrix + (passes - 1) * s.x
+        l2 = down + up + s.predictor
+        forward = [Launch(design, 2 * s.x + s.h, l2 + 4 * s.h, 2 * s.product, s.vector(False))]
+        backward = [Launch(design, 2 * s.x + 3 * s.h, l2 + 8 * s.h, 2 * s.product, s.vector(True))]
+    return forward, [*backward, *_weight_gradients(s)]
+
+
+def _narrow(name: str, s: Shape) -> list[Launch]:
+    """A library product from the width D to R, of 16-bit operands."""
+    cast = [Launch("cast", s.x * 3 // 2, 0, 0)] if s.stream == 4 else []
+    return [*cast, Launch(name, 2 * s.rows * s.D + s.h, _product_l2(s.rows, s.R, s.D), s.product)]
+
+
+def _weight_gradients(s: Shape) -> list[Launch]:
     weights = _product_l2(s.D, s.R, s.rows)
-    forward = [Launch("fused", 2 * s.x + s.h, matrices + x_again + c_again + 4 * s.h, 2 * product)]
-    backward = [
-        Launch("fused", 2 * s.x + 3 * s.h, matrices + x_again + c_again + 8 * s.h, 2 * product),
-        Launch("dWu", s.x + s.h, weights, product),
-        Launch("dWd", s.x + s.h, weights, product),
-    ]
-    return forward, backward
-
-
-DESIGNS = {"gemm": gemm_design, "fused": fused_design}
+    return [Launch(name, 2 * s.rows * s.D + s.h, weights, s.product) for name in ("dWu", "dWd")]
 
 
 def predicted(design: str, shape: Shape, card: Card) -> tuple[float, float]:
     """Predicted seconds, forward and backward."""
-    forward, backward = DESIGNS[design](shape)
+    forward, backward = launches(design, shape, card)
     return sum(launch.seconds(card) for launch in forward), sum(launch.seconds(card) for launch in backward)
 
 
 def faster(shape: Shape, card: Card) -> str:
     """The design predicted to be faster, forward and backward together."""
-    return min(DESIGNS, key=lambda design: sum(predicted(design, shape, card)))
+    return min(designs(shape, card), key=lambda design: sum(predicted(design, shape, card)))
 
 
 def roofline_share(design: str, shape: Shape, card: Card) -> float:
     """Share of the predicted forward time that x, y and h once, and both products, would take at full rate."""
-    least = max((2 * shape.x + shape.h) / card.dram, 4 * shape.rows * shape.D * shape.R / card.peak)
+    least = max((2 * shape.x + shape.h) / card.dram, 2 * shape.product / card.peak)
     return least / predicted(design, shape, card)[0]
 
 

@@ -16,7 +16,7 @@ _log = logging.getLogger("fe_adapter")
 
 
 def choose_design(backend: str, x: Tensor, weights: Weights, spec: AdapterSpec) -> str:
-    """What serves a call on ``x`` (B, T, L, D): "eager", or the design "fused" or "gemm" of the Triton backend.
+    """What serves a call on ``x`` (B, T, L, D): "eager", or the name of a design of the Triton backend.
 
     ``FE_ADAPTER_BACKEND`` replaces "auto", which takes Triton where it can run and logs a fall-back once.
     ``FE_ADAPTER_DESIGN`` replaces the choice of the launch plans.
@@ -40,12 +40,13 @@ def choose_design(backend: str, x: Tensor, weights: Weights, spec: AdapterSpec) 
     from fe_adapter.kernels import plans  # not before it is needed: it imports Triton
 
     design = os.environ.get("FE_ADAPTER_DESIGN")
+    bottleneck = weights.down.shape[0]
     if not design:
-        return plans.choose_design(x, spec.compute_dtype, weights.down.shape[0], weights.conv)
+        return plans.choose_design(x, spec.compute_dtype, bottleneck, weights.conv)
     check_choice("FE_ADAPTER_DESIGN", design, plans.DESIGNS)
-    reasons = plans.fused_refusals(x, spec.compute_dtype, weights.conv) if design == "fused" else []
+    reasons = plans.refusals(design, x, spec.compute_dtype, bottleneck, weights.conv)
     if reasons:
-        raise RuntimeError(f"FE_ADAPTER_DESIGN=fused cannot run here: {'; '.join(reasons)}. Use gemm")
+        raise RuntimeError(f"FE_ADAPTER_DESIGN={design} cannot run here: {'; '.join(reasons)}. Use gemm")
     return design
 
 

@@ -1,4 +1,4 @@
-"""Design ``fused`` of the Triton backend: one launch each way, and library products for the projections' gradients."""
+"""Designs ``fused``, ``resident``, ``tail`` of the Triton backend: one launch each way, the rest library products."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from fe_adapter.kernels import fused
 from fe_adapter.kernels.spec import AdapterSpec, Weights
 
 
-def forward(x: Tensor, weights: Weights, spec: AdapterSpec) -> tuple[Tensor, Tensor]:
+def forward(x: Tensor, weights: Weights, spec: AdapterSpec, design: str) -> tuple[Tensor, Tensor]:
     """As `fe_adapter._gemm.forward`."""
-    return fused.forward(_rows(x), weights.to(spec.compute_dtype), spec)
+    weights = weights.to(spec.compute_dtype)
+    h = _gemm.down(x, weights, spec) if design == "tail" else None
+    return fused.forward(_rows(x), h, weights, spec, design)
 
 
 def backward(
@@ -22,19 +24,25 @@ def backward(
     weights: Weights,
     spec: AdapterSpec,
     needs_dx: bool,
+    design: str,
 ) -> tuple[Tensor | None, Weights]:
     """As `fe_adapter._gemm.backward`."""
     weights = weights.to(spec.compute_dtype)
     if h is None:
         assert x is not None
         h = _gemm.down(x, weights, spec)
-    dx, rows, dh, conv = fused.backward(_rows(dy), h, weights, spec, needs_dx)
+    dy_rows = _gemm.flat(dy, spec)
+    dphi = _gemm.activation_gradient(dy_rows.view(dy.shape), weights, spec) if design == "tail" else None
+    dx, rows, dh, conv = fused.backward(_rows(dy), dphi, h, weights, spec, needs_dx, design)
     if x is None:
         assert y is not None
         x = _gemm.remove_product(y, rows, weights, spec)
-    return dx, _gemm.gradients(_gemm.flat(dy, spec).t() @ rows.flatten(0, 2), dh, x, conv, spec)
+    return dx, _gemm.gradients(dy_rows.t() @ rows.flatten(0, 2), dh, x, conv, spec)
 
 
 def _rows(x: Tensor) -> Tensor:
-    """``x`` with the features of a token side by side, as the kernels read it; expanded gradients get memory."""
-    return x if x.stride(-1) == 1 and 0 not in x.stride() else x.contiguous()
+    """``x`` as the kernels read it: features side by side, tokens aligned, a clip within 32-bit offsets; or a copy."""
+    strides = x.stride()
+    is_aligned = x.data_ptr() % 16 == 0 and all(stride % 16 == 0 for stride in strides[:-1])
+    reach = sum((size - 1) * stride for size, stride in zip(x.shape[1:], strides[1:], strict=True))
+    return x if strides[-1] == 1 and 0 not in strides and is_aligned and reach < 2**31 else x.contiguous()

@@ -65,21 +65,19 @@ def backward(
 
     ``h`` may be None: it is computed again from ``x``. Or ``x`` may be None: it is computed again from ``y``.
     """
-    B, T, L, D = dy.shape
     weights = weights.to(spec.compute_dtype)
     if h is None:
         assert x is not None
         h = down(x, weights, spec)
-    R, dy_rows = h.shape[-1], flat(dy, spec)
-    patches = dy_rows.view(B * T, L, D)[:, spec.num_prefix_tokens :]
-    dphi = torch.bmm(patches, weights.up.expand(B * T, D, R)).view(h.shape)
+    dy_rows = flat(dy, spec)
+    dphi = activation_gradient(dy_rows.view(dy.shape), weights, spec)
     rows, dc, state = convolution.backward_activation(dphi, h, weights, spec)
     if x is None:
         assert y is not None
         x = remove_product(y, rows, weights, spec)
     dup = dy_rows.t() @ rows.flatten(0, 2)
     conv = convolution.backward_hidden(dc, h, weights, spec, rows, state)
-    dh = rows[..., :R]  # took the place of φ(c), which is no longer needed; its prefix rows are zero already
+    dh = rows[..., : h.shape[-1]]  # took the place of φ(c), which is no longer needed; its prefix rows are zero already
     dx = _add_product(dy, dh, weights.down, spec) if needs_dx else None
     return dx, gradients(dup, dh, x, conv, spec)
 
@@ -89,6 +87,13 @@ def down(x: Tensor, weights: Weights, spec: AdapterSpec) -> Tensor:
     B, T = x.shape[:2]
     patches = x[:, :, spec.num_prefix_tokens :].to(spec.compute_dtype).flatten(0, 1)
     return torch.baddbmm(weights.down_bias, patches, weights.down.t().expand(B * T, -1, -1)).unflatten(0, (B, T))
+
+
+def activation_gradient(dy: Tensor, weights: Weights, spec: AdapterSpec) -> Tensor:
+    """``dφ`` = dy·Wu (B, T, N, R) of the patch tokens; ``dy`` is in the compute dtype."""
+    B, T, _, D = dy.shape
+    patches = dy[:, :, spec.num_prefix_tokens :].flatten(0, 1)
+    return torch.bmm(patches, weights.up.expand(B * T, D, -1)).unflatten(0, (B, T))
 
 
 def remove_product(y: Tensor, rows: Tensor, weights: Weights, spec: AdapterSpec) -> Tensor:

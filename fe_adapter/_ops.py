@@ -44,10 +44,10 @@ def _backend(backend: str, x: Tensor, weights: Weights, spec: AdapterSpec) -> tu
     if _imagined is not None and backend != "eager":
         return partial(_gemm.forward, convolution=_imagined), partial(_gemm.backward, convolution=_imagined)
     design = choose_design(backend, x, weights, spec)
-    if design == "fused":
+    if design not in ("eager", "gemm"):
         from fe_adapter import _fused  # not before it is needed: it imports Triton
 
-        return _fused.forward, _fused.backward
+        return partial(_fused.forward, design=design), partial(_fused.backward, design=design)
     convolution: _gemm.Convolution = _eager_conv
     if design == "gemm":
         from fe_adapter.kernels import conv

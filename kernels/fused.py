@@ -1,15 +1,21 @@
-"""Design ``fused``: the whole adapter in one launch forward and one backward, static or dynamic in time.
+"""The whole adapter in one launch forward and one backward, static or dynamic in time.
 
     forward      down: h = x·Wdᵀ + bd  |  conv: c = φ(conv(h))  |  up: y = x + c·Wuᵀ + bu
     backward     dφ = dy·Wu  |  rows = [φ(c) | 1 | 0 …], dc, sums  |  dh = convᵀ(dc), sums  |  dx = dy + dh·Wd
 
+Three designs, which differ in how the two matrix products are made:
+
+    fused       operands pass by in loops over R and D (`fe_adapter.kernels.products`): one compile serves all sizes
+    resident    c stays in shared memory and passes by once, x once or twice: R is compiled in, in steps
+    tail        down (dφ) is a library product, made by the caller; the rest is one launch, as in ``resident``
+
 ``x``, ``dy`` are (B, T, L, D) with any strides but the last; the rest is made here and contiguous. A program owns all T
 frames of BLOCK_M // T patches of one clip, so the phases (between the bars) hand ``h``, ``c``, ``dc`` and ``dh`` over
-through global memory, that is L1 and L2, with a block barrier in between; loops over D and R are run-time loops, so one
-compile serves all sizes. One program more per clip copies the prefix tokens. ``h`` is stored for backward anyway; ``c``
-is scratch. DRAM traffic forward: x, y and h once. Weight gradients are library products of what backward leaves in
-``rows`` and ``dh``, both over all L tokens with zero prefix rows. The convolution's steps are those of
-`fe_adapter.kernels.conv`. Sums are fp32 partials, one row a program, added on the host: no atomics.
+through global memory, that is L1 and L2, with a block barrier in between. One program more per clip copies the prefix
+tokens. ``h`` is stored for backward anyway; ``c`` is scratch. DRAM traffic forward: x, y and h once. Weight gradients
+are library products of what backward leaves in ``rows`` and ``dh``, both over all L tokens with zero prefix rows. The
+convolution's steps are those of `fe_adapter.kernels.conv`. Sums are fp32 partials, one row a program, added on the
+host: no atomics.
 """
 
 from __future__ import annotations
@@ -19,7 +25,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fe_adapter.kernels.common import dot, load_f32, rounded
 from fe_adapter.kernels.conv import (
     activation_step,
     add_sums,
@@ -28,70 +33,12 @@ from fe_adapter.kernels.conv import (
     dilation_weights,
     flags,
 )
-from fe_adapter.kernels.plans import fused_plan, precision
+from fe_adapter.kernels.plans import launch_plan, precision
+from fe_adapter.kernels.products import down, up
 from fe_adapter.kernels.spec import PAD, AdapterSpec, ConvGradients, Weights
 from fe_adapter.kernels.taps import predict_dilation
 
-
-@triton.jit
-def _product(
-    p_a, o_a, m_row, p_b, stride_k, stride_n, o_n, m_n, SIZE,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, EVEN: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """``Σ_k a[row, k]·b[k, n]`` (BLOCK_M, BLOCK_N) in fp32; ``a`` is cast to the dtype of ``b``."""
-    b_acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for k0 in range(0, SIZE, BLOCK_K):
-        o_k = k0 + tl.arange(0, BLOCK_K)
-        if EVEN:
-            b_a = tl.load(p_a + o_a[:, None] + o_k[None, :], m_row[:, None], 0.0)
-            b_b = tl.load(p_b + (o_k * stride_k)[:, None] + (o_n * stride_n)[None, :])
-        else:
-            m_k = o_k < SIZE
-            b_a = tl.load(p_a + o_a[:, None] + o_k[None, :], m_row[:, None] & m_k[None, :], 0.0)
-            b_b = tl.load(p_b + (o_k * stride_k)[:, None] + (o_n * stride_n)[None, :], m_k[:, None] & m_n[None, :], 0.0)
-        if p_a.dtype.element_ty != p_b.dtype.element_ty:
-            b_a = rounded(b_a.to(tl.float32), p_b.dtype.element_ty)
-        b_acc = dot(b_a, b_b, b_acc, PRECISION)
-    return b_acc
-
-
-@triton.jit
-def _down(
-    p_x, o_x, m_row, p_w, stride_wd, stride_wr, p_bias, p_h, o_h, D, R,
-    BIAS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_R: tl.constexpr, EVEN: tl.constexpr,
-    PRECISION: tl.constexpr,
-):  # fmt: skip
-    """``h = x·w + bias`` into the rows ``o_h``."""
-    for r0 in range(0, R, BLOCK_R):
-        o_r = r0 + tl.arange(0, BLOCK_R)
-        m_r = o_r < R
-        b_h = _product(
-            p_x, o_x, m_row, p_w, stride_wd, stride_wr, o_r, m_r, D, BLOCK_M, BLOCK_R, BLOCK_D, EVEN, PRECISION
-        )
-        if BIAS:
-            b_h += load_f32(p_bias + o_r, m_r)[None, :]
-        m_here = m_row[:, None] & m_r[None, :]
-        tl.store(p_h + o_h[:, None] + o_r[None, :], rounded(b_h, p_h.dtype.element_ty), m_here)
-
-
-@triton.jit
-def _up(
-    p_x, o_x, m_row, p_c, o_c, p_w, stride_wr, stride_wd, p_bias, p_y, o_y, D, R,
-    BIAS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, EVEN: tl.constexpr,
-    PRECISION: tl.constexpr,
-):  # fmt: skip
-    """``y = x + c·w + bias``, the sum in fp32."""
-    for n0 in range(0, D, BLOCK_N):
-        o_d = n0 + tl.arange(0, BLOCK_N)
-        m_d = o_d < D
-        b_y = _product(
-            p_c, o_c, m_row, p_w, stride_wr, stride_wd, o_d, m_d, R, BLOCK_M, BLOCK_N, BLOCK_K, EVEN, PRECISION
-        )
-        if BIAS:
-            b_y += load_f32(p_bias + o_d, m_d)[None, :]
-        m_here = m_row[:, None] & m_d[None, :]
-        b_y += load_f32(p_x + o_x[:, None] + o_d[None, :], m_here)
-        tl.store(p_y + o_y[:, None] + o_d[None, :], rounded(b_y, p_y.dtype.element_ty), m_here)
+SHAPE = ("tiles", "T", "N", "P", "dilation")  # one compile serves all values, T = 1 and N = 256 as well
 
 
 @triton.jit
@@ -129,13 +76,14 @@ def _own_rows(i_tile, T, N, BLOCK_M: tl.constexpr):
     return o_m % T, o_n, (o_m < per_tile * T) & (o_n < N)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SHAPE)
 def _fused_fwd_kernel(
     p_x, p_down, p_down_bias, p_conv, p_conv_bias, p_dilation, p_dilation_bias, p_up, p_up_bias, p_y, p_h, p_c,
     tiles, T, N, P, D, R, x_b, x_t, x_l, dilation, max_dilation,
-    K: tl.constexpr, ACTIVATION: tl.constexpr, DYNAMIC: tl.constexpr, HAS_MAX: tl.constexpr,
+    K: tl.constexpr, ACTIVATION: tl.constexpr, DYNAMIC: tl.constexpr, HAS_MAX: tl.constexpr, HAS_DOWN: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr, EVEN: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_K: tl.constexpr, ACCUMULATORS: tl.constexpr, PARTS: tl.constexpr, UP_STAGES: tl.constexpr,
+    EVEN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     i_clip = (tl.program_id(0) // (tiles + 1)).to(tl.int64)
     i_tile = tl.program_id(0) % (tiles + 1)
@@ -150,11 +98,12 @@ def _fused_fwd_kernel(
         o_t, o_n, m_row = _own_rows(i_tile, T, N, BLOCK_M)
         o_x = o_t * x_t + (P + o_n) * x_l
         o_row = o_t * N + o_n
-        _down(
-            p_x, o_x, m_row, p_down, 1, D, p_down_bias, p_h, o_row * R, D, R,
-            True, BLOCK_M, BLOCK_D, BLOCK_R, EVEN, PRECISION,
-        )  # fmt: skip
-        tl.debug_barrier()
+        if HAS_DOWN:
+            down(
+                p_x, o_x, m_row, p_down, 1, D, p_down_bias, p_h, o_row * R, D, R,
+                True, BLOCK_M, BLOCK_D, BLOCK_R, ACCUMULATORS, EVEN, PRECISION,
+            )  # fmt: skip
+            tl.debug_barrier()
         b_d = o_t.to(tl.float32)
         if DYNAMIC:
             b_d, _ = predict_dilation(
@@ -165,20 +114,22 @@ def _fused_fwd_kernel(
             K, 1, 1, ACTIVATION, DYNAMIC, BLOCK_M, BLOCK_S,
         )  # fmt: skip
         tl.debug_barrier()
-        _up(
+        up(
             p_x, o_x, m_row, p_c, o_row * R, p_up, 1, R, p_up_bias, p_y, (o_t * L + P + o_n) * D, D, R,
-            True, BLOCK_M, BLOCK_N, BLOCK_K, EVEN, PRECISION,
+            True, BLOCK_M, BLOCK_N, BLOCK_K, PARTS, UP_STAGES, EVEN, PRECISION,
         )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SHAPE)
 def _fused_bwd_kernel(
     p_dy, p_down, p_conv, p_conv_bias, p_dilation, p_dilation_bias, p_up, p_h, p_dx, p_dc, p_rows, p_dh, p_d, p_da,
     p_sums, p_sums_h,
     tiles, T, N, P, D, R, C, dy_b, dy_t, dy_l, dilation, max_dilation,
-    K: tl.constexpr, ACTIVATION: tl.constexpr, DYNAMIC: tl.constexpr, HAS_MAX: tl.constexpr, NEEDS_DX: tl.constexpr,
+    K: tl.constexpr, ACTIVATION: tl.constexpr, DYNAMIC: tl.constexpr, HAS_MAX: tl.constexpr, HAS_DOWN: tl.constexpr,
+    NEEDS_DX: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr, EVEN: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_K: tl.constexpr, ACCUMULATORS: tl.constexpr, PARTS: tl.constexpr, UP_STAGES: tl.constexpr,
+    EVEN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     i_clip = (tl.program_id(0) // (tiles + 1)).to(tl.int64)
     i_tile = tl.program_id(0) % (tiles + 1)
@@ -187,26 +138,27 @@ def _fused_bwd_kernel(
     p_dx += i_clip * T * L * D
     p_rows += i_clip * T * L * C
     p_dh += i_clip * T * L * R
+    p_dc += i_clip * T * N * R
     if i_tile == tiles:
         _zero_prefix(p_rows, T, L, P, C, BLOCK_M, BLOCK_S)
         _zero_prefix(p_dh, T, L, P, R, BLOCK_M, BLOCK_S)
         if NEEDS_DX:
             _copy_prefix(p_dy, dy_t, dy_l, p_dx, T, L, P, D, BLOCK_M, BLOCK_N)
     else:
-        i_program = i_clip * tiles + i_tile
-        p_h += i_clip * T * N * R
-        p_dc += i_clip * T * N * R
-        p_d += i_clip * T * N
-        p_da += i_clip * T * N
         o_t, o_n, m_row = _own_rows(i_tile, T, N, BLOCK_M)
         o_dy = o_t * dy_t + (P + o_n) * dy_l
         o_row = o_t * N + o_n
         o_token = o_t * L + P + o_n
-        _down(
-            p_dy, o_dy, m_row, p_up, R, 1, p_up, p_dc, o_row * R, D, R,
-            False, BLOCK_M, BLOCK_D, BLOCK_R, EVEN, PRECISION,
-        )  # fmt: skip
-        tl.debug_barrier()
+        if HAS_DOWN:
+            down(
+                p_dy, o_dy, m_row, p_up, R, 1, p_up, p_dc, o_row * R, D, R,
+                False, BLOCK_M, BLOCK_D, BLOCK_R, ACCUMULATORS, EVEN, PRECISION,
+            )  # fmt: skip
+            tl.debug_barrier()
+        i_program = i_clip * tiles + i_tile
+        p_h += i_clip * T * N * R
+        p_d += i_clip * T * N
+        p_da += i_clip * T * N
         b_d = o_t.to(tl.float32)
         b_slope = b_d
         if DYNAMIC:
@@ -231,38 +183,42 @@ def _fused_bwd_kernel(
         )  # fmt: skip
         if NEEDS_DX:
             tl.debug_barrier()
-            _up(
+            up(
                 p_dy, o_dy, m_row, p_dh, o_token * R, p_down, D, 1, p_down, p_dx, o_token * D, D, R,
-                False, BLOCK_M, BLOCK_N, BLOCK_K, EVEN, PRECISION,
+                False, BLOCK_M, BLOCK_N, BLOCK_K, PARTS, UP_STAGES, EVEN, PRECISION,
             )  # fmt: skip
 
 
-def forward(x: Tensor, weights: Weights, spec: AdapterSpec) -> tuple[Tensor, Tensor]:
-    """``y`` (B, T, L, D) in the dtype of ``x``, and ``h`` (B, T, N, R) in that of the weights."""
+def forward(x: Tensor, h: Tensor | None, weights: Weights, spec: AdapterSpec, design: str) -> tuple[Tensor, Tensor]:
+    """``y`` (B, T, L, D) in the dtype of ``x``, and ``h`` (B, T, N, R) in that of the weights, or the one given."""
     B, T, L, D = x.shape
-    N, R, plan = L - spec.num_prefix_tokens, weights.down.shape[0], fused_plan(x, weights.down)
-    tiles = triton.cdiv(N, plan.BLOCK_M // T)
+    N, R = L - spec.num_prefix_tokens, weights.down.shape[0]
+    plan = launch_plan(design, x, weights.down.dtype, R)
+    tiles, has_down = triton.cdiv(N, plan.BLOCK_M // T), h is None
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    h, c = (weights.down.new_empty(B, T, N, R) for _ in range(2))  # not one block: h outlives c
+    h = weights.down.new_empty(B, T, N, R) if h is None else h
+    c = torch.empty_like(h)
     _fused_fwd_kernel[(B * (tiles + 1),)](
         x, weights.down, weights.down_bias, weights.conv, weights.conv_bias, *dilation_weights(weights), weights.up,
         weights.up_bias, y, h, c,
         tiles, T, N, L - N, D, R, *x.stride()[:3], spec.dilation, spec.max_dilation or 0.0,
-        ACTIVATION=spec.activation, **_time_flags(weights, spec), PRECISION=precision(), **plan.options(D, R),
+        ACTIVATION=spec.activation, **_time_flags(weights, spec), HAS_DOWN=has_down, PRECISION=precision(),
+        **plan.options(D, R),
     )  # fmt: skip
     return y, h
 
 
 def backward(
-    dy: Tensor, h: Tensor, weights: Weights, spec: AdapterSpec, needs_dx: bool
+    dy: Tensor, dphi: Tensor | None, h: Tensor, weights: Weights, spec: AdapterSpec, needs_dx: bool, design: str
 ) -> tuple[Tensor | None, Tensor, Tensor, ConvGradients]:
     """``dx`` like ``dy`` (B, T, L, D); ``rows`` (B, T, L, R + PAD) and ``dh`` (B, T, L, R), whose products are the
-    gradients of the projections; and the other gradients."""
+    gradients of the projections; and the other gradients. ``dphi`` is computed if not given, else overwritten."""
     B, T, L, D = dy.shape
-    N, R, plan = L - spec.num_prefix_tokens, h.shape[-1], fused_plan(dy, weights.down)
+    N, R, plan = L - spec.num_prefix_tokens, h.shape[-1], launch_plan(design, dy, h.dtype, h.shape[-1])
     tiles, dynamic = triton.cdiv(N, plan.BLOCK_M // T), weights.dilation is not None
     dx = torch.empty(dy.shape, dtype=dy.dtype, device=dy.device) if needs_dx else dy
-    dc, rows, dh = torch.empty_like(h), h.new_empty(B, T, L, R + PAD), h.new_empty(B, T, L, R)
+    dc = torch.empty_like(h) if dphi is None else dphi
+    rows, dh = h.new_empty(B, T, L, R + PAD), h.new_empty(B, T, L, R)
     sums = h.new_empty(B * tiles, weights.conv.shape[2] + 1, R, dtype=torch.float32)
     sums_h = h.new_empty(B * tiles, 4, R, dtype=torch.float32)
     d, da = h.new_empty(2, B, T, N, dtype=torch.float32) if dynamic else (sums, sums)
@@ -270,8 +226,8 @@ def backward(
         dy, weights.down, weights.conv, weights.conv_bias, *dilation_weights(weights), weights.up, h, dx, dc, rows, dh,
         d, da, sums, sums_h,
         tiles, T, N, L - N, D, R, R + PAD, *dy.stride()[:3], spec.dilation, spec.max_dilation or 0.0,
-        ACTIVATION=spec.activation, NEEDS_DX=needs_dx, **_time_flags(weights, spec), PRECISION=precision(),
-        **plan.options(D, R),
+        ACTIVATION=spec.activation, NEEDS_DX=needs_dx, **_time_flags(weights, spec), HAS_DOWN=dphi is None,
+        PRECISION=precision(), **plan.options(D, R),
     )  # fmt: skip
     return (dx if needs_dx else None), rows, dh, add_sums(sums, sums_h, da, weights)
 

@@ -13,9 +13,7 @@ import torch
 import triton
 from torch import Tensor
 
-DESIGNS = ("fused", "gemm")
-
-
+DESIGNS = ("fused", "gemm", "resident", "tail")
 ALL_REGISTERS = 255  # of a thread: left to itself, ptxas may spill a few bytes to stay below a threshold of its own
 
 
@@ -34,8 +32,12 @@ class ConvPlan:
 
 
 @dataclasses.dataclass(frozen=True)
-class FusedPlan:
-    """Tiles of the fused kernels: rows; D and R of the down-product; channels of the convolution; D and R of the up."""
+class LaunchPlan:
+    """Tiles of the kernels that hold a whole adapter, or its tail.
+
+    Rows; D and R of the down-product; channels of the convolution; D and R of the up-product; tiles of ``h`` that the
+    down-product keeps at a time; tiles of ``c`` that the up-product keeps in shared memory, 0 where ``c`` passes by.
+    """
 
     BLOCK_M: int
     BLOCK_D: int
@@ -43,27 +45,33 @@ class FusedPlan:
     BLOCK_S: int
     BLOCK_N: int
     BLOCK_K: int
+    ACCUMULATORS: int = 1
+    PARTS: int = 0
+    UP_STAGES: int = 3
     num_warps: int = 8
     num_stages: int = 3
     maxnreg: int | None = None
 
     def options(self, D: int, R: int) -> dict[str, int | bool]:
         """Keyword arguments of a launch; EVEN drops the masks of the products."""
-        even = D % self.BLOCK_D == R % self.BLOCK_R == D % self.BLOCK_N == R % self.BLOCK_K == 0
+        even = D % self.BLOCK_D == R % (self.ACCUMULATORS * self.BLOCK_R) == D % self.BLOCK_N == R % self.BLOCK_K == 0
         return {**{name: value for name, value in dataclasses.asdict(self).items() if value is not None}, "EVEN": even}
 
 
 # 16 channels at a time in the convolution: with 32, the backward of a dynamic dilation spills on several targets
-SMALL = FusedPlan(BLOCK_M=16, BLOCK_D=16, BLOCK_R=16, BLOCK_S=16, BLOCK_N=16, BLOCK_K=16, num_warps=1, num_stages=1)
-HALF = FusedPlan(BLOCK_M=128, BLOCK_D=64, BLOCK_R=64, BLOCK_S=16, BLOCK_N=64, BLOCK_K=64)
-WIDE_STREAM = dataclasses.replace(HALF, BLOCK_M=64, maxnreg=ALL_REGISTERS)
-SINGLE = FusedPlan(
-    BLOCK_M=64, BLOCK_D=32, BLOCK_R=32, BLOCK_S=16, BLOCK_N=32, BLOCK_K=32, num_stages=2, maxnreg=ALL_REGISTERS
+SMALL = LaunchPlan(
+    BLOCK_M=16, BLOCK_D=16, BLOCK_R=16, BLOCK_S=16, BLOCK_N=16, BLOCK_K=16, num_warps=1, num_stages=1, UP_STAGES=1
 )
+HALF = LaunchPlan(BLOCK_M=128, BLOCK_D=64, BLOCK_R=64, BLOCK_S=16, BLOCK_N=64, BLOCK_K=64, maxnreg=ALL_REGISTERS)
+WIDE_STREAM = dataclasses.replace(HALF, BLOCK_M=64)
+SINGLE = LaunchPlan(
+    BLOCK_M=64, BLOCK_D=32, BLOCK_R=32, BLOCK_S=16, BLOCK_N=32, BLOCK_K=32, num_stages=2, UP_STAGES=2,
+    maxnreg=ALL_REGISTERS,
+)  # fmt: skip
 
 
-def _amd(plan: FusedPlan) -> FusedPlan:
-    return dataclasses.replace(plan, num_stages=2, maxnreg=None)
+def _amd(plan: LaunchPlan) -> LaunchPlan:
+    return dataclasses.replace(plan, num_stages=2, UP_STAGES=2, maxnreg=None)
 
 
 # by the sizes of an element of x and of the weights, in bytes
@@ -72,6 +80,51 @@ FUSED = {
     "cuda": {(2, 2): HALF, (4, 2): WIDE_STREAM, (4, 4): SINGLE},
     "hip": {(2, 2): _amd(HALF), (4, 2): _amd(WIDE_STREAM), (4, 4): _amd(SINGLE)},
 }
+
+
+def _resident(BLOCK_R: int, ACCUMULATORS: int, BLOCK_K: int, BLOCK_N: int = 64, **others: int) -> LaunchPlan:
+    plan = dataclasses.replace(HALF, BLOCK_R=BLOCK_R, ACCUMULATORS=ACCUMULATORS, BLOCK_K=BLOCK_K, BLOCK_N=BLOCK_N)
+    return dataclasses.replace(plan, **{"UP_STAGES": 2, **others})
+
+
+# by the largest R, and by the size of an element of x in bytes: tiles of h, how many at a time, tiles of c and of D
+RESIDENT = {
+    64: {2: _resident(64, 1, 64, 128, UP_STAGES=3), 4: _resident(64, 1, 64, 32)},
+    128: {2: _resident(64, 2, 64, 128), 4: _resident(128, 1, 64, 32)},
+    192: {2: _resident(64, 3, 64, UP_STAGES=3), 4: _resident(64, 3, 64, 32)},
+    256: {2: _resident(64, 2, 64), 4: _resident(128, 1, 64, 32)},
+    384: {2: _resident(64, 3, 128, num_stages=4), 4: _resident(64, 3, 64, 32)},
+    512: {2: _resident(128, 4, 64, BLOCK_M=64), 4: _resident(128, 2, 64, 32, BLOCK_M=64)},
+}
+_HIGH = _resident(32, 1, 32, 32, BLOCK_D=32, num_stages=2)
+_LOW = _resident(64, 1, 64, 32, BLOCK_D=32, BLOCK_M=64, num_stages=2)
+TAIL_163_KIB = {384: {2: _HIGH, 4: _HIGH}, 512: {2: _LOW, 4: _LOW}}  # of shared memory a block
+TAIL_99_KIB = {384: {2: _LOW, 4: _LOW}}
+
+# the plans with c in shared memory, by compute capability
+IN_SHARED_MEMORY = {
+    "resident": {(9, 0): RESIDENT, (10, 0): RESIDENT},
+    "tail": {
+        (8, 0): TAIL_163_KIB,
+        (8, 6): TAIL_99_KIB,
+        (8, 9): TAIL_99_KIB,
+        (9, 0): RESIDENT,
+        (10, 0): RESIDENT,
+        (12, 0): TAIL_99_KIB,
+    },
+}
+# what is predicted to be the fastest (`python -m bench cost`), by compute capability: up to which R, which design, the
+# next where one refuses (``resident`` does fp32); beyond, gemm. Every program of ``fused`` reads both matrices through
+# L2: cards with fast DRAM wait for that from 128 on, those for gaming and inference still for DRAM
+CHOICE = {
+    (8, 0): {96: "fused", 512: "tail"},
+    (8, 6): {384: "fused"},
+    (8, 9): {384: "fused"},
+    (9, 0): {512: "resident", 128: "fused"},
+    (10, 0): {512: "resident", 128: "fused"},
+    (12, 0): {384: "fused"},
+}
+OTHERS = {128: "fused"}
 CONV = {
     "interpreter": ConvPlan(BLOCK_M=16, BLOCK_R=16, num_warps=1),
     "cuda": ConvPlan(BLOCK_M=32, BLOCK_R=32, maxnreg=ALL_REGISTERS),
@@ -91,51 +144,68 @@ def platform() -> str:
     return "hip" if torch.version.hip else "cuda"
 
 
+def capability(device: torch.device) -> tuple[int, int]:
+    """The compute capability of an NVIDIA card; of all else, (0, 0)."""
+    return torch.cuda.get_device_capability(device) if platform() == "cuda" else (0, 0)
+
+
 def conv_plan(h: Tensor, conv: Tensor) -> ConvPlan:
     """For a hidden ``h`` (B, T, N, R) and a convolution's weight."""
     is_spatial = conv.shape[-2] * conv.shape[-1] > 1
     return (CONV_SPATIAL if is_spatial else CONV)[platform()]
 
 
-def fused_plan(x: Tensor, down: Tensor) -> FusedPlan:
-    """For an input ``x`` (B, T, L, D) and the down-projection's weight."""
-    return FUSED[platform()][_sizes(x, down.dtype)]
+def launch_plan(design: str, x: Tensor, compute_dtype: torch.dtype, bottleneck: int) -> LaunchPlan:
+    """Of a design that `refusals` does not refuse, for an input ``x`` (B, T, L, D)."""
+    sizes = max(x.element_size(), compute_dtype.itemsize), compute_dtype.itemsize
+    if design == "fused":
+        return FUSED[platform()][sizes]
+    if platform() == "interpreter":
+        plan = dataclasses.replace(SMALL, ACCUMULATORS=2)
+    else:
+        plan = plan_in_shared_memory(design, capability(x.device), sizes[0], bottleneck)
+    return dataclasses.replace(plan, PARTS=triton.cdiv(bottleneck, plan.BLOCK_K))
+
+
+def plan_in_shared_memory(design: str, arch: tuple[int, int], stream_size: int, bottleneck: int) -> LaunchPlan:
+    """By compute capability and the size of an element of x; PARTS is still 0."""
+    plans = IN_SHARED_MEMORY[design][arch]
+    return plans[min(R for R in plans if bottleneck <= R)][stream_size]
 
 
 def choose_design(x: Tensor, compute_dtype: torch.dtype, bottleneck: int, conv: Tensor) -> str:
-    """The design for an input (B, T, L, D): ``fused`` where its one launch is predicted to win, else ``gemm``."""
-    if fused_refusals(x, compute_dtype, conv):
-        return "gemm"
+    """The design for an input (B, T, L, D): what is predicted to be the fastest of those that can serve it."""
     if platform() == "hip" or (compute_dtype == torch.float32 and precision() == "ieee"):
-        return "gemm"
-    capability = torch.cuda.get_device_capability(x.device) if x.is_cuda else (8, 0)
-    return "fused" if bottleneck <= fused_up_to(capability) else "gemm"
+        return "gemm"  # no AMD card has run a barrier between phases yet
+    if x.shape[-1] % 16 or bottleneck % 16:
+        return "gemm"  # rows that are not aligned: the other kernels would spill their addresses
+    for widest, design in CHOICE.get(capability(x.device), OTHERS).items():
+        if bottleneck <= widest and not refusals(design, x, compute_dtype, bottleneck, conv):
+            return design
+    return "gemm"
 
 
-def fused_up_to(capability: tuple[int, int]) -> int:
-    """The widest bottleneck for which ``fused`` is predicted to win (`python -m bench cost`) on a compute capability.
-
-    Every program reads both matrices, through L2. Cards with fast DRAM wait for that from 128 on; on the others, of the
-    same generations but for gaming and inference, DRAM stays the bound for longer.
-    """
-    return 384 if capability in ((8, 6), (8, 9), (12, 0)) else 128
-
-
-def fused_refusals(x: Tensor, compute_dtype: torch.dtype, conv: Tensor) -> list[str]:
-    """Why the fused kernels cannot serve a call; empty if they can."""
-    T, reasons = x.shape[1], []
+def refusals(design: str, x: Tensor, compute_dtype: torch.dtype, bottleneck: int, conv: Tensor) -> list[str]:
+    """Why a design cannot serve a call; empty if it can."""
+    if design == "gemm":
+        return []
+    T, arch, reasons = x.shape[1], capability(x.device), []
     if conv.shape[-2] * conv.shape[-1] > 1:
         reasons.append("a spatial kernel needs patches of other programs")
-    rows = FUSED[platform()][_sizes(x, compute_dtype)].BLOCK_M
-    if rows < T:
-        reasons.append(f"{T} frames are more than the {rows} rows of a program")
-    if x.is_cuda and torch.version.hip is None and torch.cuda.get_device_capability(x.device) < (8, 0):
+    if platform() == "cuda" and arch < (8, 0):
         reasons.append("Triton has no tensor cores below compute capability 8.0")
+    if design != "fused" and platform() != "interpreter":
+        served = IN_SHARED_MEMORY[design]
+        if arch not in served:
+            names = ", ".join(f"{major}.{minor}" for major, minor in served)
+            reasons.append(f"its tiles are laid out for the shared memory of compute capability {names}")
+        elif bottleneck > (widest := max(served[arch])):
+            reasons.append(f"R={bottleneck} is more than the {widest} columns that shared memory holds")
+        if compute_dtype.itemsize > 2:
+            reasons.append(f"it computes in bfloat16 and float16, not in {compute_dtype}")
+    if not reasons and (rows := launch_plan(design, x, compute_dtype, bottleneck).BLOCK_M) < T:
+        reasons.append(f"{T} frames are more than the {rows} rows of a program")
     return reasons
-
-
-def _sizes(x: Tensor, compute_dtype: torch.dtype) -> tuple[int, int]:
-    return max(x.element_size(), compute_dtype.itemsize), compute_dtype.itemsize
 
 
 def precision() -> str:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+import torch
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
 from bench import compile as cases
 from bench.ahead import recorded_calls
-from fe_adapter.kernels import fused
+from fe_adapter.kernels import fused, plans
 
 
 @pytest.mark.parametrize("target", ["sm_80", "sm_90"])
@@ -22,14 +23,57 @@ def test_no_spill_tensor_cores_and_every_barrier(case, target):
         "fused_bwd_kernel",
     }  # fmt: skip
     assert {(report.kernel, *cases.problems(report)) for report in reports} == {(r.kernel,) for r in reports}
-    assert all(report.async_copy for report in reports if report.kernel.startswith("fused"))
+    wholes = [report for report in reports if report.kernel.startswith("fused")]
+    assert {report.design for report in wholes} == {"fused", "tail"} | ({"resident"} if target == "sm_90" else set())
+    assert all(report.async_copy for report in wholes)
 
 
 def test_problems_are_seen():
     report = next(cases.compile_cases((cases.FAST[0],), ("sm_80",)))
-    fused_report = dataclasses.replace(report, kernel="fused_bwd_kernel", tensor_core=0, barriers=2, spilled=8)
-    fused_report = dataclasses.replace(fused_report, smem=2**20, is_serialized=True)
-    assert len(cases.problems(fused_report)) == 5
+    bad = dataclasses.replace(report, kernel="fused_bwd_kernel", tensor_core=0, spilled=8, smem=2**20)
+    bad = dataclasses.replace(bad, is_serialized=True)
+    for design, barriers in (("fused", 2), ("resident", 2), ("tail", 1)):
+        assert len(cases.problems(dataclasses.replace(bad, design=design, barriers=barriers))) == 5
+        assert len(cases.problems(dataclasses.replace(bad, design=design, barriers=barriers + 1))) == 4
+
+
+TF32 = {32: "fused", 128: "fused", 384: "gemm"}
+CHOSEN = {  # by target: the design for R in bf16
+    "sm_80": {32: "fused", 96: "fused", 128: "tail", 384: "tail", 512: "tail", 640: "gemm", 33: "gemm"},
+    "sm_89": {32: "fused", 384: "fused", 512: "gemm"},
+    "sm_90": {32: "resident", 384: "resident", 512: "resident", 640: "gemm", 33: "gemm"},
+    "sm_100": {32: "resident", 512: "resident"},
+    "gfx942": {32: "gemm"},
+}
+
+
+@pytest.mark.parametrize("target", CHOSEN)
+def test_the_plans_choose(target):
+    taps = {kernel: torch.empty(1, 1, *kernel) for kernel in ((3, 1, 1), (3, 3, 3))}
+    x = torch.empty(1, 8, 5, 768, dtype=torch.bfloat16)
+    with cases.plans_for(target):
+        assert {R: plans.choose_design(x, x.dtype, R, taps[3, 1, 1]) for R in CHOSEN[target]} == CHOSEN[target]
+        assert plans.choose_design(x, x.dtype, 64, taps[3, 3, 3]) == "gemm"
+        assert plans.choose_design(x[..., :760], x.dtype, 64, taps[3, 1, 1]) == "gemm"
+        if target == "sm_90":
+            wide = x.float()
+            assert {R: plans.choose_design(wide, wide.dtype, R, taps[3, 1, 1]) for R in TF32} == TF32
+
+
+def test_resident_is_refused_where_it_has_no_plan():
+    x, taps = torch.empty(1, 8, 5, 768), torch.empty(1, 1, 3, 1, 1)
+    with cases.plans_for("sm_80"):
+        reasons = plans.refusals("resident", x, torch.float32, 384, taps)
+    assert reasons == [
+        "its tiles are laid out for the shared memory of compute capability 9.0, 10.0",
+        "it computes in bfloat16 and float16, not in torch.float32",
+    ]
+    with cases.plans_for("sm_90"):
+        assert plans.refusals("resident", x, torch.bfloat16, 384, taps) == []
+        (reason,) = plans.refusals("resident", x, torch.bfloat16, 640, taps)
+        assert reason == "R=640 is more than the 512 columns that shared memory holds"
+        (reason,) = plans.refusals("resident", torch.empty(1, 65, 5, 768), torch.bfloat16, 512, taps)
+        assert reason == "65 frames are more than the 64 rows of a program"
 
 
 def test_recording_puts_the_kernels_back():
