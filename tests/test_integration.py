@@ -1,0 +1,123 @@
+"""The operator inside PyTorch's own machinery: DDP, FSDP2, selective checkpointing, functional calls."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
+
+from bench.agreement import pair
+from fe_adapter import _ops
+
+FORMS = [{"dilation": 2, "activation": "gelu"}, {"dilation": "dynamic", "recompute": "hidden"}]
+WORLD = 2
+
+
+def stack(recompute: str | None = None, **options) -> nn.Sequential:
+    """Two adapters in a row with random weights."""
+    layers = nn.Sequential()
+    for seed in range(2):
+        _, layer = pair(6, 4, seed=seed, num_frames=3, **options)
+        layer.recompute = recompute
+        layers.append(layer)
+    return layers
+
+
+def clips(seed: int = 0) -> Tensor:
+    return torch.randn(2 * WORLD * 3, 5, 6, generator=torch.Generator().manual_seed(seed))
+
+
+def mean_loss(model: nn.Module, x: Tensor) -> Tensor:
+    return model(x).square().mean()
+
+
+def gradients(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    mean_loss(model, x).backward()
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+def in_processes(function: Callable[..., None], tmp_path: Path, *arguments: object) -> None:
+    """Run ``function`` on WORLD processes that talk through gloo; what one raises is raised here."""
+    start = functools.partial(_start, function, str(tmp_path / "store"))
+    torch.multiprocessing.spawn(start, (arguments,), nprocs=WORLD)
+
+
+def _start(function: Callable[..., None], store: str, rank: int, arguments: tuple) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=WORLD)
+    function(rank, *arguments)
+    dist.barrier()  # neither leaves while the other still talks
+    dist.destroy_process_group()
+
+
+def ddp_agrees_with_one_process(rank: int, options: dict) -> None:
+    expected = gradients(stack(**options), clips())
+    model = DistributedDataParallel(stack(**options))
+    actual = gradients(model, clips().chunk(WORLD)[rank])
+    assert set(actual) == {f"module.{name}" for name in expected}
+    for name, gradient in expected.items():
+        torch.testing.assert_close(actual[f"module.{name}"], gradient)
+
+
+def fsdp2_agrees_with_one_process(rank: int, options: dict) -> None:
+    single = stack(**options)
+    expected, loss = gradients(single, clips()), mean_loss(single, clips())
+    model = stack(**options)
+    mesh = init_device_mesh("cpu", (WORLD,))
+    for layer in (*model, model):
+        fully_shard(layer, mesh=mesh)
+    assert all(isinstance(p, DTensor) for p in model.parameters())
+    part = clips().chunk(WORLD)[rank]
+    actual = gradients(model, part)
+    total = mean_loss(model, part).detach() / WORLD
+    dist.all_reduce(total)
+    torch.testing.assert_close(total, loss.detach())
+    assert set(actual) == set(expected)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(actual[name].full_tensor(), gradient)
+
+
+@pytest.mark.parametrize("options", FORMS, ids=["static", "dynamic"])
+@pytest.mark.parametrize("agrees", [ddp_agrees_with_one_process, fsdp2_agrees_with_one_process])
+def test_two_processes_agree_with_one(agrees, options, tmp_path):
+    in_processes(agrees, tmp_path, options)
+
+
+@pytest.mark.parametrize("options", FORMS, ids=["static", "dynamic"])
+def test_selective_checkpointing_can_name_the_operator(options):
+    """Named, it runs once forward and once backward; unnamed, forward runs again; the gradients are the same bits."""
+    expected = gradients(stack(**options), clips())
+    named = functools.partial(create_selective_checkpoint_contexts, [torch.ops.fe_adapter.adapter_forward.default])
+    unnamed = functools.partial(create_selective_checkpoint_contexts, [])
+    for contexts, calls in ((named, 2), (unnamed, 3)):
+        model = stack(**options)
+        with mock.patch.object(_ops, "choose_design", wraps=_ops.choose_design) as chosen:
+            y = checkpoint(model, clips(), use_reentrant=False, context_fn=contexts)
+            y.square().mean().backward()
+        assert chosen.call_count == calls * len(model)
+        for name, p in model.named_parameters():
+            assert torch.equal(p.grad, expected[name]), name
+
+
+@pytest.mark.parametrize("options", FORMS, ids=["static", "dynamic"])
+def test_functional_call_differentiates_what_it_is_given(options):
+    model, x = stack(**options), clips()
+    expected = gradients(model, x)
+    given = {name: p.detach().clone().requires_grad_() for name, p in model.named_parameters()}
+    with torch.no_grad():
+        for p in model.parameters():
+            p.zero_()
+    torch.func.functional_call(model, given, (x,)).square().mean().backward()
+    for name, p in given.items():
+        assert torch.equal(p.grad, expected[name]), name
