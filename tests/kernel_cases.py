@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import itertools
 import json
 import logging
 import os
+import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from unittest import mock
 
 import pytest
 import torch
@@ -15,6 +19,7 @@ from torch import nn
 
 from bench.agreement import assert_within, forward_backward, pair
 from fe_adapter import FEAdapter, FusedFEAdapter
+from fe_adapter.kernels.spec import AdapterSpec, Weights
 from tests.interpreter import memory_checks, run_time_ranges
 
 CASES: dict[str, Callable[[], None]] = {}
@@ -124,22 +129,31 @@ for _kernel, _form in (((3, 3, 3), "dynamic"), ((1, 3, 5), "static"), ((3, 5, 1)
     )
 
 
-@case
-def random_shapes():
+def sweep(dtypes: list[str], examples: int) -> None:
+    """Random shapes, designs and forms."""
     from hypothesis import given, settings
     from hypothesis import strategies as st
 
     size = st.integers(1, 19)
 
-    @settings(max_examples=24, deadline=None, derandomize=True, database=None)
+    @settings(max_examples=examples, deadline=None, derandomize=True, database=None)
     @given(
-        st.sampled_from(DESIGNS), st.sampled_from(list(DTYPES)), st.integers(1, 2), st.integers(1, 9), size,
-        st.integers(0, 3), size, size, st.sampled_from([1, 2, "dynamic"]), st.sampled_from(["identity", "silu"]),
+        st.sampled_from(DESIGNS), st.sampled_from(dtypes), st.integers(1, 2), st.integers(1, 9), size,
+        st.integers(0, 3), size, st.integers(1, 37), st.sampled_from([1, 2, "dynamic"]),
+        st.sampled_from(["identity", "silu"]),
     )  # fmt: skip
-    def sweep(design, dtype, B, T, N, P, D, R, dilation, activation):
+    def run(design, dtype, B, T, N, P, D, R, dilation, activation):
         check(design, DTYPES[dtype], (B, T, N, P, D, R), dilation=dilation, activation=activation)
 
-    sweep()
+    run()
+
+
+@case
+def random_shapes():
+    sweep(list(DTYPES), 24)
+
+
+SLOW_CASES = {f"200 random shapes, {_dtype}": functools.partial(sweep, [_dtype], 200) for _dtype in DTYPES}
 
 
 def layer_and_input(**options) -> tuple[FusedFEAdapter, torch.Tensor]:
@@ -204,8 +218,75 @@ def opcheck_and_compile():
         arguments = (clip, weights, 1, None, "identity", 1, (4, 1), x.dtype, None, True, "triton")
         utils = ("test_schema", "test_faketensor", "test_autograd_registration")
         torch.library.opcheck(torch.ops.fe_adapter.adapter_forward.default, arguments, test_utils=utils)
+        with torch.no_grad():
+            _, h = torch.ops.fe_adapter.adapter_forward(*arguments)
+        dy, plain = torch.randn_like(clip), [w.detach() for w in weights]
+        arguments = (dy, clip.detach(), None, h, plain, 1, None, "identity", 1, (4, 1), x.dtype, "triton", True)
+        torch.library.opcheck(torch.ops.fe_adapter.adapter_backward.default, arguments, test_utils=utils)
         compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
         assert torch.equal(compiled(x), layer(x))
+
+
+@contextlib.contextmanager
+def last_clip_only(num_clips: int) -> Iterator[None]:
+    """Within the block a launch runs the programs of its last clip alone, and nothing else touches what it is given."""
+    from triton.runtime import interpreter
+
+    builder, executor = interpreter.interpreter_builder, interpreter.GridExecutor
+    call, set_index, set_size = executor.__call__, builder.set_grid_idx, builder.set_grid_dim
+
+    def run(self, *arguments, **options):
+        (programs,) = self.grid
+        self.grid = (programs // num_clips,)
+        first = programs - self.grid[0]
+        with (
+            mock.patch.object(builder, "set_grid_idx", lambda x, y, z: set_index(first + x, y, z)),
+            mock.patch.object(builder, "set_grid_dim", lambda x, y, z: set_size(programs, y, z)),
+        ):
+            call(self, *arguments, **options)
+
+    with (
+        mock.patch.object(executor, "__call__", run),
+        mock.patch.object(executor, "_restore_args_dev"),
+    ):
+        yield
+
+
+@case
+def tensors_over_two_to_the_31_elements():
+    """The last clip of 4 GiB tensors, the rest of which is address space only, gives the bits that it gives alone."""
+    from fe_adapter.kernels import conv, fused
+
+    T, N, P, D, R = 4, 4, 1, 64, 80
+    B = 2**31 // (T * N * R) + 2
+
+    def results(B: int, design: str, weights: Weights, spec: AdapterSpec) -> list[torch.Tensor]:
+        x, h, dphi = (torch.empty(B, T, *size, dtype=torch.float16) for size in ((P + N, D), (N, R), (N, R)))
+        generator = torch.Generator().manual_seed(0)
+        for z in (x, h, dphi):
+            z[-1] = torch.randn(z[-1].shape, generator=generator)
+        if design == "gemm":
+            rows = conv.activated_rows(h, weights, spec)
+            again, dc, state = conv.backward_activation(dphi, h, weights, spec)
+            conv.backward_hidden(dc, h, weights, spec, rows, state)
+            return [rows, again, dc]
+        y, own_h = fused.forward(x, None, weights, spec, design)
+        dx, rows, dh, _ = fused.backward(x, None, h, weights, spec, True, design)
+        return [y, own_h, dx, rows, dh]
+
+    def sums(*tensors) -> None:
+        """In the place of the second stage, which would read all of the partial sums."""
+
+    for design, dynamic in itertools.product(("gemm", "fused", "resident"), (False, True)):
+        shapes = [(R, D), (R,), (R, 1, 3, 1, 1), (R,), (D, R), (D,)] + [(3, R), (1,)] * dynamic
+        weights = Weights(*(torch.randn(shape).half() / 8 for shape in shapes))
+        spec = AdapterSpec(1, None, "silu", P, (N, 1), torch.float16)
+        with mock.patch.object(fused, "add_sums", sums), mock.patch.object(conv, "add_sums", sums):
+            alone = results(1, design, weights, spec)
+            with last_clip_only(B):
+                large = results(B, design, weights, spec)
+        assert all(z.numel() > 2**31 for z in large)
+        assert all(torch.equal(z[-1], one[-1]) for z, one in zip(large, alone, strict=True))
 
 
 @case
@@ -264,9 +345,9 @@ def the_checks_see_planted_faults():
         assert any(message in text for text in chain), chain
 
 
-def main() -> None:
+def main(cases: dict[str, Callable[[], None]]) -> None:
     outcomes = {}
-    for name, run in CASES.items():
+    for name, run in cases.items():
         torch.manual_seed(0)
         try:
             with run_time_ranges():
@@ -278,4 +359,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(SLOW_CASES if sys.argv[1:] == ["slow"] else CASES)

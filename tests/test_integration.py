@@ -15,10 +15,27 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from bench.agreement import pair
-from fe_adapter import _ops
+from fe_adapter import _gemm, _ops
+from fe_adapter.kernels.spec import AdapterSpec, Weights
+
+
+class Operations(TorchDispatchMode):
+    """Notes every operation of PyTorch and the shapes that it returns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[str, list[torch.Size]]] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        outputs = result if isinstance(result, (tuple, list)) else (result,)
+        self.seen.append((str(function), [z.shape for z in outputs if isinstance(z, Tensor)]))
+        return result
+
 
 FORMS = [{"dilation": 2, "activation": "gelu"}, {"dilation": "dynamic", "recompute": "hidden"}]
 WORLD = 2
@@ -121,3 +138,31 @@ def test_functional_call_differentiates_what_it_is_given(options):
     torch.func.functional_call(model, given, (x,)).square().mean().backward()
     for name, p in given.items():
         assert torch.equal(p.grad, expected[name]), name
+
+
+@pytest.mark.parametrize("design", ["gemm", "fused", "resident", "tail"])
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+def test_a_cuda_graph_could_capture_both_directions(design, dynamic):
+    """Around the launches, no operation waits for the device, and neither operations nor shapes depend on data."""
+    pytest.importorskip("triton", reason="Triton is not installed")
+    from bench.ahead import recorded_calls
+    from bench.compile import plans_for
+    from fe_adapter import _fused
+    from fe_adapter.kernels import conv, fused
+
+    option = {"convolution": conv} if design == "gemm" else {"design": design}
+    module = _gemm if design == "gemm" else _fused
+    spec, seen, launched = AdapterSpec(1, 1.5, "gelu", 1, (4, 1), torch.bfloat16), [], []
+    for scale in (0.0, 1e4):
+        shapes = [(32, 16), (32,), (32, 1, 3, 1, 1), (32,), (16, 32), (16,)] + [(3, 32), (1,)] * dynamic
+        weights = Weights(*(scale * torch.randn(shape) for shape in shapes))
+        x, dy = scale * torch.randn(2, 2, 2, 5, 16)
+        with plans_for("sm_90"), recorded_calls(conv) as a, recorded_calls(fused) as b, Operations() as operations:
+            _, h = module.forward(x, weights, spec, **option)
+            module.backward(dy, x, None, h, weights, spec, needs_dx=True, **option)
+        seen.append(operations.seen)
+        launched.append([(kernel, options) for kernel, _, options in (*a, *b)])
+    assert seen[0] == seen[1]
+    assert launched[0] == launched[1] != []
+    waits = ("_local_scalar_dense", "nonzero", "equal", "unique", "masked_select", "aten.index.")
+    assert not [name for name, _ in seen[0] if any(word in name for word in waits)]

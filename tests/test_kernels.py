@@ -16,21 +16,36 @@ import pytest
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
-from tests.kernel_cases import CASES
+from tests.kernel_cases import CASES, SLOW_CASES
 
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.fixture(scope="session")
-def outcomes():
+def run(*arguments: str) -> dict[str, str]:
     """What became of every case: "" or the failure."""
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-W", "error", "-m", "tests.kernel_cases"]
+    command = [sys.executable, "-W", "error", "-m", "tests.kernel_cases", *arguments]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.fixture(scope="session")
+def outcomes():
+    return run()
+
+
+@pytest.fixture(scope="session")
+def slow_outcomes():
+    return run("slow")
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_in_the_interpreter(case, outcomes):
     assert outcomes[case] == "", outcomes[case]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", SLOW_CASES)
+def test_in_the_interpreter_at_length(case, slow_outcomes):
+    assert slow_outcomes[case] == "", slow_outcomes[case]
