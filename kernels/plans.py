@@ -96,10 +96,10 @@ RESIDENT = {
     384: {2: _resident(64, 3, 128, num_stages=4), 4: _resident(64, 3, 64, 32)},
     512: {2: _resident(128, 4, 64, BLOCK_M=64), 4: _resident(128, 2, 64, 32, BLOCK_M=64)},
 }
-_HIGH = _resident(32, 1, 32, 32, BLOCK_D=32, num_stages=2)
-_LOW = _resident(64, 1, 64, 32, BLOCK_D=32, BLOCK_M=64, num_stages=2)
-TAIL_163_KIB = {384: {2: _HIGH, 4: _HIGH}, 512: {2: _LOW, 4: _LOW}}  # of shared memory a block
-TAIL_99_KIB = {384: {2: _LOW, 4: _LOW}}
+TAIL_128_ROWS = _resident(32, 1, 32, 32, BLOCK_D=32, num_stages=2)
+TAIL_64_ROWS = _resident(64, 1, 64, 32, BLOCK_D=32, BLOCK_M=64, num_stages=2)
+TAIL_163_KIB = {384: dict.fromkeys((2, 4), TAIL_128_ROWS), 512: dict.fromkeys((2, 4), TAIL_64_ROWS)}
+TAIL_99_KIB = {384: dict.fromkeys((2, 4), TAIL_64_ROWS)}  # of shared memory a block
 
 # the plans with c in shared memory, by compute capability
 IN_SHARED_MEMORY = {
