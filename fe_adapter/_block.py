@@ -57,18 +57,15 @@ def set_checkpoint(block: Any, kind: str | None) -> None:
         block.forward = functools.partial(_checkpointed_forward, block, block.__dict__.get("forward"))
 
 
-def set_gelu2bit(block: nn.Module, wanted: bool) -> int:
-    """Make GELUs of the frozen ``block`` keep two bits an element, or what they kept before; returns how many."""
-    found = 0
+def set_gelu2bit(block: nn.Module, wanted: bool) -> None:
+    """Make GELUs of ``block`` keep two bits an element, or what they kept before."""
     for module in block.modules():
         kind = kind_of_gelu(module)
         if kind is None:
             continue
-        found += 1
         module.__dict__.pop("forward", None)
         if wanted:
             module.forward = functools.partial(gelu2bit, kind=kind)
-    return found
 
 
 class HostMemory(saved_tensors_hooks):

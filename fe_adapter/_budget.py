@@ -38,6 +38,8 @@ class MemoryBudget:
             precision=recipe.precision,
             budget=None if budget is None else parse_bytes(budget),
             approximate=approximate,
+            accumulate=recipe.accumulate,
+            also=() if recipe.memory_policy is None else (recipe.memory_policy,),
             device="cuda" if torch.cuda.is_available() else "cpu",
         )
         if budget is None:  # start with what was asked for

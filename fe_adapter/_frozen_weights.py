@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Any
 
 import torch
@@ -17,23 +18,32 @@ def convert(vit: nn.Module, kind: str) -> None:
     """Store the frozen weights of ``vit`` as ``kind``, in place: "bf16", "int8" or "nf4". Adapters stay as they are.
 
     ``int8`` and ``nf4`` are for the linear layers' weights alone; products are taken in the dtype of their input.
-
-    Raises:
-        InputError: the backbone trains, or bitsandbytes is not installed.
     """
-    of_adapters = {
-        module for adapter in vit.modules() if isinstance(adapter, FEAdapter) for module in adapter.modules()
-    }
-    frozen = [module for module in vit.modules() if module not in of_adapters]
-    if any(p.requires_grad for module in frozen for p in module.parameters(recurse=False)):
-        raise InputError(f"memory policy {kind!r} is for frozen weights, but the backbone trains")
+    frozen = _frozen(vit)
     for module in frozen:
         if kind == "bf16":
             _to_bfloat16(module)
             continue
         for name, child in module.named_children():
-            if type(child) is nn.Linear and child not in of_adapters:
+            if type(child) is nn.Linear and child in frozen:
                 setattr(module, name, _quantized(child, kind))
+
+
+def check(vit: nn.Module, kind: str) -> None:
+    """Raise `InputError` where `convert` could not: the backbone trains, or bitsandbytes is not installed."""
+    if any(p.requires_grad for module in _frozen(vit) for p in module.parameters(recurse=False)):
+        raise InputError(
+            f"memory policy {kind!r} is for frozen weights, but the backbone trains (before adapt it does, too)"
+        )
+    if kind in QUANTIZED and importlib.util.find_spec("bitsandbytes") is None:
+        raise InputError(f"memory policy {kind!r} needs bitsandbytes; pip install 'fe-adapter[quantize]'")
+
+
+def _frozen(vit: nn.Module) -> dict[nn.Module, None]:
+    """The modules of ``vit`` that belong to no adapter, in its order."""
+    adapters = [module for module in vit.modules() if isinstance(module, FEAdapter)]
+    of_adapters = {module for adapter in adapters for module in adapter.modules()}
+    return {module: None for module in vit.modules() if module not in of_adapters}
 
 
 def _to_bfloat16(module: nn.Module) -> None:
@@ -46,10 +56,8 @@ def _to_bfloat16(module: nn.Module) -> None:
 
 
 def _quantized(linear: nn.Linear, kind: str) -> nn.Module:
-    try:
-        import bitsandbytes as bnb
-    except ImportError:
-        raise InputError(f"memory policy {kind!r} needs bitsandbytes; pip install 'fe-adapter[quantize]'") from None
+    import bitsandbytes as bnb
+
     shape: dict[str, Any] = {"bias": linear.bias is not None, "device": "meta"}
     weight, device = linear.weight.data.cpu(), linear.weight.device
     layer: Any

@@ -16,26 +16,25 @@ from fe_adapter.errors import InputError
 NAME = "fe_adapter_xformers"  # in transformers' registry of attention functions
 
 
-def use(vit: Any) -> None:
-    """Let the attention modules of ``vit`` call xFormers.
-
-    Raises:
-        InputError: xFormers is not installed, or ``vit`` has no attention that can be exchanged.
-    """
-    _attention()  # here rather than in the middle of a step
-    modules = _timm_modules(vit)
-    for module in modules:
-        module.forward = functools.partial(_timm_forward, module)
-    if not modules and hasattr(vit, "config") and hasattr(vit.config, "_attn_implementation"):
-        from transformers import AttentionInterface
-
-        AttentionInterface.register(NAME, _transformers_attention)
-        vit.fe_attention_before = vit.config._attn_implementation
-        vit.config._attn_implementation = NAME
-    elif not modules:
+def check(vit: Any) -> None:
+    """Raise `InputError` where `use` could not: xFormers is missing, or no attention of ``vit`` can be exchanged."""
+    _attention()
+    if not _timm_modules(vit) and not _has_registry(vit):
         raise InputError(
             f"memory policy 'xformers' is for timm's and transformers' attention, not {type(vit).__name__}"
         )
+
+
+def use(vit: Any) -> None:
+    """Let the attention modules of ``vit`` call xFormers."""
+    for module in _timm_modules(vit):
+        module.forward = functools.partial(_timm_forward, module)
+    if _has_registry(vit):
+        from transformers import AttentionInterface
+
+        AttentionInterface.register(NAME, _transformers_attention)
+        vit.__dict__.setdefault("fe_attention_before", vit.config._attn_implementation)
+        vit.config._attn_implementation = NAME
 
 
 def undo(vit: Any) -> None:
@@ -52,6 +51,10 @@ def _timm_modules(vit: nn.Module) -> list[Any]:
         for module in vit.modules()
         if (type(module).__module__, type(module).__name__) == ("timm.layers.attention", "Attention")
     ]
+
+
+def _has_registry(vit: Any) -> bool:
+    return hasattr(vit, "config") and hasattr(vit.config, "_attn_implementation")
 
 
 def _attention() -> Any:

@@ -130,6 +130,8 @@ def adapt(
     )
     vit.requires_grad_(False)
     for block, forward, by_position in zip(chosen, forwards, adapters, strict=True):
+        checkpoint = block.__dict__.get("fe_checkpoint")
+        set_checkpoint(block, None)  # and put it back around the adapters
         block.fe_adapter_enabled = True  # type: ignore[assignment]
         for position, adapter in by_position.items():
             block.add_module(CHILDREN[position], adapter)
@@ -137,6 +139,7 @@ def adapt(
             block.register_forward_pre_hook(adapt_input, with_kwargs=True)
         if forward is not None:
             block.forward = functools.partial(adapted_forward, forward, block)
+        set_checkpoint(block, checkpoint)
     if spatial and patch_size is not None:
         vit.register_forward_pre_hook(_follow_grid, with_kwargs=True)
     vit.train = functools.partial(_train_adapters_only, vit)  # type: ignore[method-assign]

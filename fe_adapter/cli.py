@@ -10,7 +10,6 @@ import json
 import logging
 import os
 import sys
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -32,6 +31,7 @@ from fe_adapter.config import FEAdapterConfig, check_count
 from fe_adapter.data.sampling import FrameSampler
 from fe_adapter.data.transforms import EvalTransform, TrainTransform
 from fe_adapter.errors import InputError, TrainingError
+from fe_adapter.policies import apply_memory_policy
 from fe_adapter.train import CHECKPOINT, TrainConfig
 
 if TYPE_CHECKING:
@@ -249,7 +249,7 @@ def train(
         kernel_size=kernel_size,
         dilation=int(dilation) if dilation.isdecimal() else dilation,
         positions=tuple(positions.split(",")),
-        blocks=None if last_blocks is None else tuple(range(-check_count("--last-blocks", last_blocks, 1), 0)),
+        blocks=_last(last_blocks),
         recompute=recompute,
     )
     common: dict[str, Any] = {"sampler": frames, "seed": seed, "on_error": on_error, "val_fraction": val_fraction}
@@ -275,8 +275,12 @@ def train(
     if cache_features is not None:
         train_set.transform = EvalTransform(size)
         model.to(_device("auto"))
-        cached = partial(cache, model, batch_size=batch_size, num_workers=num_workers)
-        train_set, val_set = cached(train_set, cache_features / "train"), cached(val_set, cache_features / "val")
+        if within.recipe.memory_policy is not None:  # it may round the weights
+            apply_memory_policy(model, f"none+{within.recipe.memory_policy}".removesuffix("+none"))
+        options: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers}
+        options["precision"] = within.recipe.precision
+        train_set = cache(model, train_set, cache_features / "train", **options)
+        val_set = cache(model, val_set, cache_features / "val", **options)
     if not (out / CHECKPOINT).exists():  # or it is that of the run that is resumed
         _write_settings(context, out)
     words.print(f"{len(train_set)} clips to train on, {len(val_set)} to validate, {len(train_set.class_names)} classes")
@@ -302,6 +306,7 @@ def plan(
     backbone: Annotated[str, typer.Option(help="timm:NAME, hf:NAME, openclip:NAME/TAG or torchvision:NAME.")],
     num_frames: Annotated[int, typer.Option(help="Frames of a clip.")] = 16,
     batch_size: BatchSize = 8,
+    accumulate: Annotated[int, typer.Option(help="Batches to one step.")] = 1,
     memory: Annotated[str | None, typer.Option(help="Budget, such as 8GB (GB is 2^30 bytes).")] = None,
     precision: Annotated[str, typer.Option(help="no, bf16 or fp16.")] = "bf16",
     device: Annotated[str, typer.Option(help="cuda or cpu: whose behaviour is predicted; none is needed.")] = "cuda",
@@ -313,6 +318,7 @@ def plan(
     kernel_size: Annotated[int, typer.Option(help="Frames a tap wide, odd.")] = 3,
     dilation: Annotated[str, typer.Option(help="dynamic, or a number.")] = "dynamic",
     positions: Annotated[str, typer.Option(help="Before attn, mlp, or attn,mlp.")] = "attn",
+    last_blocks: Annotated[int | None, typer.Option(help="Adapters in the last K blocks; default all.")] = None,
     plot: Annotated[str, typer.Option(help="PNG file with the parts of each peak; none draws nothing.")] = "plan.png",
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
 ) -> None:
@@ -329,6 +335,7 @@ def plan(
         kernel_size=kernel_size,
         dilation=int(dilation) if dilation.isdecimal() else dilation,
         positions=tuple(positions.split(",")),
+        blocks=_last(last_blocks),
     )
     args = _json_object("--backbone-args", backbone_args)
     with torch.device("meta"):
@@ -337,7 +344,8 @@ def plan(
         )
     with words.status("Counting") as status:
         found = plan_memory(
-            model, batch_size, precision=precision, budget=budget, approximate=approximate, device=device,
+            model, batch_size, precision=precision, budget=budget, approximate=approximate, accumulate=accumulate,
+            device=device,
             progress=lambda name: status.update(f"Counting {name}"),
         )  # fmt: skip
     if plot != "none":
@@ -509,6 +517,10 @@ def _precision(name: str) -> str:
     if name != "auto":
         return name
     return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
+
+
+def _last(count: int | None) -> tuple[int, ...] | None:
+    return None if count is None else tuple(range(-check_count("--last-blocks", count, 1), 0))
 
 
 def _json_object(option: str, text: str) -> dict[str, Any]:

@@ -11,6 +11,8 @@ import hashlib
 import json
 import math
 import shutil
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from fe_adapter.classifier import VideoClassifier
 from fe_adapter.data.datasets import VideoDataset
 from fe_adapter.data.loader import make_loader, one_line_errors
 from fe_adapter.errors import InputError
+from fe_adapter.memory import PRECISIONS
 
 INDEX = "index.json"
 FORMAT = 1
@@ -70,6 +73,7 @@ def cache_features(
     *,
     batch_size: int = 8,
     num_workers: int = 0,
+    precision: str = "no",
     progress: bool = True,
 ) -> CachedFeatures:
     """Run the frozen prefix of ``model`` over every clip once and keep its tokens in ``folder``, or use what is there.
@@ -83,6 +87,8 @@ def cache_features(
             be free on the disk beforehand.
         batch_size: clips at a time.
         num_workers: processes that decode.
+        precision: of the autocast the training will run in: "no", "bf16" or "fp16". Memory policies that round weights
+            are to be on the model already.
         progress: show a progress bar.
 
     Raises:
@@ -95,10 +101,11 @@ def cache_features(
     if dataset.is_random:
         raise InputError("frames and transforms at random cannot be cached; use evaluation sampling and EvalTransform")
     make_folder(folder)
-    identity = _identity(model, dataset)
+    identity = _identity(model, dataset) | {"precision": precision}
+    tokens = partial(_tokens, model, precision)
     index = _read_index(folder, identity)
     if index is None:
-        shape = _tokens(model, dataset[0]["video"][None]).shape[1:]
+        shape = tokens(dataset[0]["video"][None]).shape[1:]
         clip_bytes = math.prod(shape) * next(model.vit.parameters()).element_size()
         _check_space(folder, clip_bytes * len(dataset))
         per_shard = max(1, _SHARD_BYTES // clip_bytes)
@@ -107,7 +114,8 @@ def cache_features(
     missing = range(len(index["shards"]), count)
     for number in track(missing, "Caching features", transient=True, disable=not progress or not missing):
         clips = range(number * per_shard, min(len(dataset), (number + 1) * per_shard))
-        content = to_bytes(_shard(model, dataset, clips, batch_size, num_workers))
+        loader = make_loader(dataset, batch_size, num_workers=num_workers, indices=list(clips))
+        content = to_bytes(_shard(loader, tokens))
         name = f"shard-{number:05d}.safetensors"
         with atomic_write(folder / name) as file:
             file.write(content)
@@ -117,20 +125,17 @@ def cache_features(
     return CachedFeatures(folder, index, dataset)
 
 
-def _shard(
-    model: VideoClassifier, dataset: VideoDataset, clips: range, batch_size: int, num_workers: int
-) -> dict[str, Tensor]:
-    loader = make_loader(dataset, batch_size, num_workers=num_workers, indices=list(clips))
+def _shard(loader: Any, tokens: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
     shard = {}
     for batch in one_line_errors(loader):
-        for i, tokens in zip(batch["index"].tolist(), _tokens(model, batch["video"]).cpu(), strict=True):
-            shard[str(i)] = tokens.clone()
+        for i, clip in zip(batch["index"].tolist(), tokens(batch["video"]).cpu(), strict=True):
+            shard[str(i)] = clip.clone()
     return shard
 
 
-def _tokens(model: VideoClassifier, video: Tensor) -> Tensor:
+def _tokens(model: VideoClassifier, precision: str, video: Tensor) -> Tensor:
     device = next(model.parameters()).device
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast(device.type, PRECISIONS[precision], enabled=precision != "no"):
         tokens = prefix_tokens(model.vit, lambda: model(video.to(device)))
     return tokens.unflatten(0, video.shape[:2])
 

@@ -60,6 +60,7 @@ def estimate_memory(
     dtype: torch.dtype = torch.float32,
     precision: str = "no",
     policy: str | None = None,
+    accumulate: int = 1,
     device: str | None = None,
 ) -> MemoryEstimate:
     """What a training step of ``model`` would hold, counted on fake tensors: nothing is computed or allocated.
@@ -73,6 +74,7 @@ def estimate_memory(
         dtype: of that tensor; `fit` feeds ``torch.uint8``.
         precision: "no", or "bf16" or "fp16" autocast.
         policy: as of `apply_memory_policy`, added to those the model has. Weights cannot be quantized here.
+        accumulate: batches summed into a step; of several, all but the first find gradients there already.
         device: "cpu" or "cuda", whose autocast and allocator are imitated; None is where the model is, the meta device
             counting as "cuda".
 
@@ -98,6 +100,8 @@ def estimate_memory(
         live.peak, live.cost = live.bytes, 0.0  # from here on it is the step's
         trainable = [p for p in fake.parameters() if p.requires_grad]
         gradients = sum(p.nbytes for p in trainable)
+        for p in trainable if accumulate > 1 else ():
+            p.grad = torch.empty_like(p)
         optimizer = 2 * gradients  # counted, not run: it is a third of the operators
         live.add_bytes(optimizer)
         saved = _SavedStorages(fake)

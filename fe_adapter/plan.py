@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from fe_adapter.errors import InputError
 from fe_adapter.memory import PRECISIONS, MemoryEstimate, copy_without_values, estimate_memory
 from fe_adapter.policies import APPROXIMATE, apply_memory_policy, parse_policy
 
-_UNITS = {"": 1, "B": 1, "KB": 2**10, "MB": 2**20, "GB": 2**30, "TB": 2**40}
+_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 SMALLEST = "recompute_input+full"  # of the exact ones that stay on the device
 FULL_TUNING = "full fine-tuning"
 
@@ -123,6 +123,8 @@ def plan_memory(
     precision: str = "no",
     budget: int | None = None,
     approximate: bool = False,
+    accumulate: int = 1,
+    also: Sequence[str] = (),
     device: str = "cuda",
     progress: Callable[[str], None] = lambda name: None,
 ) -> MemoryPlan:
@@ -135,6 +137,8 @@ def plan_memory(
             without autocast are tried as well: they keep less.
         budget: bytes; None takes the fastest of all.
         approximate: whether ``gelu2bit``, whose gradients are approximate, may be picked.
+        accumulate: batches summed into a step.
+        also: further policies to count, which may be picked as well; for the given precision.
         device: "cuda" or "cpu": whose behaviour is predicted.
         progress: called with the name of each row before it is counted.
 
@@ -143,15 +147,21 @@ def plan_memory(
     """
     check_choice("precision", precision, tuple(PRECISIONS))
     check_count("batch_size", batch_size, 1)
+    check_count("accumulate", accumulate, 1)
+    if budget is not None:
+        check_count("budget", budget, 1)
     if model.tune != "adapter":
         raise InputError(f"tune={model.tune!r} has nothing to plan: policies are for adapters on a frozen backbone")
     model = copy_without_values(model, "meta").train()
     apply_memory_policy(model, "none")
 
-    def estimate(name: str, model: VideoClassifier, policy: str | None, precision: str, clips: int) -> MemoryEstimate:
+    def estimate(
+        name: str, model: VideoClassifier, policy: str | None, precision: str, clips: int, accumulate: int = accumulate
+    ) -> MemoryEstimate:
         progress(name)
+        options: dict[str, Any] = {"precision": precision, "policy": policy, "accumulate": accumulate, "device": device}
         shape = (clips, model.num_frames, 3, *model.preprocessing.size)
-        return estimate_memory(model, *shape, dtype=torch.uint8, precision=precision, policy=policy, device=device)
+        return estimate_memory(model, *shape, dtype=torch.uint8, **options)
 
     full = _fully_tuned(model)
     first = estimate(FULL_TUNING, full, None, precision, batch_size)
@@ -165,7 +175,7 @@ def plan_memory(
     prefix, inner_precision = ("bf16+", "no") if precision == "bf16" else ("", precision)
     if precision == "bf16":
         add(f"{FULL_TUNING}, all in bf16", "no", other_model=full.to(torch.bfloat16))
-    for policy, own_precision in candidates(model, precision):
+    for policy, own_precision in dict.fromkeys([*candidates(model, precision), *((p, precision) for p in also)]):
         add(f"{policy} (autocast)" if own_precision != inner_precision else policy, own_precision, policy)
     late = _late_half(model)
     if late is not None:
@@ -180,7 +190,7 @@ def plan_memory(
         assert budget is not None
         policy = f"{prefix}{SMALLEST}"
         advice = f"nothing fits {_size(budget)}; " + _what_would_fit(
-            budget, batch_size, policy, lambda clips: estimate(policy, model, policy, inner_precision, clips).peak
+            budget, batch_size, policy, lambda clips: estimate(policy, model, policy, inner_precision, clips, 2).peak
         )
     return dataclasses.replace(plan, recommended=chosen, advice=advice)
 
@@ -191,10 +201,10 @@ def parse_bytes(text: str) -> int:
     Raises:
         InputError: it is no size.
     """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)I?(B?)\s*", text.upper())
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT])I?B?\s*", text.upper())
     if match is None or not float(match[1]):
         raise InputError(f"{text!r} is no amount of memory; write it like 8GB or 800MB")
-    return int(float(match[1]) * _UNITS[match[2] + ("B" if match[2] else match[3])])
+    return int(float(match[1]) * _UNITS[match[2]])
 
 
 def candidates(model: VideoClassifier, precision: str) -> list[tuple[str, str]]:
@@ -257,19 +267,21 @@ def _late_half(model: VideoClassifier) -> VideoClassifier | None:
     return late
 
 
+def smaller_batches(batch_size: int) -> list[int]:
+    """The sizes of batches that make up one of ``batch_size`` when summed, the largest first."""
+    return [size for size in range(batch_size // 2, 0, -1) if batch_size % size == 0]
+
+
 def _what_would_fit(budget: int, batch_size: int, policy: str, peak: Callable[[int], int]) -> str:
-    smallest = batch_size
-    while smallest > 1:
-        smallest //= 2
-        needed = peak(smallest)
+    needed = 0
+    for smaller in smaller_batches(batch_size):
+        needed = peak(smaller)
         if needed <= budget:
-            accumulate = -(-batch_size // smallest)
-            return (
-                f"batch_size={smallest} with accumulate={accumulate} (the same step) and {policy} needs {_size(needed)}"
-            )
-    return (
-        f"one clip with {policy} needs {_size(peak(1))}; use fewer frames, adapters in fewer blocks, a smaller backbone"
-    )
+            how = f"batch_size={smaller} with accumulate={batch_size // smaller} (the same step)"
+            return f"{how} and {policy} needs {_size(needed)}"
+    needed = needed or peak(1)
+    hint = "use fewer frames, adapters in fewer blocks, or a smaller backbone"
+    return f"one clip with {policy} needs {_size(needed)}; {hint}"
 
 
 def _parts(estimate: MemoryEstimate) -> dict[str, int]:
@@ -282,4 +294,7 @@ def _parts(estimate: MemoryEstimate) -> dict[str, int]:
 
 
 def _size(num_bytes: int) -> str:
-    return f"{num_bytes / 2**30:.2f} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:.0f} MiB"
+    for unit, name in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+        if num_bytes >= unit:
+            return f"{num_bytes / unit:.2f} {name}"
+    return f"{num_bytes} bytes"

@@ -25,8 +25,10 @@ from torch import nn
 
 from fe_adapter import _frozen_weights, _xformers
 from fe_adapter._block import set_checkpoint, set_gelu2bit
+from fe_adapter._gelu2bit import kind_of_gelu
 from fe_adapter.adapt import get_adapters
 from fe_adapter.backbones import describe_backbone, get_blocks
+from fe_adapter.config import check_count
 from fe_adapter.errors import InputError
 
 CHECKPOINTS = ("selective", "full", "offload")
@@ -42,8 +44,8 @@ def apply_memory_policy(
 ) -> nn.Module:
     """Choose what a training step of ``model`` keeps in memory; what it computes stays the same (see the module).
 
-    Policies add to those put on before; "none" takes them all off first (``bf16``, ``int8`` and ``nf4`` stay: the
-    weights they rounded are gone).
+    Policies add to those put on before. "none", which comes first, takes them all off, but for ``bf16``, ``int8`` and
+    ``nf4``: the weights they rounded are gone.
 
     Args:
         model: a `VideoClassifier`, or an image transformer, adapted or not; changed in place. A policy that recomputes
@@ -63,15 +65,12 @@ def apply_memory_policy(
         >>> apply_memory_policy(classifier, "bf16+gelu2bit+full:0-7")
     """
     vit, all_blocks = _find_blocks(model)
-    chosen = None if blocks is None else tuple(blocks)
-    wanted = [
-        (name, _indices(name, where, chosen, len(all_blocks)), where is not None or chosen is not None)
-        for name, where in parse_policy(policy)
-    ]
-    _refuse_conflicts(wanted)
-    for name, indices, has_range in wanted:
-        if has_range and name in (*OF_WEIGHTS, "xformers", "none"):
-            raise InputError(f"memory policy {name!r} is for the whole model; it takes no blocks")
+    chosen = None if blocks is None else tuple(check_count("blocks", i, 0) for i in blocks)
+    wanted = [(name, where, _indices(name, where, chosen, len(all_blocks))) for name, where in parse_policy(policy)]
+    _refuse_conflicts([(name, indices) for name, _, indices in wanted])
+    for name, where, indices in wanted:  # all of it before anything is changed
+        _refuse(vit, name, where is not None or chosen is not None, [all_blocks[i] for i in indices])
+    for name, _, indices in wanted:
         here = [all_blocks[i] for i in indices]
         if name == "none":
             _take_off(vit, here)
@@ -79,8 +78,8 @@ def apply_memory_policy(
             for block in here:
                 set_checkpoint(block, name)
         elif name == "gelu2bit":
-            if not sum(set_gelu2bit(block, True) for block in here):
-                raise InputError("memory policy 'gelu2bit': no block has a GELU (a SwiGLU, say, is none)")
+            for block in here:
+                set_gelu2bit(block, True)
         elif name in RECOMPUTES:
             for block in here:
                 for adapter in get_adapters(block):
@@ -98,12 +97,16 @@ def parse_policy(policy: str | Sequence[str]) -> list[tuple[str, str | None]]:
     Raises:
         InputError: a name that is no policy.
     """
-    parts = [policy] if isinstance(policy, str) else list(policy)
-    items = []
+    parts = [policy] if isinstance(policy, str) else list(policy) if isinstance(policy, Sequence) else [policy]
+    if not parts or not all(isinstance(part, str) for part in parts):
+        raise InputError(f"memory policy {policy!r} is no name, nor a list of names")
+    items: list[tuple[str, str | None]] = []
     for item in (item.strip() for part in parts for item in part.split("+")):
         name, colon, where = item.partition(":")
         if name not in POLICIES:
             raise InputError(f"memory policy {name!r} is none of {', '.join(POLICIES)}")
+        if name == "none" and items:
+            raise InputError("memory policy 'none' takes off what is there already; it can only come first")
         items.append((name, where if colon else None))
     return items
 
@@ -126,6 +129,8 @@ def _indices(name: str, where: str | None, chosen: tuple[int, ...] | None, num_b
             indices = [i for part in where.split(",") for i in _range(part)]
         except ValueError:
             raise InputError(f"memory policy {name}:{where}: blocks are written 0-7 or 0,2,4") from None
+    if not indices:
+        raise InputError(f"memory policy {name!r} is given no blocks: write the first one first, as in {name}:0-7")
     for i in indices:
         if not 0 <= i < num_blocks:
             raise InputError(f"memory policy {name!r} names block {i}, but the model has {num_blocks} blocks")
@@ -137,10 +142,21 @@ def _range(part: str) -> Iterator[int]:
     yield from range(int(first), int(last if dash else first) + 1)
 
 
-def _refuse_conflicts(wanted: list[tuple[str, list[int], bool]]) -> None:
+def _refuse(vit: nn.Module, name: str, has_blocks: bool, here: list[nn.Module]) -> None:
+    if has_blocks and name in (*OF_WEIGHTS, "xformers", "none"):
+        raise InputError(f"memory policy {name!r} is for the whole model; it takes no blocks")
+    if name == "gelu2bit" and not any(kind_of_gelu(module) for block in here for module in block.modules()):
+        raise InputError("memory policy 'gelu2bit': no block has a GELU (a SwiGLU, say, is none)")
+    if name in OF_WEIGHTS:
+        _frozen_weights.check(vit, name)
+    if name == "xformers":
+        _xformers.check(vit)
+
+
+def _refuse_conflicts(wanted: list[tuple[str, list[int]]]) -> None:
     for group in (CHECKPOINTS, tuple(RECOMPUTES), _frozen_weights.QUANTIZED):
         taken: dict[int, str] = {}
-        for name, indices, _ in wanted:
+        for name, indices in wanted:
             for i in indices if name in group else ():
                 if taken.setdefault(i, name) != name:
                     raise InputError(f"memory policies {taken[i]!r} and {name!r} exclude each other on block {i}")

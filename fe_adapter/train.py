@@ -31,6 +31,7 @@ from fe_adapter.data.sampling import derive_seed
 from fe_adapter.errors import InputError, OutOfMemoryError, TrainingError
 from fe_adapter.evaluate import check_classes, evaluate
 from fe_adapter.memory import measure_peak_memory
+from fe_adapter.plan import smaller_batches
 from fe_adapter.policies import apply_memory_policy, parse_policy
 
 SAMPLERS = ("shuffle", "balanced")
@@ -209,7 +210,7 @@ class _Run:
         self.model, self.train_set, self.val_set, self.config, self.out = model, train_set, val_set, config, out
         self.expected_peak = expected_peak
         if config.memory_policy is not None:
-            apply_memory_policy(model, f"none+{config.memory_policy}")
+            apply_memory_policy(model, f"none+{config.memory_policy}".removesuffix("+none"))
         model.clip_seconds = train_set.clip_seconds  # what predict_video slides over a longer video
         make_folder(out)
         self.accelerator = _accelerator(config, out)
@@ -268,13 +269,15 @@ class _Run:
                     raise KeyboardInterrupt
 
     def _wants_peak(self) -> bool:
-        """Whether this is the first batch after a step: all states of the optimizer are there."""
-        return self.expected_peak is not None and len(self.step_ms) == 1
+        """Whether this is the last batch of the second step: all that there can be is there."""
+        is_last = (self.position.batch + 1) % self.config.accumulate == 0
+        return self.expected_peak is not None and len(self.step_ms) == 1 and is_last
 
     def _measured_batch(self, batch: dict[str, Any]) -> tuple[float, float]:
         """As `_batch`, and the peak of its memory in the log."""
         result: list[tuple[float, float]] = []
         there = [*self.model.parameters(), *self.model.buffers(), batch["video"]]
+        there += [p.grad for p in self.trainable if p.grad is not None]
         there += [t for state in self.optimizer.state.values() for t in state.values() if isinstance(t, torch.Tensor)]
         peak = sum(t.nbytes for t in there) + measure_peak_memory(lambda: result.append(self._batch(batch)))
         assert self.expected_peak is not None
@@ -428,7 +431,7 @@ def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, A
 
 
 def _memory_advice(config: TrainConfig) -> str:
-    smaller = max(1, config.batch_size // 2)
+    smaller = next(iter(smaller_batches(config.batch_size)), 1)
     accumulate = config.accumulate * config.batch_size // smaller
     return (
         "In the order of least cost, with resume: memory_policy='recompute_input+full' (--memory-policy), "

@@ -81,16 +81,41 @@ def test_smaller_steps_down_to_the_end(plan):
 
 
 @pytest.mark.parametrize(
-    ("text", "size"), [("8GB", 2**33), ("7.5 GiB", 7.5 * 2**30), ("800mb", 800 * 2**20), ("1k", 1024), ("12", 12)]
+    ("text", "size"), [("8GB", 2**33), ("7.5 GiB", 7.5 * 2**30), ("800mb", 800 * 2**20), ("1k", 1024)]
 )
 def test_sizes(text, size):
     assert parse_bytes(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "8 apples", "-1GB", "0GB", "GB"])
+@pytest.mark.parametrize("text", ["", "8", "8 apples", "-1GB", "0GB", "GB"])
 def test_bad_sizes(text):
     with pytest.raises(InputError, match="no amount of memory"):
         parse_bytes(text)
+
+
+def test_advice_keeps_the_step(model):
+    """Seven clips are one, seven times; nothing else is the same step."""
+    needed = plan_memory(model, 7, accumulate=2).rows[-2].estimate.peak
+    advice = plan_memory(model, 7, budget=int(0.9 * needed)).advice
+    assert "batch_size=1 with accumulate=7" in advice
+
+
+def test_accumulated_gradients_are_there(model):
+    once, summed = (plan_memory(model, 4, accumulate=n).rows[1].estimate for n in (1, 2))
+    assert 0 < summed.peak - once.peak <= once.gradients + 512 * 30
+
+
+def test_a_policy_of_ones_own_is_counted_too(model):
+    plan = plan_memory(model, 4, also=["full:1"])
+    row = plan.find("full:1", "no")
+    assert row is not None
+    assert plan.smaller(row) is not None
+
+
+@pytest.mark.parametrize("budget", [0, -5, float("nan"), "8GB"])
+def test_a_budget_is_a_number_of_bytes(model, budget):
+    with pytest.raises((InputError, TypeError), match="budget="):
+        plan_memory(model, 4, budget=budget)
 
 
 def test_a_model_without_adapters_has_nothing_to_plan():

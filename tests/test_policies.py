@@ -227,13 +227,35 @@ def test_policies_compile(policy):
         ("full+selective", None, "'full' and 'selective' exclude each other on block 0"),
         ("recompute_input+recompute_hidden:1", None, "exclude each other on block 1"),
         ("bf16:0", None, "is for the whole model; it takes no blocks"),
+        ("full+bf16:0", None, "is for the whole model; it takes no blocks"),
+        ("full:1-0", None, "is given no blocks"),
+        ("full", [], "is given no blocks"),
+        ("full+none", None, "can only come first"),
+        (None, None, "is no name"),
+        (5, None, "is no name"),
     ],
 )
 def test_bad_policies(policy, blocks, message):
+    model = adapted("timm vit")
     with pytest.raises(InputError, match=message):
-        apply_memory_policy(adapted("timm vit"), policy, blocks)
+        apply_memory_policy(model, policy, blocks)
+    assert not any("fe_checkpoint" in block.__dict__ for block in model.blocks)  # nothing is half done
 
 
 def test_gelu2bit_needs_a_gelu():
+    model = adapted("timm eva02")
     with pytest.raises(InputError, match="no block has a GELU"):
-        apply_memory_policy(adapted("timm eva02"), "gelu2bit")
+        apply_memory_policy(model, "full+gelu2bit")
+    assert not any("fe_checkpoint" in block.__dict__ for block in model.blocks)
+
+
+@pytest.mark.parametrize("positions", [("attn",), ("mlp",), ("attn", "mlp")])
+@pytest.mark.parametrize("policy", ["full", "selective", "offload", "gelu2bit"])
+def test_before_adapt_is_as_after(policy, positions):
+    config = FEAdapterConfig(bottleneck=8, positions=positions)
+    before = adapt(apply_memory_policy(build("timm vit"), policy), config, num_frames=FRAMES)
+    after = adapted("timm vit", positions=positions)
+    before.load_state_dict(after.state_dict())
+    apply_memory_policy(after, policy)
+    for a, b in zip(gradients(before, images()), gradients(after, images()), strict=True):
+        assert torch.equal(a, b)
