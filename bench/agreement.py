@@ -32,14 +32,25 @@ def forward_backward(layer: nn.Module, x: Tensor, dy: Tensor) -> dict[str, Tenso
     return {"y": y.detach(), "x": x.grad, **gradients}
 
 
-def assert_within(actual: dict[str, Tensor], exact: dict[str, Tensor], dtype: torch.dtype, length: int) -> None:
+def assert_within(
+    actual: dict[str, Tensor],
+    exact: dict[str, Tensor],
+    dtype: torch.dtype,
+    length: int,
+    eager: dict[str, Tensor] | None = None,
+) -> None:
     """Each tensor within the rounding error of sums of ``length`` products in ``dtype``.
 
     Rounding errors add up like a random walk: about ``eps·sqrt(length)`` of the typical size of a result; the factor 8
     covers the largest of some thousand results and the four products in a row that an adapter is.
+
+    ``eager`` are the results of another way in the same dtype, twice whose error is allowed on top: where a dynamic
+    dilation reads a whole frame, slopes jump, and rounding what it is predicted from decides on which side it is.
     """
     for name, expected in exact.items():
         scale = expected.double().square().mean().sqrt() + expected.double().abs() / 8
         error = (actual[name].double() - expected.double()).abs()
         allowed = 8 * torch.finfo(dtype).eps * math.sqrt(length) * scale + torch.finfo(dtype).tiny
+        if eager is not None:
+            allowed += 2 * (eager[name].double() - expected.double()).abs()
         assert bool((error <= allowed).all()), f"{name}: {(error / allowed).max():.1f} times the allowed error"
