@@ -103,10 +103,11 @@ def _roofline(content: dict[str, Any], axes: Any) -> None:
     for name, card in (measured or cost.CARDS).items():
         (line,) = axes.plot(intensity, np.minimum(card.dram * intensity, card.peak) / 1e12, label=f"roof of {name}")
         if not measured:
-            for design, marker in zip(cost.DESIGNS, "osv^", strict=False):
+            for design, marker in zip(("gemm", "fused", "resident", "tail"), "osv^", strict=True):
                 shapes = [cost.Shape(R=R) for R in cost.BOTTLENECKS]
+                shapes = [shape for shape in shapes if design in cost.designs(shape, card)]
                 rates = [_flops(s) / cost.predicted(design, s, card)[0] / 1e12 for s in shapes]
-                label = f"design {design}" if name == next(iter(cost.CARDS)) else None
+                label = f"design {design} on {name}" if shapes else None
                 places = [_intensity(s) for s in shapes]
                 axes.scatter(places, rates, marker=marker, color=line.get_color(), label=label)
     if measured:
@@ -124,7 +125,7 @@ def _roofline(content: dict[str, Any], axes: Any) -> None:
         else f"PREDICTED, not measured: R from {cost.BOTTLENECKS[0]} to {cost.BOTTLENECKS[-1]}"
     )
     axes.set(xscale="log", yscale="log", xlabel="FLOPs for each byte of x, y and h", ylabel="TFLOP/s", title=kind)
-    axes.legend()
+    axes.legend(fontsize=6)
 
 
 def _flops(shape: Any) -> int:

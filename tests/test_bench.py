@@ -149,7 +149,7 @@ def test_the_command_line_says_what_is_wrong(tmp_path):
     run = partial(bench_app, standalone_mode=False)
     with pytest.raises(InputError, match="no point of layer has 'B=77' in its name"):
         run(["layer", "--quick", "--point", "B=77"])
-    with pytest.raises(InputError, match="case 'nothing' is none of block, layer, step"):
+    with pytest.raises(InputError, match="case 'nothing' is none of block, ladder, layer, step"):
         run(["compare", "HEAD~1", "HEAD", "--case", "nothing"])
     out = tmp_path / "layer.json"
     run(["layer", "--quick", "--out", str(out)])
@@ -198,7 +198,7 @@ def test_the_readme_takes_its_tables_from_the_suite(tmp_path):
     assert "| 16 | static |" in made
     assert "| tiny | 1 × 4 |" in made
     assert "old" not in made
-    assert updated(made, tmp_path) == made
+    assert updated(made, folder=tmp_path) == made
 
 
 def test_comparing_files_finds_what_got_slower(toy, tmp_path):

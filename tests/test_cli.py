@@ -114,7 +114,7 @@ def test_a_finished_run_is_not_overwritten_but_resumed(videos, trained, capsys):
     assert (trained / "checkpoint.safetensors").read_bytes() == before
     capsys.readouterr()
     assert cli.run([str(a) for a in [*arguments, "--resume", "--batch-size", "2"]]) == 2
-    assert "is of a run with batch_size=3, not 2" in capsys.readouterr().err
+    assert "is of a run with clips_per_step=3, not 2" in capsys.readouterr().err
 
 
 def test_options_come_from_a_toml_file_and_the_command_line_wins(videos, tmp_path, capsys):

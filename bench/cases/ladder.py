@@ -32,7 +32,7 @@ def points(device: torch.device, quick: bool) -> Sequence[Point]:
         return [
             _point("ViT-S/16", T=8, B=2, rounds=15),
             _point("ViT-Ti/16", T=8, B=2, rounds=1),  # for the peaks alone
-            _point("ViT-B/16", T=8, B=1, rounds=1),
+            _point("ViT-B/16", T=8, B=1, rounds=1, only=(*FEW, FULL_TUNING, "recompute_input+full")),
         ]
     return [_point(vit, T, B=8, rounds=15, precision="bf16") for vit, T in (("ViT-B/16", 8), ("ViT-L/16", 16))]
 
