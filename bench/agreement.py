@@ -44,8 +44,9 @@ def assert_within(
     Rounding errors add up like a random walk: about ``eps·sqrt(length)`` of the typical size of a result; the factor 8
     covers the largest of some thousand results and the four products in a row that an adapter is.
 
-    ``eager`` are the results of another way in the same dtype, twice whose error is allowed on top: where a dynamic
-    dilation reads a whole frame, slopes jump, and rounding what it is predicted from decides on which side it is.
+    ``eager`` are the results of another way in the same dtype, twice whose error is allowed on top: a single sum may be
+    far smaller than its terms, and where a dynamic dilation reads a whole frame, slopes jump, and rounding what it is
+    predicted from decides on which side it is.
     """
     for name, expected in exact.items():
         scale = expected.double().square().mean().sqrt() + expected.double().abs() / 8

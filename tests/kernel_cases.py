@@ -138,7 +138,7 @@ for _kernel, _form in (((3, 3, 3), "dynamic"), ((1, 3, 5), "static"), ((3, 5, 1)
 
 
 def sweep(dtypes: list[str], examples: int) -> None:
-    """Random shapes, designs and forms."""
+    """Random shapes, designs and forms; D and R from 4, as the scale of a tensor's values needs some ("ones" has 1)."""
     from hypothesis import Phase, given, settings
     from hypothesis import strategies as st
 
@@ -147,12 +147,12 @@ def sweep(dtypes: list[str], examples: int) -> None:
     @settings(max_examples=examples, deadline=None, derandomize=True, database=None, phases=[Phase.generate])
     @given(
         st.sampled_from(DESIGNS), st.sampled_from(dtypes), st.integers(1, 2), st.integers(1, 9), size,
-        st.integers(0, 3), size, st.integers(1, 37), st.sampled_from([1, 2, "dynamic"]),
+        st.integers(0, 3), st.integers(4, 19), st.integers(4, 37), st.sampled_from([1, 2, "dynamic"]),
         st.sampled_from(["identity", "silu"]),
     )  # fmt: skip
     def run(design, dtype, B, T, N, P, D, R, dilation, activation):
-        options = {"dilation": dilation, "activation": activation}
-        check(design, DTYPES[dtype], (B, T, N, P, D, R), beside_eager=dilation == "dynamic", **options)
+        options = {"dilation": dilation, "activation": activation, "beside_eager": True}
+        check(design, DTYPES[dtype], (B, T, N, P, D, R), **options)
 
     run()
 
