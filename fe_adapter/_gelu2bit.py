@@ -40,7 +40,7 @@ _KINDS = {  # by class name, in PyTorch, timm, transformers and open_clip
     "GELU": "erf", "GELUActivation": "erf", "GELUTanh": "tanh", "NewGELUActivation": "tanh",
     "PytorchGELUTanh": "tanh", "QuickGELU": "quick", "QuickGELUActivation": "quick",
 }  # fmt: skip
-_CHUNK = 2**15  # elements that a CPU packs at a time, to stay in cache
+_CHUNK = 2**18  # elements that a CPU packs at a time: few operators, and little memory beside
 
 
 def kind_of_gelu(module: nn.Module) -> str | None:
