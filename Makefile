@@ -8,7 +8,7 @@ demo: .venv/.installed
 	$(BIN)/fe-adapter demo
 
 test: .venv/.installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile --benchmark-disable
 
 lint: .venv/.installed
 	$(BIN)/ruff check .

@@ -73,12 +73,11 @@ class _GELU2Bit(torch.autograd.Function):
 def step_codes(x: Tensor, positions: Sequence[float]) -> Tensor:
     """How many of three ``positions`` lie below each element of ``x``: two bits an element, four elements a byte."""
     x = x.contiguous().view(-1)
-    positions = torch.tensor(positions, dtype=x.dtype).tolist()  # the same comparison everywhere
     codes = x.new_empty(-(-len(x) // 4), dtype=torch.uint8)
     if _uses_triton(x):
         from fe_adapter.kernels import steps  # not before it is needed: it imports Triton
 
-        steps.pack(x, positions, codes)
+        steps.pack(x, torch.tensor(positions, dtype=x.dtype).tolist(), codes)  # rounded, as PyTorch compares
         return codes
     chunk = _CHUNK if x.device.type == "cpu" else max(4, 4 * len(codes))
     for start in range(0, len(x), chunk):
@@ -108,7 +107,9 @@ def multiply_steps(dy: Tensor, codes: Tensor, values: Sequence[float]) -> Tensor
         steps.multiply(dy.view(-1), codes, values, dx.view(-1))
         return dx
     shifts = torch.arange(0, 8, 2, device=dy.device)
-    table = torch.tensor(values, device=dy.device)[(torch.arange(256, device=dy.device)[:, None] >> shifts) & 3]
+    table = torch.tensor(values, dtype=dy.dtype, device=dy.device)[
+        (torch.arange(256, device=dy.device)[:, None] >> shifts) & 3
+    ]
     source, out = dy.view(-1), dx.view(-1)
     chunk = _CHUNK if dy.device.type == "cpu" else max(4, 4 * len(codes))
     for start in range(0, len(out), chunk):
@@ -125,3 +126,9 @@ def _(dy, codes, values):
 
 def _uses_triton(x: Tensor) -> bool:
     return (x.is_cuda or is_interpreting()) and not unsupported_reasons(x.device, x.dtype)
+
+
+IMPLEMENTATIONS: dict[Any, Callable] = {  # as of fe_adapter._ops
+    torch.ops.fe_adapter.step_codes.default: step_codes._init_fn,
+    torch.ops.fe_adapter.multiply_steps.default: multiply_steps._init_fn,
+}

@@ -144,7 +144,7 @@ class VideoClassifier(nn.Module):
 
     def forward(self, video: Tensor) -> Tensor:
         B, T = video.shape[:2]
-        if video.dim() == 4:  # tokens of the frozen prefix
+        if self._are_tokens(video):
             tokens = video.flatten(0, 1).to(next(self.vit.parameters()).dtype)
             images = tokens.new_zeros(B * T, 3, *self.preprocessing.size)
             start: contextlib.AbstractContextManager[None] = starting_from(self.vit, tokens)
@@ -156,6 +156,10 @@ class VideoClassifier(nn.Module):
             features = self._frame_features(self.vit, images).unflatten(0, (B, T))
         pooled = features.mean(1) if self.temporal_pool == "mean" else features.flatten(1)
         return self.head(self.dropout(pooled.to(self.head.weight.dtype)))
+
+    def _are_tokens(self, video: Tensor) -> bool:
+        """Whether it holds what the frozen prefix would compute, in the place of frames."""
+        return video.dim() == 4 and self.tune == "adapter" and video.shape[-1] == get_adaptation(self.vit).embed_dim
 
     def train(self, mode: bool = True) -> VideoClassifier:
         """As `nn.Module.train`; a frozen backbone stays in evaluation mode."""

@@ -18,13 +18,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
-from fe_adapter import _ops
+from fe_adapter import _gelu2bit, _ops
 from fe_adapter._block import HostMemory
 from fe_adapter.config import check_choice
 from fe_adapter.errors import InputError
 from fe_adapter.kernels.spec import PAD, AdapterSpec, ConvGradients, Weights
 from fe_adapter.policies import apply_memory_policy
 
+_IMPLEMENTATIONS = {**_ops.IMPLEMENTATIONS, **_gelu2bit.IMPLEMENTATIONS}
 PRECISIONS = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 DEVICES = ("cpu", "cuda")
 # What a byte of an operator that is no product costs in FLOPs of one that is: the balance of rates that such operators
@@ -180,7 +181,7 @@ class _Storages(TorchDispatchMode):
         self.bytes -= size
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        if func in _ops.IMPLEMENTATIONS:
+        if func in _IMPLEMENTATIONS:
             return self._look_inside(func, args, kwargs or {})
         out = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(out):
@@ -190,7 +191,7 @@ class _Storages(TorchDispatchMode):
         return out
 
     def _look_inside(self, func: Any, args: tuple, kwargs: dict) -> Any:
-        """Count an adapter's own temporary tensors and operators, too; all adapters alike are looked into once."""
+        """Count an operator's own temporary tensors and operators, too; all calls alike are looked into once."""
         key = repr((func, tree_map(lambda a: (a.shape, a.stride(), a.dtype) if isinstance(a, Tensor) else a, args)))
         bytes_before, peak_before, cost_before = self.bytes, self.peak, self.cost
         if key in self._inside:
@@ -202,7 +203,7 @@ class _Storages(TorchDispatchMode):
             return out
         self.peak = self.bytes
         with self:
-            out = _ops.IMPLEMENTATIONS[func](*args, **kwargs)
+            out = _IMPLEMENTATIONS[func](*args, **kwargs)
         self._inside[key] = self.peak - bytes_before, self.cost - cost_before
         self.peak = max(self.peak, peak_before)
         return out

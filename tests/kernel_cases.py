@@ -137,6 +137,23 @@ for _kernel, _form in (((3, 3, 3), "dynamic"), ((1, 3, 5), "static"), ((3, 5, 1)
     )
 
 
+@case
+def step_codes_and_slopes() -> None:
+    """Memory policy gelu2bit: every interval, a tail that fills no byte, and both types."""
+    from fe_adapter._gelu2bit import STEPS, gelu2bit
+
+    positions, slopes = STEPS["erf"]
+    for dtype in (torch.float32, torch.bfloat16):
+        for shape in ((1,), (3, 7), (2, 1031)):
+            x = (3 * torch.randn(shape)).to(dtype).requires_grad_()
+            dy = torch.randn(shape).to(dtype)
+            with memory_checks():
+                (dx,) = torch.autograd.grad(gelu2bit(x), x, dy)
+            code = sum((x.detach() > position).long() for position in positions)
+            expected = (dy.float() * torch.tensor(slopes)[code]).to(dtype)
+            torch.testing.assert_close(dx, expected, rtol=torch.finfo(dtype).eps, atol=0)
+
+
 def sweep(dtypes: list[str], examples: int) -> None:
     """Random shapes, designs and forms; D and R from 4, as the scale of a tensor's values needs some ("ones" has 1)."""
     from hypothesis import Phase, given, settings
