@@ -126,7 +126,7 @@ def test_gelu2bit_by_its_definition(kind, dtype):
         dy = torch.randn(shape).to(dtype)
         (dx,) = torch.autograd.grad(gelu2bit(x, kind), x, dy)
         code = sum((x.detach() > position).long() for position in positions)
-        slope = torch.tensor(values)[code]
+        slope = torch.tensor(values, dtype=dtype)[code]
         torch.testing.assert_close(dx, (dy * slope).to(dtype), rtol=torch.finfo(dtype).eps, atol=0)
     torch.library.opcheck(step_codes, (x.detach(), positions))
     torch.library.opcheck(multiply_steps, (dy, step_codes(x.detach(), positions), values))
