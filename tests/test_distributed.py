@@ -16,22 +16,21 @@ from fe_adapter.adapt import trainable_parameters
 from fe_adapter.demo.dataset import write_videos
 from fe_adapter.train import CHECKPOINT
 from tests.distributed_worker import batch, classifier, one_step
+from tests.test_cli import BACKBONE
 
 pytest.importorskip("timm")
 pytest.importorskip("av")
 pytest.importorskip("accelerate")
 ROOT = Path(__file__).parent.parent
-BACKBONE = ["--backbone", "timm:vit_tiny_patch16_224", "--weights", "none", "--backbone-args",
-            '{"img_size": 48, "patch_size": 24, "embed_dim": 24, "depth": 2, "num_heads": 2}']  # fmt: skip
-RECIPE = ["--num-frames", "4", "--no-randaugment", "--tracker", "none", "--head-dropout", "0", "--val-fraction", "0.25",
-          "--max-epochs", "2", "--memory-policy", "full"]  # fmt: skip
+RECIPE = ["--weights", "none", "--num-frames", "4", "--no-randaugment", "--tracker", "none", "--head-dropout", "0",
+          "--val-fraction", "0.43", "--max-epochs", "2", "--memory-policy", "full"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory):
-    """Twelve clips to train on and five to validate, which two processes cannot share evenly."""
+    """Eight clips to train on, and six to validate: three batches, which two processes cannot share evenly."""
     folder = tmp_path_factory.mktemp("data") / "videos"
-    write_videos(folder, num_pairs=8, seed=0)
+    write_videos(folder, num_pairs=7, seed=0)
     return folder
 
 
