@@ -6,11 +6,12 @@ import copy
 import dataclasses
 import shutil
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from bench.agreement import assert_within
+from bench.agreement import assert_within, pair
 from bench.case import SkippedError
 from bench.harness import Contender, Graphed
 from fe_adapter import FEAdapter
@@ -100,6 +101,14 @@ def _results(module: nn.Module, leaf: Tensor, dy: Tensor) -> dict[str, Tensor]:
     gradients = torch.autograd.grad(y, (leaf, *parameters.values()), dy)
     names = ("x", *map(common_name, parameters))
     return {"y": y.detach(), **dict(zip(names, gradients, strict=True))}
+
+
+def settled_pair(D: int, R: int, **options: Any) -> tuple[nn.Module, nn.Module]:
+    """As `bench.agreement.pair`, of dynamic dilations that `settle_dilation` has settled."""
+    plain, fused = pair(D, R, dilation="dynamic", **options)
+    settle_dilation(plain)
+    fused.load_state_dict(plain.state_dict())
+    return plain, fused
 
 
 def settle_dilation(adapter: FEAdapter) -> None:

@@ -33,6 +33,16 @@ _HOOKS = "respect_saved_tensors_hooks"  # from PyTorch 2.14 on it wants to be to
 _SELECTIVE = {_HOOKS: True} if _HOOKS in inspect.signature(checkpoint).parameters else {}
 
 
+def first_argument(args: tuple, kwargs: dict[str, Any]) -> Any:
+    """The tokens that a block is called with: they come first, also by name."""
+    return args[0] if args else next(iter(kwargs.values()))
+
+
+def with_first_argument(tokens: Tensor, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    """The arguments of a block with other tokens."""
+    return ((tokens, *args[1:]), kwargs) if args else (args, {**kwargs, next(iter(kwargs)): tokens})
+
+
 def adapt_input(block: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
     """Forward pre-hook: the adapter replaces the block's input, unless a checkpoint around both does it."""
     return None if "fe_checkpoint" in block.__dict__ else _adapted_input(block, args, kwargs)
@@ -89,10 +99,7 @@ class HostMemory(saved_tensors_hooks):
 def _adapted_input(block: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
     if not getattr(block, "fe_adapter_enabled", False) or not hasattr(block, "fe_adapter"):
         return args, kwargs
-    if args:
-        return (block.fe_adapter(args[0]), *args[1:]), kwargs
-    name = next(iter(kwargs))  # the tokens come first also by name
-    return args, {**kwargs, name: block.fe_adapter(kwargs[name])}
+    return with_first_argument(block.fe_adapter(first_argument(args, kwargs)), args, kwargs)
 
 
 def _checkpointed_forward(block: Any, inner: Any, *args: Any, **kwargs: Any) -> Any:
@@ -101,7 +108,7 @@ def _checkpointed_forward(block: Any, inner: Any, *args: Any, **kwargs: Any) -> 
         return run(*args, **kwargs)
     options: dict[str, Any] = {}
     if block.fe_checkpoint == "selective":
-        width = (args[0] if args else next(iter(kwargs.values()))).shape[-1]
+        width = first_argument(args, kwargs).shape[-1]
         keep = functools.partial(_keep_attention, width)
         options = {"context_fn": functools.partial(create_selective_checkpoint_contexts, keep), **_SELECTIVE}
     with HostMemory() if block.fe_checkpoint == "offload" else contextlib.nullcontext():

@@ -51,7 +51,8 @@ class MemoryBudget:
         self._use(self.plan.recommended)
 
     def fit(self, train_set: Any, val_set: Any, out: Path, resume: bool) -> TrainResult:
-        first = {p: p.detach().clone() for p in self.model.parameters() if p.requires_grad}
+        trained = [p for p in self.model.parameters() if p.requires_grad] if self.fallback else []
+        first = [(p, p.detach().clone()) for p in trained]
         while True:
             expected = None if self.row is None else self.row.estimate.peak
             try:
@@ -64,7 +65,7 @@ class MemoryBudget:
                 self._use(smaller)
             resume = True
             if not (out / CHECKPOINT).exists():
-                for p, value in first.items():
+                for p, value in first:
                     p.data.copy_(value)
 
     def _use(self, row: PlanRow) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 def is_first_process() -> bool:
     """Whether this process writes files: the only one, or the first of a group."""
-    return num_processes() == 1 or torch.distributed.get_rank() == 0
+    return process_index() == 0
 
 
 def num_processes() -> int:

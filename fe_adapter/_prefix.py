@@ -8,12 +8,12 @@ black ones.
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import Tensor, nn
 
+from fe_adapter._block import first_argument, with_first_argument
 from fe_adapter.adapt import get_adaptation, get_adapters
 from fe_adapter.backbones import get_blocks
 
@@ -35,7 +35,7 @@ def prefix_tokens(vit: nn.Module, run: Callable[[], Any]) -> Tensor:
     """The tokens ``(B*T, L, D)`` that the first adapted block is given when ``run()`` runs ``vit``; it stops there."""
 
     def stop(block: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        raise _Reached(args[0] if args else next(iter(kwargs.values())))
+        raise _Reached(first_argument(args, kwargs))
 
     _, block = split_blocks(vit)
     handle = block.register_forward_pre_hook(stop, prepend=True, with_kwargs=True)
@@ -53,15 +53,12 @@ def starting_from(vit: nn.Module, tokens: Tensor) -> Iterator[None]:
     """Within the context ``vit`` takes ``tokens`` in place of what its prefix would compute, and skips the prefix."""
 
     def replace(block: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-        if args:
-            return (tokens, *args[1:]), kwargs
-        name = next(iter(kwargs))
-        return args, {**kwargs, name: tokens}
+        return with_first_argument(tokens, args, kwargs)
 
     skipped, block = split_blocks(vit)
     before = [other.__dict__.get("forward") for other in skipped]
     for other in skipped:
-        other.forward = functools.partial(_pass_through)
+        other.forward = _pass_through
     handle = block.register_forward_pre_hook(replace, prepend=True, with_kwargs=True)
     try:
         yield
@@ -74,4 +71,4 @@ def starting_from(vit: nn.Module, tokens: Tensor) -> Iterator[None]:
 
 
 def _pass_through(*args: Any, **kwargs: Any) -> Any:
-    return args[0] if args else next(iter(kwargs.values()))
+    return first_argument(args, kwargs)

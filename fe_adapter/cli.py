@@ -31,7 +31,7 @@ from fe_adapter.config import FEAdapterConfig, check_count
 from fe_adapter.data.sampling import FrameSampler
 from fe_adapter.data.transforms import EvalTransform, TrainTransform
 from fe_adapter.errors import InputError, TrainingError
-from fe_adapter.policies import apply_memory_policy
+from fe_adapter.policies import replace_memory_policy
 from fe_adapter.train import CHECKPOINT, TrainConfig
 
 if TYPE_CHECKING:
@@ -132,6 +132,17 @@ Weights = Annotated[
 ]
 BatchSize = Annotated[int, typer.Option(help="Clips at a time.")]
 Workers = Annotated[int, typer.Option(help="Processes that decode videos; 0 decodes in this one.")]
+Backbone = Annotated[str, typer.Option(help="timm:NAME, hf:NAME, openclip:NAME/TAG or torchvision:NAME.")]
+BackboneArgs = Annotated[str, typer.Option(help="""More for the backbone, as JSON: '{"img_size": 96}'.""")]
+Bottleneck = Annotated[
+    int | None, typer.Option(help="Width R; default half the backbone's.", rich_help_panel="Adapter")
+]
+KernelSize = Annotated[int, typer.Option(help="Frames a tap wide, odd.", rich_help_panel="Adapter")]
+Dilation = Annotated[str, typer.Option(help="dynamic, or a number.", rich_help_panel="Adapter")]
+Positions = Annotated[str, typer.Option(help="Before attn, mlp, or attn,mlp.", rich_help_panel="Adapter")]
+LastBlocks = Annotated[
+    int | None, typer.Option(help="Adapters in the last K blocks; default all.", rich_help_panel="Adapter")
+]
 OnError = Annotated[str, typer.Option(help="Unreadable videos: fail, naming them, or skip.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")]
 
@@ -144,10 +155,10 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")]
 def train(
     context: typer.Context,
     data: Data,
-    backbone: Annotated[str, typer.Option(help="timm:NAME, hf:NAME, openclip:NAME/TAG or torchvision:NAME.")],
+    backbone: Backbone,
     out: Annotated[Path, typer.Option(help="Folder for the run.")],
     weights: Annotated[str, typer.Option(help="pretrained, a local FILE or FOLDER, or none.")] = "pretrained",
-    backbone_args: Annotated[str, typer.Option(help="""More for the backbone, as JSON: '{"img_size": 96}'.""")] = "{}",
+    backbone_args: BackboneArgs = "{}",
     config: Annotated[
         Path | None,
         typer.Option(callback=_use_config_file, is_eager=True, help="TOML file with values for these options."),
@@ -167,22 +178,17 @@ def train(
     in_memory: Annotated[
         bool, typer.Option("--in-memory", help="Decode once and keep all frames.", rich_help_panel="Clips")
     ] = False,
-    bottleneck: Annotated[
-        int | None, typer.Option(help="Width R; default half the backbone's.", rich_help_panel="Adapter")
-    ] = None,
-    kernel_size: Annotated[int, typer.Option(help="Frames a tap wide, odd.", rich_help_panel="Adapter")] = 3,
-    dilation: Annotated[str, typer.Option(help="dynamic, or a number.", rich_help_panel="Adapter")] = "dynamic",
-    positions: Annotated[str, typer.Option(help="Before attn, mlp, or attn,mlp.", rich_help_panel="Adapter")] = "attn",
+    bottleneck: Bottleneck = None,
+    kernel_size: KernelSize = 3,
+    dilation: Dilation = "dynamic",
+    positions: Positions = "attn",
     cache_features: Annotated[
         Path | None,
         typer.Option(
             help="Folder for what blocks before the first adapter compute; no augmentation.", rich_help_panel="Clips"
         ),
     ] = None,
-    last_blocks: Annotated[
-        int | None,
-        typer.Option(help="Adapters in the last K blocks; default all.", rich_help_panel="Adapter"),
-    ] = None,
+    last_blocks: LastBlocks = None,
     recompute: Annotated[
         str | None, typer.Option(help="hidden or input: keep less for backward.", rich_help_panel="Adapter")
     ] = None,
@@ -244,14 +250,7 @@ def train(
         | {"tracker": None if tracker == "none" else tracker}
     )
     frames = FrameSampler(num_frames, sampling, stride)
-    adapter = FEAdapterConfig(
-        bottleneck=bottleneck,
-        kernel_size=kernel_size,
-        dilation=int(dilation) if dilation.isdecimal() else dilation,
-        positions=tuple(positions.split(",")),
-        blocks=_last(last_blocks),
-        recompute=recompute,
-    )
+    adapter = _adapter(bottleneck, kernel_size, dilation, positions, last_blocks, recompute)
     common: dict[str, Any] = {"sampler": frames, "seed": seed, "on_error": on_error, "val_fraction": val_fraction}
     train_set: Any = open_dataset(data, "train", is_training=cache_features is None, in_memory=in_memory, **common)
     val_set: Any = open_dataset(data, "val", class_names=train_set.class_names, in_memory=in_memory, **common)
@@ -276,7 +275,7 @@ def train(
         train_set.transform = EvalTransform(size)
         model.to(_device("auto"))
         if within.recipe.memory_policy is not None:  # it may round the weights
-            apply_memory_policy(model, f"none+{within.recipe.memory_policy}".removesuffix("+none"))
+            replace_memory_policy(model, within.recipe.memory_policy)
         options: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers}
         options["precision"] = within.recipe.precision
         train_set = cache(model, train_set, cache_features / "train", **options)
@@ -303,7 +302,7 @@ def train(
     "  fe-adapter plan --backbone timm:vit_large_patch14_clip_224 --batch-size 4 --json --plot none"
 )
 def plan(
-    backbone: Annotated[str, typer.Option(help="timm:NAME, hf:NAME, openclip:NAME/TAG or torchvision:NAME.")],
+    backbone: Backbone,
     num_frames: Annotated[int, typer.Option(help="Frames of a clip.")] = 16,
     batch_size: BatchSize = 8,
     accumulate: Annotated[int, typer.Option(help="Batches to one step.")] = 1,
@@ -313,12 +312,12 @@ def plan(
     approximate: Annotated[
         bool, typer.Option("--approximate", help="Also pick gelu2bit, whose gradients are approximate.")
     ] = False,
-    backbone_args: Annotated[str, typer.Option(help="""More for the backbone, as JSON: '{"img_size": 96}'.""")] = "{}",
-    bottleneck: Annotated[int | None, typer.Option(help="Adapter width R; default half the backbone's.")] = None,
-    kernel_size: Annotated[int, typer.Option(help="Frames a tap wide, odd.")] = 3,
-    dilation: Annotated[str, typer.Option(help="dynamic, or a number.")] = "dynamic",
-    positions: Annotated[str, typer.Option(help="Before attn, mlp, or attn,mlp.")] = "attn",
-    last_blocks: Annotated[int | None, typer.Option(help="Adapters in the last K blocks; default all.")] = None,
+    backbone_args: BackboneArgs = "{}",
+    bottleneck: Bottleneck = None,
+    kernel_size: KernelSize = 3,
+    dilation: Dilation = "dynamic",
+    positions: Positions = "attn",
+    last_blocks: LastBlocks = None,
     plot: Annotated[str, typer.Option(help="PNG file with the parts of each peak; none draws nothing.")] = "plan.png",
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
 ) -> None:
@@ -330,13 +329,7 @@ def plan(
     from fe_adapter.plan import parse_bytes, plan_memory
 
     budget = None if memory is None else parse_bytes(memory)
-    adapter = FEAdapterConfig(
-        bottleneck=bottleneck,
-        kernel_size=kernel_size,
-        dilation=int(dilation) if dilation.isdecimal() else dilation,
-        positions=tuple(positions.split(",")),
-        blocks=_last(last_blocks),
-    )
+    adapter = _adapter(bottleneck, kernel_size, dilation, positions, last_blocks)
     args = _json_object("--backbone-args", backbone_args)
     with torch.device("meta"):
         model = VideoClassifier.from_name(
@@ -519,8 +512,22 @@ def _precision(name: str) -> str:
     return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
 
 
-def _last(count: int | None) -> tuple[int, ...] | None:
-    return None if count is None else tuple(range(-check_count("--last-blocks", count, 1), 0))
+def _adapter(
+    bottleneck: int | None,
+    kernel_size: int,
+    dilation: str,
+    positions: str,
+    last_blocks: int | None,
+    recompute: str | None = None,
+) -> FEAdapterConfig:
+    return FEAdapterConfig(
+        bottleneck=bottleneck,
+        kernel_size=kernel_size,
+        dilation=int(dilation) if dilation.isdecimal() else dilation,
+        positions=tuple(positions.split(",")),
+        blocks=None if last_blocks is None else tuple(range(-check_count("--last-blocks", last_blocks, 1), 0)),
+        recompute=recompute,
+    )
 
 
 def _json_object(option: str, text: str) -> dict[str, Any]:

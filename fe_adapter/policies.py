@@ -91,6 +91,12 @@ def apply_memory_policy(
     return model
 
 
+def replace_memory_policy(model: nn.Module, policy: str) -> nn.Module:
+    """As `apply_memory_policy`, in the place of the policies that ``model`` has."""
+    starts_anew = parse_policy(policy)[0][0] == "none"
+    return apply_memory_policy(model, policy if starts_anew else f"none+{policy}")
+
+
 def parse_policy(policy: str | Sequence[str]) -> list[tuple[str, str | None]]:
     """``"gelu2bit+full:0-7"`` as ``[("gelu2bit", None), ("full", "0-7")]``.
 

@@ -30,12 +30,11 @@ from fe_adapter.data.loader import make_loader, one_line_errors
 from fe_adapter.data.sampling import derive_seed
 from fe_adapter.errors import InputError, OutOfMemoryError, TrainingError
 from fe_adapter.evaluate import check_classes, evaluate
-from fe_adapter.memory import measure_peak_memory
+from fe_adapter.memory import PRECISIONS, measure_peak_memory
 from fe_adapter.plan import smaller_batches
-from fe_adapter.policies import apply_memory_policy, parse_policy
+from fe_adapter.policies import parse_policy, replace_memory_policy
 
 SAMPLERS = ("shuffle", "balanced")
-PRECISIONS = ("no", "bf16", "fp16")
 TRACKERS = (None, "tensorboard", "wandb")
 CHECKPOINT = "checkpoint.safetensors"
 
@@ -99,7 +98,7 @@ class TrainConfig:
                 raise InputError(f"{name}={getattr(self, name)} is not a number of at least 0")
         if not 0 <= self.label_smoothing < 1:
             raise InputError(f"label_smoothing={self.label_smoothing} is outside [0, 1)")
-        check_choice("precision", self.precision, PRECISIONS)
+        check_choice("precision", self.precision, tuple(PRECISIONS))
         if self.memory_policy is not None:
             parse_policy(self.memory_policy)
         check_choice("sampler", self.sampler, SAMPLERS)
@@ -210,7 +209,7 @@ class _Run:
         self.model, self.train_set, self.val_set, self.config, self.out = model, train_set, val_set, config, out
         self.expected_peak = expected_peak
         if config.memory_policy is not None:
-            apply_memory_policy(model, f"none+{config.memory_policy}".removesuffix("+none"))
+            replace_memory_policy(model, config.memory_policy)
         model.clip_seconds = train_set.clip_seconds  # what predict_video slides over a longer video
         make_folder(out)
         self.accelerator = _accelerator(config, out)

@@ -12,7 +12,7 @@ from torch import nn
 from bench.agreement import pair
 from bench.baselines import Formulation, STAdapter
 from bench.case import DTYPES, Point, Provider
-from bench.modules import Work, compiled, settle_dilation
+from bench.modules import Work, compiled, settled_pair
 
 BASELINE = "st-adapter"
 
@@ -34,9 +34,7 @@ def providers(point: Point, device: torch.device) -> Mapping[str, Provider]:
     block = functools.cache(lambda: _frozen_block(D).to(device, dtype))
     options: dict[str, Any] = {"num_frames": T, "device": device, "dtype": dtype}
     static, fused_static = pair(D, R, dilation=1, **options)
-    dynamic, fused_dynamic = pair(D, R, dilation="dynamic", **options)
-    settle_dilation(dynamic)
-    fused_dynamic.load_state_dict(dynamic.state_dict())
+    dynamic, fused_dynamic = settled_pair(D, R, **options)
     without = Formulation(static, None)
 
     def provider(build: Callable[[], nn.Module], reference: nn.Module, role: str = "rival") -> Provider:

@@ -17,7 +17,7 @@ from bench.agreement import pair
 from bench.baselines import Formulation, SixProducts, STAdapter, causal_conv1d, fla_conv1d, shifted_adds
 from bench.case import DTYPES, Point, Provider, SkippedError
 from bench.harness import Contender
-from bench.modules import Work, compiled, settle_dilation
+from bench.modules import Work, compiled, settled_pair
 
 BASELINE = "st-adapter"
 
@@ -44,9 +44,7 @@ def providers(point: Point, device: torch.device) -> Mapping[str, Provider]:
     work = Work.random((B * T, N + 1, D), point["pass"], device, dtype)
     options: dict[str, Any] = {"num_frames": T, "device": device, "dtype": dtype}
     static, fused_static = pair(D, R, dilation=1, **options)
-    dynamic, fused_dynamic = pair(D, R, dilation="dynamic", **options)
-    settle_dilation(dynamic)
-    fused_dynamic.load_state_dict(dynamic.state_dict())
+    dynamic, fused_dynamic = settled_pair(D, R, **options)
     without = Formulation(static, None)
 
     def contender(build: Callable[[], nn.Module], reference: nn.Module = static) -> Callable[[], Contender]:
