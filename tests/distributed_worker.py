@@ -82,13 +82,22 @@ def killed_training(arguments: list[str]) -> int:
     return cli.run(arguments)
 
 
-if __name__ == "__main__":
+def main(case: str, *arguments: str) -> int:
     torch.set_num_threads(1)
-    case, rest = sys.argv[1], sys.argv[2:]
     if case == "killed":
-        sys.exit(killed_training(rest))
+        return killed_training(list(arguments))
     if case == "train":
-        sys.exit(cli.run(rest))
+        return cli.run(list(arguments))
     distributed.init_process_group("gloo")
-    sharded_training(Path(rest[0]))
+    sharded_training(Path(arguments[0]))
+    distributed.barrier()
     distributed.destroy_process_group()
+    return 0
+
+
+if __name__ == "__main__":
+    code = main(*sys.argv[1:])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Gloo's threads may still hold tensors, and abort a Python that shuts down around them (pytorch#179291).
+    os._exit(code)
