@@ -22,7 +22,7 @@ def points(device: torch.device, quick: bool) -> Sequence[Point]:
         return [Point({"B": 1, "T": 4, "N": 16, "D": 64, "R": 16, "dtype": "float32"}, rounds=3)]
     size: dict[str, Any] = {"T": 8, "N": 196, "D": 768}
     size |= {"B": 2, "dtype": "float32"} if device.type == "cpu" else {"B": 8, "dtype": "bfloat16"}
-    rounds = 15 if device.type == "cpu" else 50
+    rounds = 8 if device.type == "cpu" else 50
     return [Point(size | {"R": R}, rounds, thorough=device.type == "cuda") for R in (64, 384)]
 
 

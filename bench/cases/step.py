@@ -44,11 +44,11 @@ def points(device: torch.device, quick: bool) -> Sequence[Point]:
     if device.type == "cpu":
         return [
             _point("ViT-S/16", T=8, B=2, rounds=15, thorough=True),
-            _point("ViT-S/16", T=8, B=1, rounds=5),
-            _point("ViT-S/16", T=16, B=1, rounds=3),
+            _point("ViT-S/16", T=8, B=1, rounds=3),
+            _point("ViT-S/16", T=16, B=1, rounds=3, only=(*FEW, "dynamic")),
             _point("ViT-S/16", T=32, B=1, rounds=3, only=FEW),
             _point("ViT-B/16", T=8, B=1, rounds=3, only=FEW),
-            _point("ViT-L/16", T=8, B=1, rounds=3, only=("full fine-tuning", "static")),
+            _point("ViT-L/16", T=8, B=1, rounds=2, only=("full fine-tuning", "static")),
         ]
     main = [_point("ViT-B/16", T=8, B=B, rounds=15, precision="bf16", thorough=True) for B in (8, 1)]
     sizes = [("ViT-B/16", 16, 8), ("ViT-S/16", 8, 8), ("ViT-L/16", 8, 8), ("ViT-B/16", 32, 8), ("ViT-B/16", 8, 32)]
@@ -68,9 +68,6 @@ def providers(point: Point, device: torch.device) -> Mapping[str, Provider]:
         "st-adapter": Provider(lambda: net.checked_contender(net.adapted(1, _st_adapter), dilation=1)),
         "static": Provider(lambda: net.checked_contender(net.adapted(1), dilation=1), "ours"),
         "dynamic": Provider(lambda: net.checked_contender(net.adapted("dynamic"), dilation="dynamic"), "ours"),
-        "static, recompute=input": Provider(
-            lambda: net.checked_contender(net.adapted(1, recompute="input"), dilation=1), "ours"
-        ),
         "no convolution": Provider(lambda: net.contender(net.adapted(1, _without_convolution)), "floor"),
         "linear probe": Provider(lambda: net.contender(net.classifier(tune="head")), "floor"),
     }
@@ -120,11 +117,10 @@ class Net:
         self,
         dilation: int | str,
         replace: Callable[[FEAdapter], nn.Module] | None = None,
-        recompute: str | None = None,
         **options: Any,
     ) -> VideoClassifier:
         """A classifier with adapters that are no longer the identity, or with what ``replace`` makes of them."""
-        model = self.classifier(config=FEAdapterConfig(dilation=dilation, recompute=recompute), **options)
+        model = self.classifier(config=FEAdapterConfig(dilation=dilation), **options)
         for adapter in get_adapters(model):
             nn.init.normal_(adapter.temporal_conv.weight)
             settle_dilation(adapter)
