@@ -7,6 +7,7 @@ that a copy of a model, deep or pickled, is independent of the original.
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import inspect
 from typing import Any
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
+from fe_adapter import _xformers
 from fe_adapter._gelu2bit import gelu2bit, kind_of_gelu
 
 _ATTENTION = frozenset(
@@ -56,10 +58,14 @@ def adapted_forward(forward: Any, block: Any, *args: Any, **kwargs: Any) -> Tens
 
 
 def set_checkpoint(block: Any, kind: str | None) -> None:
-    """Keep less of ``block`` and its adapters for backward: "full", "selective", "offload"; None keeps everything."""
+    """Keep less of ``block`` and its adapters for backward; None keeps everything.
+
+    ``kind`` is "full", "selective", "offload", or "budget=" with a share from 0 to 1.
+    """
     if "fe_checkpoint" in block.__dict__:
         _, inner = block.forward.args
         del block.fe_checkpoint, block.forward
+        block.__dict__.pop("fe_kept", None)
         if inner is not None:
             block.forward = inner
     if kind is not None:
@@ -110,7 +116,11 @@ def _checkpointed_forward(block: Any, inner: Any, *args: Any, **kwargs: Any) -> 
     if block.fe_checkpoint == "selective":
         width = first_argument(args, kwargs).shape[-1]
         keep = functools.partial(_keep_attention, width)
-        options = {"context_fn": functools.partial(create_selective_checkpoint_contexts, keep), **_SELECTIVE}
+        options = _selective(keep)
+    elif block.fe_checkpoint.startswith("budget="):
+        if "fe_kept" not in block.__dict__:
+            block.fe_kept = _solve(block, run, args, kwargs)
+        options = _selective(copy.deepcopy(block.fe_kept))  # it counts the operators as they come
     with HostMemory() if block.fe_checkpoint == "offload" else contextlib.nullcontext():
         return checkpoint(
             run,
@@ -120,6 +130,18 @@ def _checkpointed_forward(block: Any, inner: Any, *args: Any, **kwargs: Any) -> 
             **options,
             **kwargs,
         )
+
+
+def _solve(block: Any, run: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+    def run_on(tokens: Tensor) -> Any:
+        args_here, kwargs_here = with_first_argument(tokens, args, kwargs)
+        return run(*args_here, **kwargs_here)
+
+    return _xformers.solve(run_on, first_argument(args, kwargs), float(block.fe_checkpoint.removeprefix("budget=")))
+
+
+def _selective(keep: Any) -> dict[str, Any]:
+    return {"context_fn": functools.partial(create_selective_checkpoint_contexts, keep), **_SELECTIVE}
 
 
 def _adapter_and_block(block: Any, inner: Any, *args: Any, **kwargs: Any) -> Any:

@@ -39,6 +39,7 @@ class MemoryBudget:
             budget=None if budget is None else parse_bytes(budget),
             approximate=approximate,
             accumulate=recipe.accumulate,
+            optimizer=recipe.optimizer,
             also=() if recipe.memory_policy is None else (recipe.memory_policy,),
             device="cuda" if torch.cuda.is_available() else "cpu",
         )

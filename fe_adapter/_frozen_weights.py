@@ -1,4 +1,4 @@
-"""Frozen weights in fewer bits: bfloat16, or bitsandbytes' eight and four."""
+"""Frozen weights in fewer bits: bfloat16, or eight and four bits, packed by bitsandbytes."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import importlib.util
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
+from fe_adapter._optional import import_quietly
 from fe_adapter.errors import InputError
 from fe_adapter.layers import FEAdapter
 
 QUANTIZED = ("int8", "nf4")
+_BLOCK = 64  # elements of nf4 that share a scale
 
 
 def convert(vit: nn.Module, kind: str) -> None:
@@ -26,7 +29,7 @@ def convert(vit: nn.Module, kind: str) -> None:
             continue
         for name, child in module.named_children():
             if type(child) is nn.Linear and child in frozen:
-                setattr(module, name, _quantized(child, kind))
+                setattr(module, name, PackedLinear(child, kind))
 
 
 def check(vit: nn.Module, kind: str) -> None:
@@ -35,8 +38,89 @@ def check(vit: nn.Module, kind: str) -> None:
         raise InputError(
             f"memory policy {kind!r} is for frozen weights, but the backbone trains (before adapt it does, too)"
         )
+    packed = {module.kind for module in vit.modules() if isinstance(module, PackedLinear)}
+    if kind in QUANTIZED and packed - {kind}:
+        raise InputError(f"memory policy {kind!r}: the weights are {packed.pop()} already")
     if kind in QUANTIZED and importlib.util.find_spec("bitsandbytes") is None:
         raise InputError(f"memory policy {kind!r} needs bitsandbytes; pip install 'fe-adapter[quantize]'")
+
+
+class PackedLinear(nn.Module):
+    """A frozen linear layer whose weight stays packed, and is unpacked for each product.
+
+    bitsandbytes' own layers are not used: the eight-bit one keeps its input for backward, and with it six tensors of a
+    block's width that a frozen block need not keep.
+
+    Args:
+        linear: whose weight, of shape (out, in), is packed, on its device.
+        kind: "int8", a scale per row; or "nf4", a scale per 64 elements (QLoRA, arXiv 2305.14314).
+    """
+
+    def __init__(self, linear: nn.Linear, kind: str) -> None:
+        super().__init__()
+        self.kind, self.shape, self.bias = kind, linear.weight.shape, linear.bias
+        packed, scale = _pack(linear.weight.data, kind)
+        # parameters, since DistributedDataParallel sends buffers around in every step
+        self.packed = nn.Parameter(packed, requires_grad=False)
+        self.scale = nn.Parameter(scale, requires_grad=False)
+
+    @property
+    def weight(self) -> Tensor:
+        """The unpacked weight, for models that ask for it (timm's EVA)."""
+        return _unpack(self.packed, self.scale, self.kind, self.shape, torch.float32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        device = x.device.type
+        if torch.is_autocast_enabled(device):
+            x = x.to(torch.get_autocast_dtype(device))
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        y: Tensor = _PackedProduct.apply(x, self.packed, self.scale, bias, self.kind, self.shape)
+        return y
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        import_quietly("bitsandbytes")  # it registers the operator that unpacks
+        super().__setstate__(state)
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.shape[1]}, out_features={self.shape[0]}, kind={self.kind}"
+
+
+class _PackedProduct(torch.autograd.Function):
+    """``x Wᵀ + b``; for backward it keeps the packed weight, which is there anyway."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, packed: Tensor, scale: Tensor, bias: Tensor | None, kind: str, shape: torch.Size
+    ) -> Tensor:
+        ctx.save_for_backward(packed, scale)
+        ctx.kind, ctx.shape = kind, shape
+        with torch.autocast(x.device.type, enabled=False):
+            return F.linear(x, _unpack(packed, scale, kind, shape, x.dtype), bias)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        with torch.autocast(dy.device.type, enabled=False):
+            packed, scale = ctx.saved_tensors
+            dx = dy @ _unpack(packed, scale, ctx.kind, ctx.shape, dy.dtype)
+        return dx, None, None, None, None, None
+
+
+def _pack(weight: Tensor, kind: str) -> tuple[Tensor, Tensor]:
+    bnb = import_quietly("bitsandbytes.functional")
+    if kind == "int8":
+        packed, scale, _ = bnb.int8_vectorwise_quant(weight.half())
+        return packed, scale / 127
+    packed, state = bnb.quantize_4bit(weight.contiguous(), blocksize=_BLOCK, quant_type="nf4")
+    return packed, state.absmax
+
+
+def _unpack(packed: Tensor, scale: Tensor, kind: str, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    if kind == "int8":
+        return (packed * scale[:, None]).to(dtype)
+    # a scale to a row: on a CPU bitsandbytes 0.50 counts the scales of each row anew
+    rows = shape.numel() // _BLOCK if shape.numel() % _BLOCK == 0 else 1
+    flat = (rows, shape.numel() // rows)
+    return torch.ops.bitsandbytes.dequantize_4bit(packed, scale, _BLOCK, "nf4", flat, dtype).view(shape)
 
 
 def _frozen(vit: nn.Module) -> dict[nn.Module, None]:
@@ -47,25 +131,9 @@ def _frozen(vit: nn.Module) -> dict[nn.Module, None]:
 
 
 def _to_bfloat16(module: nn.Module) -> None:
-    for p in module.parameters(recurse=False):
-        if p.is_floating_point():
+    for name, p in module.named_parameters(recurse=False):
+        if p.is_floating_point() and not (isinstance(module, PackedLinear) and name == "scale"):
             p.data = p.data.to(torch.bfloat16)
     for name, buffer in module.named_buffers(recurse=False):
         if buffer.is_floating_point():
             module._buffers[name] = buffer.to(torch.bfloat16)
-
-
-def _quantized(linear: nn.Linear, kind: str) -> nn.Module:
-    import bitsandbytes as bnb
-
-    shape: dict[str, Any] = {"bias": linear.bias is not None, "device": "meta"}
-    weight, device = linear.weight.data.cpu(), linear.weight.device
-    layer: Any
-    if kind == "int8":
-        layer = bnb.nn.Linear8bitLt(linear.in_features, linear.out_features, has_fp16_weights=False, **shape)
-        layer.weight = bnb.nn.Int8Params(weight, requires_grad=False, has_fp16_weights=False)
-    else:
-        layer = bnb.nn.Linear4bit(linear.in_features, linear.out_features, quant_type="nf4", **shape)
-        layer.weight = bnb.nn.Params4bit(weight, requires_grad=False, quant_type="nf4")
-    layer.bias = linear.bias
-    return layer.to(device)  # quantizes

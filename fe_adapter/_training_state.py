@@ -22,6 +22,7 @@ from fe_adapter._io import atomic_write
 from fe_adapter.errors import InputError
 
 FORMAT = 1
+OF_OWN_SHAPE = ("step", "qmap1", "qmap2", "absmax1", "absmax2")  # of an optimizer's state, not of the parameter's shape
 
 
 @dataclasses.dataclass
@@ -65,7 +66,7 @@ def save_training_state(
     tensors = {f"model.{name}": p.detach() for name, p in names.items()}
     for name, p in names.items():
         for key, value in optimizer.state.get(p, {}).items():
-            tensors[f"optimizer.{name}.{key}"] = value
+            tensors[f"optimizer.{name}.{key}"] = torch.as_tensor(value)  # bitsandbytes counts steps in an integer
     metadata = {
         "format": FORMAT,
         "position": dataclasses.asdict(position),
@@ -112,14 +113,18 @@ def load_training_state(
         raise InputError(f"{path} is of another model: its trained parameters are not those of this one")
     parts = {name: name.removeprefix("optimizer.").rpartition(".") for name in states}
     for name, (parameter, _, key) in parts.items():
-        if parameter not in names or (key != "step" and states[name].shape != names[parameter].shape):
+        has_shape = key not in OF_OWN_SHAPE
+        if parameter not in names or (has_shape and states[name].shape != names[parameter].shape):
             raise InputError(f"{path} is not a whole training checkpoint ({name}); remove it to start again")
     with torch.no_grad():
         for name, p in names.items():
             p.copy_(like(saved[name], p))
     for name, (parameter, _, key) in parts.items():
         p, tensor = names[parameter], states[name]
-        optimizer.state[p][key] = tensor if key == "step" else like(tensor, p)  # as AdamW keeps them
+        if key == "step":  # on the host, as optimizers keep it
+            optimizer.state[p][key] = tensor if tensor.is_floating_point() else tensor.item()
+        else:
+            optimizer.state[p][key] = tensor.to(p.device) if key in OF_OWN_SHAPE else like(tensor, p)
     if scaler is not None and metadata["scaler"]:
         scaler.load_state_dict(metadata["scaler"])
     return position

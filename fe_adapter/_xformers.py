@@ -1,16 +1,20 @@
-"""Attention of frozen blocks by xFormers' ``memory_efficient_attention``, in timm's and transformers' models.
+"""What xFormers is used for: attention of frozen blocks, and its solver for what a checkpoint keeps. Both need a GPU.
 
-PyTorch's own fused attention keeps as much; xFormers' kernels are another choice of speed, and need a GPU.
+Attention is that of timm's and transformers' models. PyTorch's own fused attention keeps as much; xFormers' kernels are
+another choice of speed.
 """
 
 from __future__ import annotations
 
 import functools
-import warnings
+import importlib.util
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from fe_adapter._optional import import_quietly
 from fe_adapter.errors import InputError
 
 NAME = "fe_adapter_xformers"  # in transformers' registry of attention functions
@@ -45,6 +49,35 @@ def undo(vit: Any) -> None:
         vit.config._attn_implementation = vit.__dict__.pop("fe_attention_before")
 
 
+def check_solver() -> None:
+    """Raise `InputError` where `solve` could not: xFormers or SciPy is missing."""
+    _solver()
+    if importlib.util.find_spec("scipy") is None:
+        raise InputError("memory policy 'budget' needs SciPy; pip install 'fe-adapter[xformers]'")
+
+
+def solve(run: Callable[[Tensor], Any], x: Tensor, share: float) -> Callable:
+    """Which operators of ``run(x)`` a checkpoint should keep the results of, and which to run again.
+
+    xFormers times each operator and weighs it, and solves for the least time within ``share`` of all bytes.
+
+    Raises:
+        InputError: it would have to measure on a CPU, or while a model is compiled.
+    """
+    _refuse_measuring(x)
+    with torch.random.fork_rng():
+        policy: Callable = _solver()(run, x, memory_budget=share)
+        return policy
+
+
+def _refuse_measuring(x: Tensor) -> None:
+    if not x.is_cuda or torch.compiler.is_compiling():
+        raise InputError(
+            "memory policy 'budget' times the operators of a block on a GPU: it is not for a CPU, "
+            "nor to be planned, nor for torch.compile"
+        )
+
+
 def _timm_modules(vit: nn.Module) -> list[Any]:
     return [
         module
@@ -58,13 +91,18 @@ def _has_registry(vit: Any) -> bool:
 
 
 def _attention() -> Any:
+    return _imported("xformers.ops", "memory_efficient_attention", "xformers")
+
+
+def _solver() -> Any:
+    return _imported("xformers.checkpoint", "get_optimal_checkpoint_policy", "budget")
+
+
+def _imported(module: str, name: str, policy: str) -> Any:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of a wheel that was built for another torch
-            from xformers.ops import memory_efficient_attention
+        return getattr(import_quietly(module), name)
     except ImportError:
-        raise InputError("memory policy 'xformers' needs xFormers; pip install 'fe-adapter[xformers]'") from None
-    return memory_efficient_attention
+        raise InputError(f"memory policy {policy!r} needs xFormers; pip install 'fe-adapter[xformers]'") from None
 
 
 def _timm_forward(self: Any, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:

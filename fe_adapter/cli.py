@@ -198,6 +198,7 @@ def train(
     max_epochs: Annotated[int, typer.Option(help="Passes over the data.", rich_help_panel="Training")] = 30,
     batch_size: Annotated[int, typer.Option(help="Clips at a time.", rich_help_panel="Training")] = 8,
     accumulate: Annotated[int, typer.Option(help="Batches to one step.", rich_help_panel="Training")] = 1,
+    optimizer: Annotated[str, typer.Option(help="adamw, sgd, or adamw8bit.", rich_help_panel="Training")] = "adamw",
     lr: Annotated[
         float | None, typer.Option(help="Peak; default base-lr × clips / 256.", rich_help_panel="Training")
     ] = None,
@@ -308,6 +309,10 @@ def plan(
     accumulate: Annotated[int, typer.Option(help="Batches to one step.")] = 1,
     memory: Annotated[str | None, typer.Option(help="Budget, such as 8GB (GB is 2^30 bytes).")] = None,
     precision: Annotated[str, typer.Option(help="no, bf16 or fp16.")] = "bf16",
+    optimizer: Annotated[str, typer.Option(help="adamw, sgd, or adamw8bit.")] = "adamw",
+    memory_policy: Annotated[
+        list[str] | None, typer.Option(help="Count this policy, too, such as bf16+nf4+full:0-5; may be repeated.")
+    ] = None,
     device: Annotated[str, typer.Option(help="cuda or cpu: whose behaviour is predicted; none is needed.")] = "cuda",
     approximate: Annotated[
         bool, typer.Option("--approximate", help="Also pick gelu2bit, whose gradients are approximate.")
@@ -338,7 +343,7 @@ def plan(
     with words.status("Counting") as status:
         found = plan_memory(
             model, batch_size, precision=precision, budget=budget, approximate=approximate, accumulate=accumulate,
-            device=device,
+            optimizer=optimizer, also=memory_policy or (), device=device,
             progress=lambda name: status.update(f"Counting {name}"),
         )  # fmt: skip
     if plot != "none":
@@ -347,12 +352,12 @@ def plan(
     if as_json:
         print(json.dumps(found.as_dict()))
         return
-    _print_plan(found, f"{backbone}, {batch_size} x {num_frames} frames, {precision}, {device}: PREDICTED")
+    _print_plan(found, f"{backbone}, {batch_size} x {num_frames} frames, {precision}, {optimizer}, {device}: PREDICTED")
     words.print(found.advice)
 
 
 def _print_plan(found: MemoryPlan, title: str) -> None:
-    columns = ("", "weights", "gradients", "AdamW", "saved", "peak MiB", "of full", "step")
+    columns = ("", "weights", "gradients", "optimizer", "saved", "peak MiB", "of full", "step")
     table = Table(title=title)
     for name in columns:
         table.add_column(name, justify="left" if name == "" else "right", no_wrap=True)

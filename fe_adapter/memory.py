@@ -20,6 +20,7 @@ from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sd
 
 from fe_adapter import _gelu2bit, _ops
 from fe_adapter._block import HostMemory
+from fe_adapter._optimizers import check_optimizer, state_bytes, step_bytes
 from fe_adapter.config import check_choice
 from fe_adapter.errors import InputError
 from fe_adapter.kernels.spec import PAD, AdapterSpec, ConvGradients, Weights
@@ -39,12 +40,12 @@ _ALLOCATOR_BLOCK = {"cpu": 1, "cuda": 512}  # bytes that an allocation is rounde
 
 @dataclasses.dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes of one training step with AdamW, and what it costs."""
+    """Bytes of one training step, and what it costs."""
 
     parameters: int  # and buffers
     inputs: int
     gradients: int
-    optimizer: int  # AdamW's two moments
+    optimizer: int  # its state
     saved: int  # distinct storages autograd keeps for backward, parameters left out
     peak: int  # the most alive at once, all of the above included
     cost: float  # FLOPs of the products, other operators at their bytes' worth: only ratios mean something
@@ -62,6 +63,7 @@ def estimate_memory(
     precision: str = "no",
     policy: str | None = None,
     accumulate: int = 1,
+    optimizer: str = "adamw",
     device: str | None = None,
 ) -> MemoryEstimate:
     """What a training step of ``model`` would hold, counted on fake tensors: nothing is computed or allocated.
@@ -74,18 +76,20 @@ def estimate_memory(
         input_shape: of that tensor, for a `VideoClassifier` ``B, T, 3, height, width``.
         dtype: of that tensor; `fit` feeds ``torch.uint8``.
         precision: "no", or "bf16" or "fp16" autocast.
-        policy: as of `apply_memory_policy`, added to those the model has. Weights cannot be quantized here.
+        policy: as of `apply_memory_policy`, added to those the model has.
         accumulate: batches summed into a step; of several, all but the first find gradients there already.
+        optimizer: "adamw", "sgd" or "adamw8bit", as of `TrainConfig`.
         device: "cpu" or "cuda", whose autocast and allocator are imitated; None is where the model is, the meta device
             counting as "cuda".
 
     Raises:
-        InputError: an unknown precision, device or policy.
+        InputError: an unknown precision, optimizer, device or policy.
 
     Example:
         >>> estimate_memory(classifier, 8, 16, 3, 224, 224, policy="full").peak / 2**30  # GiB
     """
     check_choice("precision", precision, tuple(PRECISIONS))
+    check_optimizer(optimizer)
     if device is None:
         device = "cpu" if all(p.device.type == "cpu" for p in model.parameters()) else "cuda"
     check_choice("device", device, DEVICES)
@@ -103,8 +107,8 @@ def estimate_memory(
         gradients = sum(p.nbytes for p in trainable)
         for p in trainable if accumulate > 1 else ():
             p.grad = torch.empty_like(p)
-        optimizer = 2 * gradients  # counted, not run: it is a third of the operators
-        live.add_bytes(optimizer)
+        state = state_bytes(optimizer, trainable)  # counted, not run: it is a third of the operators
+        live.add_bytes(state)
         saved = _SavedStorages(fake)
         with saved:
             with torch.autocast("cpu", PRECISIONS[precision], enabled=precision != "no"):
@@ -114,10 +118,8 @@ def estimate_memory(
             num_saved = saved.alive() if trainable else 0
         if trainable:
             loss.backward()
-            # AdamW's own: on a CPU two tensors like a parameter, one parameter at a time; on a GPU one like each
-            largest = max(p.nbytes for p in trainable)
-            live.add_bytes(2 * largest if device == "cpu" else gradients)
-    return MemoryEstimate(parameters, inputs, gradients, optimizer, num_saved, live.peak, live.cost)
+            live.add_bytes(step_bytes(optimizer, trainable, device))
+    return MemoryEstimate(parameters, inputs, gradients, state, num_saved, live.peak, live.cost)
 
 
 def measure_saved_memory(model: nn.Module, *inputs: Tensor) -> int:
@@ -297,7 +299,7 @@ def copy_without_values(model: Any, device: str) -> Any:
     memo: dict[int, Any] = {}
     for parameter in model.parameters():
         if type(parameter) not in (nn.Parameter, Tensor):
-            raise InputError(f"cannot count a {type(parameter).__name__}: ask before weights are quantized or sharded")
+            raise InputError(f"cannot count a {type(parameter).__name__}: ask before weights are sharded")
         empty = torch.empty_strided(parameter.shape, parameter.stride(), dtype=parameter.dtype, device=device)
         memo[id(parameter)] = nn.Parameter(empty, requires_grad=parameter.requires_grad)
     for buffer in model.buffers():

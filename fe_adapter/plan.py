@@ -124,6 +124,7 @@ def plan_memory(
     budget: int | None = None,
     approximate: bool = False,
     accumulate: int = 1,
+    optimizer: str = "adamw",
     also: Sequence[str] = (),
     device: str = "cuda",
     progress: Callable[[str], None] = lambda name: None,
@@ -138,7 +139,9 @@ def plan_memory(
         budget: bytes; None takes the fastest of all.
         approximate: whether ``gelu2bit``, whose gradients are approximate, may be picked.
         accumulate: batches summed into a step.
-        also: further policies to count, which may be picked as well; for the given precision.
+        optimizer: "adamw", "sgd" or "adamw8bit", as of `TrainConfig`.
+        also: further policies to count, which may be picked as well; for the given precision, and
+            those with ``bf16`` in them also without autocast.
         device: "cuda" or "cpu": whose behaviour is predicted.
         progress: called with the name of each row before it is counted.
 
@@ -159,9 +162,10 @@ def plan_memory(
         name: str, model: VideoClassifier, policy: str | None, precision: str, clips: int, accumulate: int = accumulate
     ) -> MemoryEstimate:
         progress(name)
-        options: dict[str, Any] = {"precision": precision, "policy": policy, "accumulate": accumulate, "device": device}
-        shape = (clips, model.num_frames, 3, *model.preprocessing.size)
-        return estimate_memory(model, *shape, dtype=torch.uint8, **options)
+        return estimate_memory(
+            model, clips, model.num_frames, 3, *model.preprocessing.size, dtype=torch.uint8, precision=precision,
+            policy=policy, accumulate=accumulate, optimizer=optimizer, device=device,
+        )  # fmt: skip
 
     full = _fully_tuned(model)
     first = estimate(FULL_TUNING, full, None, precision, batch_size)
@@ -175,7 +179,9 @@ def plan_memory(
     prefix, inner_precision = ("bf16+", "no") if precision == "bf16" else ("", precision)
     if precision == "bf16":
         add(f"{FULL_TUNING}, all in bf16", "no", other_model=full.to(torch.bfloat16))
-    for policy, own_precision in dict.fromkeys([*candidates(model, precision), *((p, precision) for p in also)]):
+    wanted = [*candidates(model, precision), *((p, precision) for p in also)]
+    wanted += [(p, inner_precision) for p in also if any(name == "bf16" for name, _ in parse_policy(p))]
+    for policy, own_precision in dict.fromkeys(wanted):
         add(f"{policy} (autocast)" if own_precision != inner_precision else policy, own_precision, policy)
     late = _late_half(model)
     if late is not None:

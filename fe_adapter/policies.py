@@ -6,14 +6,17 @@ of two norms 2, attention's output 1, the adapter's input 1; and the adapter's h
     selective     keep the block's input, attention and its projections (6); run the rest again in backward
     full          keep the block's input (1); run the block and its adapters again
     offload       as full, and the input waits in the host's memory (0)
+    budget=0.3    keep that share of all that the block's operators make (``none`` keeps about 0.6); xFormers' solver
+                  finds what is slow to make again, on a GPU
     gelu2bit      keep two bits an element of GELU's input (its 4 become ¼ in bf16); its gradient is approximate
     recompute_hidden, recompute_input    what adapters keep, as `recompute` of `fe_adapter.functional.adapter`
     bf16          frozen weights in bfloat16, and with them all that a block keeps
     int8, nf4     frozen linear layers in eight or four bits, by bitsandbytes
     xformers      attention by xFormers' kernels, on a GPU; keeps as much as PyTorch's
 
-``selective``, ``full`` and ``offload`` exclude each other on a block; the rest adds up. The gradients stay those of the
-numbers a run computes with, but for ``gelu2bit`` (and half an ulp of the adapter's output with ``recompute_input``).
+``selective``, ``full``, ``offload`` and ``budget`` exclude each other on a block; the rest adds up. The gradients stay
+those of the numbers a run computes with, but for ``gelu2bit`` (and half an ulp of the adapter's output with
+``recompute_input``).
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ from fe_adapter.backbones import describe_backbone, get_blocks
 from fe_adapter.config import check_count
 from fe_adapter.errors import InputError
 
-CHECKPOINTS = ("selective", "full", "offload")
+CHECKPOINTS = ("selective", "full", "offload", "budget")
 RECOMPUTES = {"recompute_hidden": "hidden", "recompute_input": "input"}
 OF_BLOCKS = (*CHECKPOINTS, "gelu2bit", *RECOMPUTES)
 OF_WEIGHTS = ("bf16", *_frozen_weights.QUANTIZED)  # cannot be taken off again
@@ -74,7 +77,7 @@ def apply_memory_policy(
         here = [all_blocks[i] for i in indices]
         if name == "none":
             _take_off(vit, here)
-        elif name in CHECKPOINTS:
+        elif _base(name) in CHECKPOINTS:
             for block in here:
                 set_checkpoint(block, name)
         elif name == "gelu2bit":
@@ -98,7 +101,7 @@ def replace_memory_policy(model: nn.Module, policy: str) -> nn.Module:
 
 
 def parse_policy(policy: str | Sequence[str]) -> list[tuple[str, str | None]]:
-    """``"gelu2bit+full:0-7"`` as ``[("gelu2bit", None), ("full", "0-7")]``.
+    """``"gelu2bit+budget=0.3:0-7"`` as ``[("gelu2bit", None), ("budget=0.3", "0-7")]``.
 
     Raises:
         InputError: a name that is no policy.
@@ -109,12 +112,26 @@ def parse_policy(policy: str | Sequence[str]) -> list[tuple[str, str | None]]:
     items: list[tuple[str, str | None]] = []
     for item in (item.strip() for part in parts for item in part.split("+")):
         name, colon, where = item.partition(":")
-        if name not in POLICIES:
+        if _base(name) not in POLICIES:
             raise InputError(f"memory policy {name!r} is none of {', '.join(POLICIES)}")
+        if (_base(name) == "budget") != ("=" in name) or not _is_share(name):
+            raise InputError(f"memory policy {name!r}: it is budget that takes a share, from 0 to 1, as in budget=0.3")
         if name == "none" and items:
             raise InputError("memory policy 'none' takes off what is there already; it can only come first")
         items.append((name, where if colon else None))
     return items
+
+
+def _base(name: str) -> str:
+    """A policy's name without its share."""
+    return name.partition("=")[0]
+
+
+def _is_share(name: str) -> bool:
+    try:
+        return 0 <= float(name.partition("=")[2] or 0) <= 1
+    except ValueError:
+        return False
 
 
 def _find_blocks(model: nn.Module) -> tuple[nn.Module, list[nn.Module]]:
@@ -157,13 +174,15 @@ def _refuse(vit: nn.Module, name: str, has_blocks: bool, here: list[nn.Module]) 
         _frozen_weights.check(vit, name)
     if name == "xformers":
         _xformers.check(vit)
+    if _base(name) == "budget":
+        _xformers.check_solver()
 
 
 def _refuse_conflicts(wanted: list[tuple[str, list[int]]]) -> None:
     for group in (CHECKPOINTS, tuple(RECOMPUTES), _frozen_weights.QUANTIZED):
         taken: dict[int, str] = {}
         for name, indices in wanted:
-            for i in indices if name in group else ():
+            for i in indices if _base(name) in group else ():
                 if taken.setdefault(i, name) != name:
                     raise InputError(f"memory policies {taken[i]!r} and {name!r} exclude each other on block {i}")
 

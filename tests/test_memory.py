@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fe_adapter import FEAdapterConfig, FusedFEAdapter, VideoClassifier, apply_memory_policy, estimate_memory
+from fe_adapter._optimizers import OPTIMIZERS, make_optimizer
 from fe_adapter.errors import InputError
 from fe_adapter.memory import measure_peak_memory, measure_saved_memory
 from tests.models import build
@@ -84,6 +85,45 @@ def test_every_policy_as_measured(precision, dilation):
         apply_memory_policy(model, "none")
 
 
+@pytest.mark.parametrize("policy", ["int8", "nf4+full"])
+def test_packed_weights_as_measured(policy):
+    pytest.importorskip("bitsandbytes")
+    config = FEAdapterConfig(bottleneck=8, dilation=1)
+    model = VideoClassifier(build("timm vit"), 3, num_frames=4, config=config).train()
+    x = torch.rand(8, 4, 3, 32, 32)
+    estimate = estimate_memory(model, *x.shape, policy=policy)
+    apply_memory_policy(model, policy)
+    assert estimate.parameters == sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
+    gradients = sum(p.nbytes for p in model.parameters() if p.requires_grad)
+    model(x).sum().backward()
+    model.zero_grad()
+    measured = estimate.resident + 2 * gradients + measure_peak_memory(lambda: model(x).sum().backward())
+    assert estimate.peak == pytest.approx(measured, rel=0.03)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_optimizers_as_measured(optimizer):
+    """A model of little else than an optimizer's state; bitsandbytes' own step on a CPU is not what is predicted."""
+    if optimizer == "adamw8bit":
+        pytest.importorskip("bitsandbytes")
+    model = nn.Linear(2048, 512)
+    estimate = estimate_memory(model, 1, 2048, optimizer=optimizer)
+    groups = [{"params": list(model.parameters()), "weight_decay": 0.01}]
+    stepper = make_optimizer(optimizer, groups, 1e-3)
+
+    def step():
+        model(torch.ones(1, 2048)).sum().backward()
+        stepper.step()
+
+    step()
+    tensors = {t.untyped_storage()._cdata: t for s in stepper.state.values() for t in s.values() if torch.is_tensor(t)}
+    assert estimate.optimizer == pytest.approx(sum(t.nbytes for t in tensors.values()), rel=0.001)
+    stepper.zero_grad()
+    if optimizer != "adamw8bit":
+        measured = estimate.parameters + estimate.optimizer + measure_peak_memory(step)
+        assert estimate.peak == pytest.approx(measured, rel=0.01)
+
+
 def test_a_gpu_is_imitated():
     """Under autocast its norms keep their input in fp32; what is offloaded is not on the GPU; nothing is built."""
     model = VideoClassifier(build("timm vit"), 3, num_frames=4, config=FEAdapterConfig(bottleneck=8)).to("meta")
@@ -111,7 +151,9 @@ def test_cost_counts_products():
     assert half == pytest.approx(whole / 2, rel=0.2)
 
 
-@pytest.mark.parametrize("options", [{"precision": "int8"}, {"device": "tpu"}, {"policy": "fast"}])
+@pytest.mark.parametrize(
+    "options", [{"precision": "int8"}, {"optimizer": "lion"}, {"device": "tpu"}, {"policy": "fast"}]
+)
 def test_bad_options(options):
     with pytest.raises(InputError, match=r"not one of|none of"):
         estimate_memory(VideoClassifier(build("timm vit"), 3, num_frames=2), 1, 2, 3, 32, 32, **options)

@@ -140,6 +140,11 @@ def test_the_command_prints_and_draws(tmp_path, capsys):
     content = json.loads(capsys.readouterr().out)
     assert content["recommended"] in {row["name"] for row in content["rows"]}
     assert "no amount of memory" in fails(capsys, [*arguments, "--memory", "lots"])
+    assert "optimizer='lion' is not one of" in fails(capsys, [*arguments, "--optimizer", "lion"])
+    assert cli.run([*arguments, "--json", "--optimizer", "sgd", "--memory-policy", "bf16+selective:0"]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert all(row["estimate"]["optimizer"] == row["estimate"]["gradients"] for row in rows)
+    assert [row["precision"] for row in rows if row["policy"] == "bf16+selective:0"] == ["bf16", "no"]
 
 
 def test_train_within_a_budget(videos, tmp_path, capsys):  # noqa: F811

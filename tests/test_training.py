@@ -113,9 +113,13 @@ def stop_after(monkeypatch, num_batches: int) -> None:
         ({"accumulate": 2}, 5),  # between two batches of one step: the step is made again
         ({"sampler": "balanced", "save_every": 3}, 5),
         ({"precision": "bf16"}, 7),  # in the second epoch
+        ({"optimizer": "sgd"}, 4),
+        ({"optimizer": "adamw8bit"}, 4),
     ],
 )
 def test_a_resumed_run_has_the_same_losses_and_weights_bit_for_bit(videos, tmp_path, monkeypatch, options, num_batches):
+    if "adamw8bit" in options.values():
+        pytest.importorskip("bitsandbytes")
     recipe = TrainConfig(**{**vars(RECIPE), **options})
     whole = model()
     fit(whole, train_set(videos), None, recipe, out=tmp_path / "whole", progress=False)

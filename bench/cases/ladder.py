@@ -23,6 +23,8 @@ from fe_adapter.plan import FULL_TUNING, candidates, is_exact
 
 BASELINE = "none"
 FEW = ("none", "selective", "gelu2bit+recompute_input")
+TIMED = (FULL_TUNING, "none", "recompute_input", "gelu2bit+recompute_input", "selective", "recompute_input+full:0-8",
+         "gelu2bit+recompute_input+full:0-8", "recompute_input+full")  # fmt: skip
 
 
 def points(device: torch.device, quick: bool) -> Sequence[Point]:
@@ -30,7 +32,7 @@ def points(device: torch.device, quick: bool) -> Sequence[Point]:
         return [_point("tiny", T=4, B=1, rounds=1, only=FEW)]
     if device.type == "cpu":
         return [
-            _point("ViT-S/16", T=8, B=2, rounds=15),
+            _point("ViT-S/16", T=8, B=2, rounds=15, only=TIMED),
             _point("ViT-Ti/16", T=8, B=2, rounds=1),  # for the peaks alone
             _point("ViT-B/16", T=8, B=1, rounds=1, only=(*FEW, FULL_TUNING, "recompute_input+full")),
         ]

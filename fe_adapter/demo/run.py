@@ -1,4 +1,4 @@
-"""The demo: data, a frozen image transformer, five ways to make a video model of it, one table, one prediction.
+"""The demo: data, a frozen image transformer, six ways to make a video model of it, one table, one prediction.
 
 Everything after the rendering is what a user calls: `VideoFolder`, `VideoClassifier`, `fit`, `evaluate`,
 `predict_video`.
@@ -36,6 +36,7 @@ from fe_adapter.errors import InputError
 from fe_adapter.evaluate import evaluate
 from fe_adapter.factory import build_backbone
 from fe_adapter.memory import measure_peak_memory
+from fe_adapter.policies import apply_memory_policy
 from fe_adapter.predict import predict_video
 from fe_adapter.train import TrainConfig, fit
 
@@ -69,6 +70,7 @@ class Entry:
     averages_frames: bool  # its logits do not depend on the order of the frames
     options: dict[str, Any]
     lr: float = 3e-3
+    memory_policy: str | None = None
 
 
 ADAPTER = "FE-Adapter, dynamic dilation"
@@ -76,6 +78,12 @@ ENTRIES = (
     Entry("frozen + linear", True, {"tune": "head"}),
     Entry("per-frame adapter (K=1)", True, {"config": FEAdapterConfig(bottleneck=32, kernel_size=1, dilation=1)}),
     Entry("FE-Adapter, static dilation", False, {"config": FEAdapterConfig(bottleneck=32, dilation=1)}),
+    Entry(
+        "FE-Adapter, static dilation, gelu2bit",
+        False,
+        {"config": FEAdapterConfig(bottleneck=32, dilation=1)},
+        memory_policy="gelu2bit",
+    ),
     Entry(ADAPTER, False, {"config": FEAdapterConfig(bottleneck=32, max_dilation=NUM_FRAMES / 2)}),
     Entry("full fine-tuning + temporal head", False, {"tune": "full", "temporal_pool": "concat"}, lr=1e-3),
 )
@@ -169,6 +177,8 @@ def train_entry(entry: Entry, weights: Path, out: Path, size: Size) -> Row:
         in_memory=True,
     )
     test_set = VideoFolder(videos / "test", class_names=CLASSES, sampler=frames, transform=EvalTransform((SIZE, SIZE)))
+    if entry.memory_policy is not None:
+        apply_memory_policy(model, entry.memory_policy)
     peak_bytes = measure_peak_memory(functools.partial(_step, model, 8))
     config = TrainConfig(
         max_epochs=size.max_epochs, batch_size=8, lr=entry.lr, warmup_epochs=1, label_smoothing=0.0, tracker=None

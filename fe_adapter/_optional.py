@@ -1,0 +1,26 @@
+"""Optional libraries that talk when they are imported."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import warnings
+from types import ModuleType
+
+
+def import_quietly(name: str) -> ModuleType:
+    """The module ``name``; what its package warns of and logs meanwhile (that it was built for another PyTorch, or
+    would have liked another library beside it) does not reach our users.
+
+    Raises:
+        ImportError: it is not installed, or does not work.
+    """
+    logger = logging.getLogger(name.partition(".")[0])
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return importlib.import_module(name)
+    finally:
+        logger.setLevel(level)
