@@ -25,6 +25,7 @@ class MemoryBudget:
         budget: str | None,
         approximate: bool,
         fallback: bool,
+        cached: bool,
         say: Callable[[str], None],
     ) -> None:
         self.model, self.recipe, self.fallback, self.say = model, recipe, fallback, say
@@ -40,6 +41,7 @@ class MemoryBudget:
             approximate=approximate,
             accumulate=recipe.accumulate,
             optimizer=recipe.optimizer,
+            cached=cached,
             also=() if recipe.memory_policy is None else (recipe.memory_policy,),
             device="cuda" if torch.cuda.is_available() else "cpu",
         )

@@ -268,7 +268,8 @@ def train(
             temporal_pool=temporal_pool,
             head_dropout=head_dropout,
         )
-    within = MemoryBudget(model, recipe, memory, approximate, memory_fallback, say=words.print)
+    is_cached = cache_features is not None
+    within = MemoryBudget(model, recipe, memory, approximate, memory_fallback, is_cached, say=words.print)
     size = model.preprocessing.size
     train_set.transform = TrainTransform(size, flip=flip, randaugment=randaugment)
     val_set.transform = EvalTransform(size)
@@ -310,6 +311,7 @@ def plan(
     memory: Annotated[str | None, typer.Option(help="Budget, such as 8GB (GB is 2^30 bytes).")] = None,
     precision: Annotated[str, typer.Option(help="no, bf16 or fp16.")] = "bf16",
     optimizer: Annotated[str, typer.Option(help="adamw, sgd, or adamw8bit.")] = "adamw",
+    cached: Annotated[bool, typer.Option("--cached", help="Train on tokens of --cache-features.")] = False,
     memory_policy: Annotated[
         list[str] | None, typer.Option(help="Count this policy, too, such as bf16+nf4+full:0-5; may be repeated.")
     ] = None,
@@ -343,7 +345,7 @@ def plan(
     with words.status("Counting") as status:
         found = plan_memory(
             model, batch_size, precision=precision, budget=budget, approximate=approximate, accumulate=accumulate,
-            optimizer=optimizer, also=memory_policy or (), device=device,
+            optimizer=optimizer, cached=cached, also=memory_policy or (), device=device,
             progress=lambda name: status.update(f"Counting {name}"),
         )  # fmt: skip
     if plot != "none":

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from fe_adapter._gelu2bit import kind_of_gelu
+from fe_adapter._prefix import prefix_tokens
 from fe_adapter._report import new_figure, write_figure
 from fe_adapter.adapt import adapt, get_adaptation, get_adapters, unadapt
 from fe_adapter.backbones import get_blocks
@@ -125,6 +126,7 @@ def plan_memory(
     approximate: bool = False,
     accumulate: int = 1,
     optimizer: str = "adamw",
+    cached: bool = False,
     also: Sequence[str] = (),
     device: str = "cuda",
     progress: Callable[[str], None] = lambda name: None,
@@ -140,6 +142,7 @@ def plan_memory(
         approximate: whether ``gelu2bit``, whose gradients are approximate, may be picked.
         accumulate: batches summed into a step.
         optimizer: "adamw", "sgd" or "adamw8bit", as of `TrainConfig`.
+        cached: whether training reads tokens of `cache_features`, and not frames.
         also: further policies to count, which may be picked as well; for the given precision, and
             those with ``bf16`` in them also without autocast.
         device: "cuda" or "cpu": whose behaviour is predicted.
@@ -162,11 +165,14 @@ def plan_memory(
         name: str, model: VideoClassifier, policy: str | None, precision: str, clips: int, accumulate: int = accumulate
     ) -> MemoryEstimate:
         progress(name)
+        shape, dtype = tokens if cached and model.tune == "adapter" else frames
         return estimate_memory(
-            model, clips, model.num_frames, 3, *model.preprocessing.size, dtype=torch.uint8, precision=precision,
-            policy=policy, accumulate=accumulate, optimizer=optimizer, device=device,
+            model, clips, *shape, dtype=dtype, precision=precision, policy=policy, accumulate=accumulate,
+            optimizer=optimizer, device=device,
         )  # fmt: skip
 
+    frames: tuple[tuple[int, ...], torch.dtype] = (model.num_frames, 3, *model.preprocessing.size), torch.uint8
+    tokens = _cached_clip(model, frames[0]) if cached else frames
     full = _fully_tuned(model)
     first = estimate(FULL_TUNING, full, None, precision, batch_size)
     rows = [PlanRow(FULL_TUNING, None, precision, first, 1.0)]
@@ -183,7 +189,7 @@ def plan_memory(
     wanted += [(p, inner_precision) for p in also if any(name == "bf16" for name, _ in parse_policy(p))]
     for policy, own_precision in dict.fromkeys(wanted):
         add(f"{policy} (autocast)" if own_precision != inner_precision else policy, own_precision, policy)
-    late = _late_half(model)
+    late = None if cached else _late_half(model)
     if late is not None:
         policy = f"{prefix}recompute_input"
         add(f"{policy}, only the last {len(_adapted_blocks(late))} blocks", inner_precision, policy, late)
@@ -253,6 +259,13 @@ def is_exact(policy: str) -> bool:
 def _adapted_blocks(model: VideoClassifier) -> list[int]:
     blocks = get_blocks(model.vit, get_adaptation(model.vit).blocks_path)
     return [i for i, block in enumerate(blocks) if get_adapters(block)]
+
+
+def _cached_clip(model: VideoClassifier, frames: tuple[int, ...]) -> tuple[tuple[int, ...], torch.dtype]:
+    """Shape ``(T, L, D)`` and dtype of what `cache_features` keeps of a clip; ``model`` is on the meta device."""
+    video = torch.empty(1, *frames, dtype=torch.uint8, device="meta")
+    tokens = prefix_tokens(model.vit, lambda: model(video))
+    return (frames[0], *tokens.shape[1:]), tokens.dtype
 
 
 def _fully_tuned(model: VideoClassifier) -> VideoClassifier:

@@ -7,8 +7,9 @@ import json
 import pytest
 import torch
 
-from fe_adapter import FEAdapterConfig, VideoClassifier, cli, train
+from fe_adapter import FEAdapterConfig, VideoClassifier, cli, estimate_memory, train
 from fe_adapter.errors import InputError
+from fe_adapter.memory import measure_peak_memory
 from fe_adapter.plan import parse_bytes, plan_memory
 from tests.models import build
 from tests.test_cli import BACKBONE, FAST, fails, videos  # noqa: F401 (a fixture)
@@ -126,6 +127,20 @@ def test_a_model_without_adapters_has_nothing_to_plan():
 def test_swiglu_has_no_gelu2bit():
     swiglu = VideoClassifier(build("timm eva02"), 3, num_frames=4)
     assert not any("gelu2bit" in row.name for row in plan_memory(swiglu, 2).rows)
+
+
+def test_cached_tokens_are_what_comes_in():
+    config = FEAdapterConfig(bottleneck=8, blocks=(1,))
+    model = VideoClassifier(build("timm vit"), 3, num_frames=4, config=config)
+    plan = plan_memory(model, 16, cached=True, device="cpu")
+    assert plan.rows[0].estimate.inputs == 16 * 4 * 3 * 32 * 32  # full fine-tuning sees frames
+    tokens = torch.rand(16, 4, 17, 48)
+    by_policy = {row.policy: row.estimate for row in plan.rows}
+    assert by_policy["none"] == estimate_memory(model, *tokens.shape)
+    assert by_policy["none"].inputs == tokens.nbytes
+    held = by_policy["none"].resident + by_policy["none"].optimizer
+    measured = held + measure_peak_memory(lambda: model(tokens).sum().backward())
+    assert by_policy["none"].peak == pytest.approx(measured, rel=0.01)
 
 
 def test_the_command_prints_and_draws(tmp_path, capsys):
