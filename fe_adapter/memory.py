@@ -26,7 +26,11 @@ from fe_adapter.errors import InputError
 from fe_adapter.kernels.spec import PAD, AdapterSpec, ConvGradients, Weights
 from fe_adapter.policies import apply_memory_policy
 
-_IMPLEMENTATIONS = {**_ops.IMPLEMENTATIONS, **_gelu2bit.IMPLEMENTATIONS}
+# What operators of our own run on each device. A GPU has kernels for gelu2bit: they allocate their results only.
+_IMPLEMENTATIONS = {
+    "cpu": {**_ops.IMPLEMENTATIONS, **_gelu2bit.IMPLEMENTATIONS},
+    "cuda": _ops.IMPLEMENTATIONS,
+}
 PRECISIONS = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 DEVICES = ("cpu", "cuda")
 # What a byte of an operator that is no product costs in FLOPs of one that is: the balance of rates that such operators
@@ -165,6 +169,7 @@ class _Storages(TorchDispatchMode):
         self.bytes = self.peak = 0
         self.cost = 0.0
         self._block, self._flops_per_byte = _ALLOCATOR_BLOCK[device], _FLOPS_PER_BYTE[device]
+        self._implementations = _IMPLEMENTATIONS[device]
         self._inside: dict[str, tuple[int, float]] = {}
         self._seen: weakref.WeakKeyDictionary[torch.UntypedStorage, int] = weakref.WeakKeyDictionary()
 
@@ -183,7 +188,7 @@ class _Storages(TorchDispatchMode):
         self.bytes -= size
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        if func in _IMPLEMENTATIONS:
+        if func in self._implementations:
             return self._look_inside(func, args, kwargs or {})
         out = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(out):
@@ -205,7 +210,7 @@ class _Storages(TorchDispatchMode):
             return out
         self.peak = self.bytes
         with self:
-            out = _IMPLEMENTATIONS[func](*args, **kwargs)
+            out = self._implementations[func](*args, **kwargs)
         self._inside[key] = self.peak - bytes_before, self.cost - cost_before
         self.peak = max(self.peak, peak_before)
         return out
