@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 import time
+from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Any
@@ -29,6 +30,9 @@ from fe_adapter.errors import InputError
 app = typer.Typer(help=__doc__, no_args_is_help=True)
 Quick = Annotated[bool, typer.Option("--quick", help="Tiny sizes, in seconds: shows that everything runs.")]
 Only = Annotated[str | None, typer.Option("--point", help="Only points with this in their name.")]
+Provider = Annotated[
+    list[str] | None, typer.Option(help="Only this one, beside the baseline; may be repeated. Not with --out.")
+]
 Threads = Annotated[int, typer.Option(help="CPU threads.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Keep what the file has already, and go on.")]
 Out = Annotated[Path | None, typer.Option(help="JSON file of the results, whole after every point.")]
@@ -53,19 +57,34 @@ def suite(
 def _add_case(name: str, title: str) -> None:
     @app.command(name, help=f"{title}\n\nExample: python -m bench {name} --quick")
     def case(
-        quick: Quick = False, point: Only = None, threads: Threads = 2, resume: Resume = False, out: Out = None
+        quick: Quick = False,
+        point: Only = None,
+        provider: Provider = None,
+        threads: Threads = 2,
+        resume: Resume = False,
+        out: Out = None,
     ) -> None:
-        _measure([name], quick, point, threads, resume, out)
+        if provider and out is not None:
+            raise InputError("a result file holds every provider of a point; leave out --provider or --out")
+        _measure([name], quick, point, threads, resume, out, provider or ())
 
 
 for _name, _case in get_cases().items():
     _add_case(_name, (inspect.getdoc(_case) or "").splitlines()[0])
 
 
-def _measure(names: list[str], quick: bool, point: str | None, threads: int, resume: bool, out: Path | None) -> None:
+def _measure(
+    names: list[str],
+    quick: bool,
+    point: str | None,
+    threads: int,
+    resume: bool,
+    out: Path | None,
+    only: Sequence[str] = (),
+) -> None:
     torch.set_num_threads(threads)
     results, console = Results(out, resume), Console(width=140)
-    for record in suites.run(results, names, quick, point):
+    for record in suites.run(results, names, quick, point, only):
         _show(record, console)
     if not results.content["records"]:
         raise InputError(f"no point of {', '.join(names)} has {point!r} in its name")

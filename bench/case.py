@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 
 from bench.harness import Contender, time_interleaved
+from fe_adapter.errors import InputError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}  # by their names in points
 
@@ -93,6 +94,9 @@ def measure(case_name: str, case: Case, point: Point, device: torch.device) -> d
     """One record of the results: times and memory of every provider at ``point``, or who failed, and no figure.
 
     Each provider first shows that its results are right; if one is wrong, nothing is timed.
+
+    Raises:
+        InputError: ``point.only`` names a provider that is not there.
     """
     record: dict[str, Any] = {
         "case": case_name,
@@ -103,9 +107,13 @@ def measure(case_name: str, case: Case, point: Point, device: torch.device) -> d
         "skipped": {},
         "failures": {},
     }
+    providers = case.providers(point, device)
+    unknown = set(point.only or ()) - set(providers)
+    if unknown:
+        raise InputError(f"{case_name} has no provider {unknown.pop()!r} at {point}; it has {', '.join(providers)}")
     contenders: dict[str, Contender] = {}
     roles = {}
-    for name, provider in case.providers(point, device).items():
+    for name, provider in providers.items():
         if point.only is not None and name not in point.only:
             continue
         torch.manual_seed(0)  # the same weights whoever else is there

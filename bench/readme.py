@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -76,8 +77,9 @@ def _step_table(content: dict[str, Any]) -> str:
 def _ladder_table(content: dict[str, Any]) -> str:
     """Peak as predicted and as measured, and the time over the fastest of ours, rung by rung."""
     records = [r for r in content["records"] if r["case"] == "ladder" and r["providers"]]
-    lines = ["| | policy | predicted peak, MiB | measured | of full fine-tuning | step over `none` |",
-             "|---|---|--:|--:|--:|--:|"]  # fmt: skip
+    lines = ["| | policy | predicted peak, MiB | measured | of full fine-tuning | step over `none` | "
+             "`python -m bench ladder` |",
+             "|---|---|--:|--:|--:|--:|---|"]  # fmt: skip
     for record in records:
         point, full = record["point"], record["providers"]["full fine-tuning"]["bytes"]["peak"]
         timed = len(record["providers"]["none"]["ms"]) > 2
@@ -92,9 +94,13 @@ def _ladder_table(content: dict[str, Any]) -> str:
                 f"{found['peak'] / MIB:,.0f}",
                 f"{found['peak'] / full:.2f}",
             ]
-            lines.append(f"| {' | '.join(cells)} | {f'{value:.2f}× ({low:.2f} to {high:.2f})' if timed else ''} |")
+            cells += [
+                f"{value:.2f}× ({low:.2f} to {high:.2f})" if timed else "",
+                f"`--point {point['vit']} --provider {shlex.quote(name)}`",
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
     conditions = "fp32, static dilation; times are medians of 15 interleaved rounds with 95 % intervals"
-    return "\n".join([*lines, "", f"{device_label(content)}; {conditions}. `python -m bench ladder`", ""])
+    return "\n".join([*lines, "", f"{device_label(content)}; {conditions}.", ""])
 
 
 def _plans_table(content: dict[str, Any]) -> str:

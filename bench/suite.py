@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +15,12 @@ from bench.results import Results
 
 
 def run(
-    results: Results, names: list[str], quick: bool = False, point: str | None = None, deadline: float | None = None
+    results: Results,
+    names: list[str],
+    quick: bool = False,
+    point: str | None = None,
+    only: Sequence[str] = (),
+    deadline: float | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Measure what ``results`` does not have yet, and yield each record once it is on disk.
 
@@ -24,6 +30,7 @@ def run(
         names: of cases.
         quick: their quick points.
         point: only points with this in their name.
+        only: providers to measure beside the baseline; none is all.
         deadline: of `time.monotonic`; a point is left out if its case's last one took longer than there is time left.
     """
     took: dict[str, float] = {}
@@ -33,6 +40,8 @@ def run(
             continue
         if results.has(name, dict(chosen.parameters)):
             continue
+        if only:
+            chosen = dataclasses.replace(chosen, only=(case.BASELINE, *only))
         start = time.monotonic()
         if deadline is not None and start + took.get(name, 0) > deadline:
             continue
