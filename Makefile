@@ -18,7 +18,7 @@ lint: .venv/.installed
 check: lint test
 
 bench: .venv/.installed
-	$(BIN)/python -m bench suite --out bench/results/suite-cpu.json --resume
+	$(BIN)/python -m bench suite --out bench/results/suite-cpu.json
 	$(BIN)/python -m bench report
 
 gpu:

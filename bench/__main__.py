@@ -33,7 +33,7 @@ Only = Annotated[str | None, typer.Option("--point", help="Only points with this
 Provider = Annotated[
     list[str] | None, typer.Option(help="Only this one, beside the baseline; may be repeated. Not with --out.")
 ]
-Threads = Annotated[int, typer.Option(help="CPU threads.")]
+Threads = Annotated[int, typer.Option(min=1, help="CPU threads.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Keep what the file has already, and go on.")]
 Out = Annotated[Path | None, typer.Option(help="JSON file of the results, whole after every point.")]
 
@@ -49,7 +49,7 @@ def suite(
 ) -> None:
     """Every case, in turns: what `python -m bench report` makes its report of.
 
-    Example: python -m bench suite --out bench/results/suite-cpu.json --resume
+    Example: python -m bench suite --out results.json --resume
     """
     _measure(list(get_cases()), quick, point, threads, resume, out)
 
@@ -83,10 +83,12 @@ def _measure(
     only: Sequence[str] = (),
 ) -> None:
     torch.set_num_threads(threads)
-    results, console = Results(out, resume), Console(width=140)
+    if resume and out is None:
+        raise InputError("--resume goes on with the file of --out; name it")
+    results, console = Results(out, resume, quick), Console(width=140)
     for record in suites.run(results, names, quick, point, only):
         _show(record, console)
-    if not results.content["records"]:
+    if not results.content["planned"]:
         raise InputError(f"no point of {', '.join(names)} has {point!r} in its name")
     if any(record["failures"] for record in results.content["records"]):
         raise typer.Exit(1)
@@ -101,10 +103,9 @@ def _show(record: dict[str, Any], console: Console) -> None:
     columns = list(dict.fromkeys(column for provider in record["providers"].values() for column in provider["bytes"]))
     table = Table("", "median ms", f"over {record['baseline']}", *(f"{c}, MiB" for c in columns), title=title)
     for name, provider in record["providers"].items():
-        value, low, high = reports.to_baseline(record, name)
         memory = (provider["bytes"].get(column) for column in columns)
         cells = ["" if m is None else f"{m / 2**20:,.1f}" for m in memory]
-        table.add_row(name, f"{np.median(provider['ms']):.2f}", f"{value:.2f} ({low:.2f} to {high:.2f})", *cells)
+        table.add_row(name, f"{np.median(provider['ms']):.2f}", str(reports.to_baseline(record, name)), *cells)
     console.print(table)
     for name, reason in record["skipped"].items():
         console.print(f"  without {name}: {reason}")
@@ -151,12 +152,14 @@ def compare(
     old: Annotated[str, typer.Argument(help="A result file, or a commit.")],
     new: Annotated[str, typer.Argument(help="Another of the same kind.")],
     case: Annotated[str, typer.Option(help="What to measure of two commits.")] = "layer",
-    rounds: Annotated[int, typer.Option(help="Rounds of two commits.")] = 15,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of two commits.")] = 15,
     allowed: Annotated[float, typer.Option(help="Ratio up to which a slow-down passes.")] = 1.05,
     quick: Quick = False,
     threads: Threads = 2,
 ) -> None:
     """New time over old, with a 95 % interval; exits with 1 where even its low end is above what is allowed.
+
+    It does so, too, where a provider of the old file is not in the new one. Less than five rounds have no interval.
 
     Two files were measured at different times, so their ratio has the machine's drift in it; of two commits, each runs
     in a process of its own, and the two take turns.
@@ -167,15 +170,17 @@ def compare(
     if case not in get_cases():
         raise InputError(f"case {case!r} is none of {', '.join(get_cases())}")
     if Path(old).is_file() and Path(new).is_file():
-        comparisons = comparison.compare_files(Path(old), Path(new))
+        comparisons, missing = comparison.compare_files(Path(old), Path(new))
     else:
-        comparisons = list(comparison.compare_commits(old, new, case, rounds, quick))
-    table = Table("case", "point", "provider", "new over old", "95 %", "", title=f"{new} over {old}")
+        comparisons, missing = list(comparison.compare_commits(old, new, case, rounds, quick)), []
+    table = Table("case", "point", "provider", "new over old, 95 %", "", title=f"{new} over {old}")
     for c in comparisons:
-        interval = f"{c.ratio.low:.3f} to {c.ratio.high:.3f}"
-        table.add_row(c.case, c.point, c.provider, f"{c.ratio.value:.3f}", interval, "slower" * c.is_slower(allowed))
-    Console(width=140).print(table)
-    if any(c.is_slower(allowed) for c in comparisons):
+        table.add_row(c.case, c.point, c.provider, str(c.ratio), "slower" * c.is_slower(allowed))
+    console = Console(width=140)
+    console.print(table)
+    for name in missing:
+        console.print(f"not in {new}, or wrong there: {name}")
+    if missing or any(c.is_slower(allowed) for c in comparisons):
         raise typer.Exit(1)
 
 

@@ -126,8 +126,8 @@ def measure(case_name: str, case: Case, point: Point, device: torch.device) -> d
             record["skipped"][name] = f"{error.name} is not installed"
         except torch.OutOfMemoryError:
             record["skipped"][name] = "out of memory"
-        except (AssertionError, RuntimeError) as error:
-            record["failures"][name] = str(error).splitlines()[0]
+        except Exception as error:  # whatever it is, the others' points are to be measured
+            record["failures"][name] = _in_a_line(error)
         else:
             contenders[name], roles[name] = contender, provider.role
     if record["failures"] or case.BASELINE not in contenders:
@@ -137,6 +137,9 @@ def measure(case_name: str, case: Case, point: Point, device: torch.device) -> d
     except torch.OutOfMemoryError:
         record["failures"]["all of them side by side"] = "out of memory"
         return record
+    except RuntimeError as error:  # a launch that fails, say
+        record["failures"]["one of them, while it was timed"] = _in_a_line(error)
+        return record
     for name, contender in contenders.items():
         record["providers"][name] = {
             "role": roles[name],
@@ -144,6 +147,12 @@ def measure(case_name: str, case: Case, point: Point, device: torch.device) -> d
             "bytes": contender.memory(),
         }
     return record
+
+
+def _in_a_line(error: Exception) -> str:
+    """What an error says; its kind, too, if it is no check that failed."""
+    line = (str(error).splitlines() or [""])[0]
+    return line if isinstance(error, AssertionError) else f"{type(error).__name__}: {line}"
 
 
 def _rounded(value: float) -> float:

@@ -14,6 +14,7 @@ from rich.progress import track
 
 from bench.case import get_cases
 from bench.harness import Ratio, ratio
+from bench.report import is_suite
 from bench.results import ROOT
 from bench.worker import Worker
 from fe_adapter._io import read_json
@@ -34,13 +35,16 @@ class Comparison:
         return self.ratio.low > allowed
 
 
-def compare_files(old: Path, new: Path) -> list[Comparison]:
-    """Every provider at every point that both files have.
+def compare_files(old: Path, new: Path) -> tuple[list[Comparison], list[str]]:
+    """Every provider at every point that both files have; and what was measured in the old one only.
 
     Raises:
-        InputError: they were measured on different devices, or have nothing in common.
+        InputError: they were measured on different devices, have nothing in common, or are no result files.
     """
     contents = [read_json(path) for path in (old, new)]
+    for path, content in zip((old, new), contents, strict=True):
+        if not is_suite(content):
+            raise InputError(f"{path} is no result file")
     devices = [(content["machine"]["device"], content["machine"]["threads"]) for content in contents]
     if devices[0] != devices[1]:
         raise InputError(
@@ -57,7 +61,7 @@ def compare_files(old: Path, new: Path) -> list[Comparison]:
     found = [Comparison(*key, ratio(times[1][key], times[0][key], paired=False)) for key in times[0] if key in times[1]]
     if not found:
         raise InputError(f"{old} and {new} have no point in common")
-    return found
+    return found, [" ".join(key) for key in times[0] if key not in times[1]]
 
 
 def compare_commits(old: str, new: str, case_name: str, rounds: int, quick: bool) -> Iterator[Comparison]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ import torch
 from rich.progress import track
 
 RESAMPLES = 2000
+MIN_ROUNDS = 5  # for an interval: a bootstrap of fewer samples promises too much
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,11 +65,15 @@ def time_once(contender: Contender) -> float:
 
 
 class Ratio(NamedTuple):
-    """A ratio of two medians, and the ends of its 95 % interval."""
+    """A ratio of two medians, and the ends of its 95 % interval; NaN where there were too few rounds for one."""
 
     value: float
     low: float
     high: float
+
+    def __str__(self) -> str:
+        interval = "too few rounds for an interval" if math.isnan(self.low) else f"{self.low:.2f} to {self.high:.2f}"
+        return f"{self.value:.2f} ({interval})"
 
 
 def ratio(numerator: list[float], denominator: list[float], paired: bool = True) -> Ratio:
@@ -82,7 +88,7 @@ def ratio(numerator: list[float], denominator: list[float], paired: bool = True)
     else:
         j = random.integers(len(b), size=(RESAMPLES, len(b)))
         value, resampled = np.median(a) / np.median(b), np.median(a[i], axis=1) / np.median(b[j], axis=1)
-    low, high = np.quantile(resampled, (0.025, 0.975))
+    low, high = np.quantile(resampled, (0.025, 0.975)) if min(len(a), len(b)) >= MIN_ROUNDS else (math.nan, math.nan)
     return Ratio(float(value), float(low), float(high))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -54,7 +55,8 @@ def _ratios(records: list[dict[str, Any]], axes: Any) -> None:
         labels.append(_short(record))
         for name, provider in record["providers"].items():
             value, low, high = ratio(provider["ms"], record["providers"][record["baseline"]]["ms"])
-            axes.barh(len(labels), value, xerr=[[value - low], [high - value]], color=COLORS[provider["role"]])
+            whiskers = None if math.isnan(low) else [[value - low], [high - value]]
+            axes.barh(len(labels), value, xerr=whiskers, color=COLORS[provider["role"]])
             labels.append(name)
     axes.axvline(1, color="black", linewidth=1)
     axes.set(xlabel=f"time over {records[0]['baseline']}'s (blue: ours; grey: does less); whiskers: 95 %")
@@ -147,6 +149,4 @@ def _series(records: list[dict[str, Any]], parameter: str) -> list[dict[str, Any
 
 
 def _short(record: dict[str, Any]) -> str:
-    return " ".join(
-        f"{name}={value}" for name, value in record["point"].items() if not isinstance(value, str) or name == "vit"
-    )
+    return " ".join(f"{name}={value}" for name, value in record["point"].items() if name not in ("dtype", "precision"))

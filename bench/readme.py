@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -10,8 +11,10 @@ from typing import Any
 from bench.report import between, to_baseline
 from bench.results import FOLDER, device_label
 from fe_adapter._io import read_json
+from fe_adapter.plan import FULL_TUNING
 
 MIB = 2**20
+NOTHING = "Not measured yet.\n"
 
 
 def pages() -> dict[str, dict[str, tuple[str, Callable[[dict[str, Any]], str]]]]:
@@ -54,7 +57,9 @@ def _demo_table(content: dict[str, Any]) -> str:
 
 def _step_table(content: dict[str, Any]) -> str:
     """Time and peak of a step over full fine-tuning's."""
-    records = [r for r in content["records"] if r["case"] == "step" and r["providers"]]
+    records = _with(content, "step")
+    if not records:
+        return NOTHING
     shown = ("static", "dynamic", "st-adapter", "LoRA", "linear probe")
     lines = [
         "| | clips × frames | " + " | ".join(f"{name}: time, peak" for name in shown) + " |",
@@ -76,18 +81,19 @@ def _step_table(content: dict[str, Any]) -> str:
 
 def _ladder_table(content: dict[str, Any]) -> str:
     """Peak as predicted and as measured, and the time over the fastest of ours, rung by rung."""
-    records = [r for r in content["records"] if r["case"] == "ladder" and r["providers"]]
+    records = _with(content, "ladder", "none", FULL_TUNING)
+    if not records:
+        return NOTHING
     lines = ["| | policy | predicted peak, MiB | measured | of full fine-tuning | step over `none` | "
              "`python -m bench ladder` |",
              "|---|---|--:|--:|--:|--:|---|"]  # fmt: skip
     for record in records:
-        point, full = record["point"], record["providers"]["full fine-tuning"]["bytes"]["peak"]
-        timed = len(record["providers"]["none"]["ms"]) > 2
+        point, full = record["point"], record["providers"][FULL_TUNING]["bytes"]["peak"]
         for name, provider in record["providers"].items():
-            found, (value, low, high) = provider["bytes"], to_baseline(record, name)
+            found, time = provider["bytes"], to_baseline(record, name)
             cells = [
                 f"{point['vit']}, {point['B']} × {point['T']}",
-                name if name == "full fine-tuning" else f"`{name}`",
+                name if name == FULL_TUNING else f"`{name}`",
             ]
             cells += [
                 f"{found['estimated peak'] / MIB:,.0f}",
@@ -95,7 +101,7 @@ def _ladder_table(content: dict[str, Any]) -> str:
                 f"{found['peak'] / full:.2f}",
             ]
             cells += [
-                f"{value:.2f}× ({low:.2f} to {high:.2f})" if timed else "",
+                "" if math.isnan(time.low) else f"{time.value:.2f}× ({time.low:.2f} to {time.high:.2f})",
                 f"`--point {point['vit']} --provider {shlex.quote(name)}`",
             ]
             lines.append(f"| {' | '.join(cells)} |")
@@ -127,9 +133,9 @@ def _plans_table(content: dict[str, Any]) -> str:
 
 def _layer_table(content: dict[str, Any]) -> str:
     """The points that differ in R alone, forward and backward."""
-    records = [
-        r for r in content["records"] if r["case"] == "layer" and r["providers"] and r["point"]["pass"] == "both"
-    ]
+    records = [r for r in _with(content, "layer", "static", "dynamic", "six products") if r["point"]["pass"] == "both"]
+    if not records:
+        return NOTHING
     first = {name: value for name, value in records[0]["point"].items() if name != "R"}
     records = [r for r in records if {name: value for name, value in r["point"].items() if name != "R"} == first]
     lines = [
@@ -146,6 +152,12 @@ def _layer_table(content: dict[str, Any]) -> str:
     shape = ", ".join(f"{name}={value}" for name, value in first.items() if name not in ("pass", "dtype"))
     conditions = f"{shape}, P=1, {first['dtype']}; {_rounds(records)}"
     return "\n".join([*lines, "", f"{device_label(content)}; {conditions}.", ""])
+
+
+def _with(content: dict[str, Any], case: str, *providers: str) -> list[dict[str, Any]]:
+    """The points of ``case`` that have figures, those of ``providers`` among them."""
+    of_case = [r for r in content["records"] if r["case"] == case and r["providers"]]
+    return [record for record in of_case if record["providers"].keys() >= set(providers)]
 
 
 def _rounds(records: list[dict[str, Any]]) -> str:

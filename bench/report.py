@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,15 +21,20 @@ HEAD = """# Benchmarks
 
 Made by `python -m bench report` out of the files in this folder; nothing here is typed. A ratio is the median over the
 rounds of the ratio within a round, followed by its 95 % interval; below 1 is less time than the baseline's. Times are
-medians, with the 20th and 80th percentile. Every provider first agreed with float64, or with plain adapters, in the
-same run. How: [docs/benchmarks.md](../../docs/benchmarks.md).
+medians, with the 20th and 80th percentile. Every provider first showed that it is right, in the same run. How, and what
+that means for each: [docs/benchmarks.md](../../docs/benchmarks.md).
 """
 
 
 def load(folder: Path = FOLDER) -> dict[str, dict[str, Any]]:
-    """Every result file of the suite in ``folder``, by its stem."""
+    """Every result file of the suite in ``folder``, by its stem; quick ones are none."""
     contents = {path.stem: read_json(path) for path in sorted(folder.glob("*.json"))}
-    return {stem: content for stem, content in contents.items() if "records" in content}
+    return {stem: content for stem, content in contents.items() if is_suite(content) and not content.get("quick")}
+
+
+def is_suite(content: Any) -> bool:
+    """Whether a JSON value is that of a result file."""
+    return isinstance(content, dict) and {"machine", "records"} <= content.keys()
 
 
 def write(folder: Path = FOLDER) -> None:
@@ -52,6 +58,10 @@ def text(contents: dict[str, dict[str, Any]]) -> str:
         lines += [f"## {content['machine']['device']}", "", f"{machine}. Raw rounds: `{stem}.json`; `{stem}.csv`.", ""]
         lines += [f"![{name}](plots/{stem}-{name}.png)" for name in plots.names(content)]
         lines += [""]
+        done = [f"{record['case']} {point_name(record)}" for record in content["records"]]
+        missing = [name for name in content.get("planned", ()) if name not in done]
+        if missing:
+            lines += [f"**Cut off**: {len(missing)} points are not measured: {'; '.join(missing)}.", ""]
         for record in content["records"]:
             lines += _table(record)
     return "\n".join(lines)
@@ -89,7 +99,7 @@ def _losses(content: dict[str, Any]) -> list[str]:
             time = between(record, ours, rival)
             cells = f"| {record['case']} | {point_name(record)} | {ours} | {rival} |"
             if time.value > 1:
-                slower.append((time.value, f"{cells} {_shown(time)} |"))
+                slower.append((time.value, f"{cells} {time} |"))
             peaks = [providers[name]["bytes"].get("peak") for name in (ours, rival)]
             if None not in peaks and peaks[0] > peaks[1]:
                 larger.append((peaks[0] / peaks[1], f"{cells} {peaks[0] / peaks[1]:.2f} |"))
@@ -123,7 +133,7 @@ def _table(record: dict[str, Any]) -> list[str]:
         cells = [
             f"{np.median(provider['ms']):.2f}",
             f"{low:.2f} to {high:.2f}",
-            _shown(to_baseline(record, name)),
+            str(to_baseline(record, name)),
             *memory,
         ]
         lines.append("| " + " | ".join([label, *cells]) + " |")
@@ -140,11 +150,7 @@ def _csv_rows(content: dict[str, Any]) -> Iterator[list[Any]]:
     for record in content["records"]:
         for name, provider in record["providers"].items():
             quantiles = np.quantile(provider["ms"], (0.5, 0.2, 0.8)).round(5).tolist()
-            ratios = [round(value, 4) for value in to_baseline(record, name)]
+            ratios = ["" if math.isnan(value) else round(value, 4) for value in to_baseline(record, name)]
             memory = [provider["bytes"].get(column, "") for column in columns]
             row = [record["case"], point_name(record), name, provider["role"]]
             yield [*row, *quantiles, record["baseline"], *ratios, *memory]
-
-
-def _shown(value: Ratio) -> str:
-    return f"{value.value:.2f} ({value.low:.2f} to {value.high:.2f})"

@@ -24,21 +24,28 @@ class Results:
     Args:
         path: the JSON file; None keeps them in memory only.
         resume: keep the records that are there already.
+        quick: they are of tiny sizes, and not for a report.
 
     Raises:
-        InputError: ``resume``, and the file was measured on another machine, with other versions or another commit.
+        InputError: ``resume``, and the file was measured on another machine, with other versions or another commit, or
+            is no result file; or it cannot be written.
     """
 
-    def __init__(self, path: Path | None, resume: bool = False) -> None:
+    def __init__(self, path: Path | None, resume: bool = False, quick: bool = False) -> None:
         self.path = path
-        self.content: dict[str, Any] = {"machine": environment(), "records": []}
+        self.content: dict[str, Any] = {"machine": environment(), "quick": quick, "records": []}
         if resume and path is not None and path.exists():
             content = read_json(path)
+            if not isinstance(content, dict) or not {"machine", "records"} <= content.keys():
+                raise InputError(f"{path} is no result file")
             for name, value in self.content["machine"].items():
                 if name != "date" and content["machine"].get(name) != value:
                     was = content["machine"].get(name)
-                    raise InputError(f"{path} was measured with {name}={was!r}, this is {value!r}; start it anew")
+                    raise InputError(
+                        f"{path} was measured with {name}={was!r}, this is {value!r}; start it anew, without --resume"
+                    )
             self.content = content
+        self.write()  # that it cannot be written is to show before anything is measured
 
     def has(self, case: str, parameters: dict[str, Any]) -> bool:
         """Whether there is a record of this point already."""

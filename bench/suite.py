@@ -35,7 +35,11 @@ def run(
     """
     took: dict[str, float] = {}
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    for name, case, chosen in _in_turns({name: get_cases()[name] for name in names}, device, quick):
+    turns = list(_in_turns({name: get_cases()[name] for name in names}, device, quick))
+    results.content["planned"] = [
+        f"{name} {chosen}" for name, _, chosen in turns if point is None or point in str(chosen)
+    ]
+    for name, case, chosen in turns:
         if point is not None and point not in str(chosen):
             continue
         if results.has(name, dict(chosen.parameters)):

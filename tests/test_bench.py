@@ -23,7 +23,7 @@ from bench.harness import Contender, ratio, time_interleaved
 from bench.readme import updated
 from bench.results import ROOT, Results
 from bench.worker import peak_rss
-from fe_adapter import FEAdapter
+from fe_adapter import FEAdapter, FusedFEAdapter
 from fe_adapter.errors import InputError
 
 CPU = torch.device("cpu")
@@ -50,7 +50,7 @@ def toy(monkeypatch):
     """The only case there is; ours takes three times as long as its rival."""
     case = Toy()
     monkeypatch.setattr(suite, "get_cases", lambda: {"toy": case})
-    times = {"rival": [2e-3, 2.1e-3, 2.2e-3], "ours": [6e-3, 6.3e-3, 6.6e-3]}
+    times = {"rival": [2e-3, 2.1e-3, 2.2e-3, 2e-3, 2.1e-3], "ours": [6e-3, 6.3e-3, 6.6e-3, 6e-3, 6.3e-3]}
     monkeypatch.setattr("bench.case.time_interleaved", lambda *_: times)
     return case
 
@@ -73,6 +73,7 @@ def test_the_ratio_cancels_drift_and_its_interval_holds_the_truth():
     unpaired = ratio(list(new), list(old), paired=False)
     assert unpaired.high - unpaired.low > 3 * (paired.high - paired.low)
     assert ratio(list(new), list(old)) == paired
+    assert str(ratio([2.0] * 4, [1.0] * 4)) == "2.00 (too few rounds for an interval)"
 
 
 def test_one_wrong_provider_and_nothing_is_timed():
@@ -88,6 +89,40 @@ def test_one_wrong_provider_and_nothing_is_timed():
     assert record["failures"] == {"wrong": "y: 3.0 times the allowed error"}
     shown = report.text({"f": {"machine": {"device": "here"}, "records": [record]}})
     assert "**Wrong**, so not timed: toy B=1, wrong: y: 3.0 times the allowed error" in shown
+
+
+def test_whatever_goes_wrong_the_next_point_is_measured():
+    def refuse() -> None:
+        raise ValueError("two\nlines")
+
+    def crash(_: object) -> None:
+        raise RuntimeError("launch failed")
+
+    for contender, reason in (
+        (Contender(print, check=refuse), "ValueError: two"),
+        (Contender(crash), "RuntimeError: launch failed"),
+    ):
+        case = Toy(wrong=Provider(lambda contender=contender: contender))
+        record = measure("toy", case, Point({"B": 1}, rounds=1), CPU)
+        assert record["providers"] == {}
+        assert list(record["failures"].values()) == [reason]
+
+
+def test_a_step_is_checked_at_its_own_number_of_frames(monkeypatch):
+    """As would happen if a kernel for longer clips were wrong."""
+    real = FusedFEAdapter.forward
+    monkeypatch.setattr(FusedFEAdapter, "forward", lambda self, x: real(self, x) * (1 + 0.01 * (self.num_frames > 3)))
+    for name in ("step", "ladder"):
+        case = get_cases()[name]
+        (point,) = case.points(CPU, quick=True)
+        record = measure(name, case, point, CPU)
+        assert record["providers"] == {}
+        assert record["failures"]
+
+
+def test_a_file_that_cannot_be_written_shows_at_once(tmp_path):
+    with pytest.raises(InputError, match="cannot write"):
+        Results(tmp_path)
 
 
 def test_a_provider_that_cannot_run_is_named_with_its_reason():
@@ -188,6 +223,14 @@ def test_the_report_puts_what_we_lose_first(toy, tmp_path):
         assert (tmp_path / "plots" / f"suite-cpu-{name}.png").stat().st_size > 5000
     assert "toy-by-B" in plots.names(results.content)
     assert len((tmp_path / "suite-cpu.csv").read_text().splitlines()) == 1 + 3 * 2
+    assert "Cut off" not in shown
+    for kept in (1, 0):
+        del results.content["records"][kept:]
+        results.write()
+        report.write(tmp_path)
+        assert f"{3 - kept} points are not measured: " in (tmp_path / "REPORT.md").read_text()
+    list(suite.run(Results(tmp_path / "quick.json", quick=True), ["toy"]))
+    assert list(report.load(tmp_path)) == ["suite-cpu"]
 
 
 def test_the_readme_takes_its_tables_from_the_suite(tmp_path):
@@ -199,6 +242,9 @@ def test_the_readme_takes_its_tables_from_the_suite(tmp_path):
     assert "| tiny | 1 × 4 |" in made
     assert "old" not in made
     assert updated(made, folder=tmp_path) == made
+    results.content["records"] = []
+    results.write()
+    assert updated(readme, folder=tmp_path).count("Not measured yet.") == 2
 
 
 def test_comparing_files_finds_what_got_slower(toy, tmp_path):
@@ -206,15 +252,24 @@ def test_comparing_files_finds_what_got_slower(toy, tmp_path):
     for path in paths:
         list(suite.run(Results(path), ["toy"], point="B=1"))
     content = json.loads(paths[1].read_text())
-    content["records"][0]["providers"]["ours"]["ms"] = [12.0, 12.1, 12.2]
+    content["records"][0]["providers"]["ours"]["ms"] = [12.0, 12.1, 12.2, 12.0, 12.1]
     paths[1].write_text(json.dumps(content))
-    found = {c.provider: c for c in compare.compare_files(*paths)}
-    assert found["ours"].is_slower(1.5)
-    assert not found["rival"].is_slower(1.5)
+    found, missing = compare.compare_files(*paths)
+    slower = [c.provider for c in found if c.is_slower(1.5)]
+    assert (slower, missing) == (["ours"], [])
+    del content["records"][0]["providers"]["ours"]
+    paths[1].write_text(json.dumps(content))
+    assert compare.compare_files(*paths)[1] == ["toy B=1 ours"]
+    assert bench_app(["compare", *map(str, paths)], standalone_mode=False) == 1
     content["machine"]["threads"] = 64
     paths[1].write_text(json.dumps(content))
     with pytest.raises(InputError, match="times of two machines do not compare"):
         compare.compare_files(*paths)
+    paths[1].write_text("[]")
+    with pytest.raises(InputError, match="is no result file"):
+        compare.compare_files(*paths)
+    with pytest.raises(InputError, match="is no result file"):
+        Results(paths[1], resume=True)
 
 
 @pytest.mark.slow

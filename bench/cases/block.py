@@ -52,9 +52,11 @@ def providers(point: Point, device: torch.device) -> Mapping[str, Provider]:
         "no adapter": provider(nn.Identity, nn.Identity(), "floor"),
     }
     if point.thorough:
-        for name, build in (("static", lambda: fused_static), ("st-adapter", st_adapter)):
-            found[f"{name} graphed"] = Provider(lambda build=build: work.graphed_contender(_adapted(build(), block())))
-            found[f"{name} compiled"] = provider(lambda build=build: compiled(build()), static)
+        for name, build, role in (("static", lambda: fused_static, "ours"), ("st-adapter", st_adapter, "rival")):
+            found[f"{name} graphed"] = Provider(
+                lambda build=build: work.graphed_contender(_adapted(build(), block())), role
+            )
+            found[f"{name} compiled"] = provider(lambda build=build: compiled(build()), static, role)
     return found
 
 

@@ -60,14 +60,15 @@ def _contender(net: Net, baseline: Net, policy: str) -> Contender:
 
 
 def _check(net: Net, model: VideoClassifier, baseline: Net, policy: str) -> None:
-    """The gradients of ``none`` on one clip: bit for bit, up to rounding where a policy rounds, or at least alike."""
-    actual, expected = _gradients(net, model), _gradients(baseline, baseline.adapted(1))
+    """The gradients of plain adapters on one clip: up to rounding, or where a policy approximates at least alike."""
+    actual, expected = _gradients(net, model), _gradients(baseline, baseline.plainly_adapted(1))
     if "bf16" in policy or not is_exact(policy):
         cosine = F.cosine_similarity(actual, expected, dim=0).item()
         assert cosine > 0.7, f"the gradient's cosine to the exact one is {cosine:.2f}"
         return
     error = ((actual - expected).norm() / expected.norm()).item()
-    assert error <= (1e-4 if "recompute_input" in policy else 0), f"the gradient is off by {error:.1e} of its norm"
+    allowed = 1e-4 if baseline.precision == "no" else 0.05
+    assert error <= allowed, f"the gradient is off by {error:.1e} of its norm"
 
 
 def _gradients(net: Net, model: VideoClassifier) -> Tensor:

@@ -81,10 +81,10 @@ def providers(point: Point, device: torch.device) -> Mapping[str, Provider]:
         found["st-adapter without cuDNN"] = Provider(lambda: _without_cudnn(work.contender(st_adapter(), static)))
         found["st-adapter graphed"] = Provider(lambda: work.graphed_contender(st_adapter()))
         for name, fused, reference in (("static", fused_static, static), ("dynamic", fused_dynamic, dynamic)):
-            found[f"{name} graphed"] = Provider(partial(work.graphed_contender, fused))
+            found[f"{name} graphed"] = Provider(partial(work.graphed_contender, fused), "ours")
             for design in ("eager", *DESIGNS):
                 build = partial(work.contender, fused, reference)
-                found[f"{name} {design}"] = Provider(partial(_with_design, build, design))
+                found[f"{name} {design}"] = Provider(partial(_with_design, build, design), "ours")
     return found
 
 
