@@ -2,7 +2,8 @@
 
 One operator per direction, with fake and autograd implementations, so that `torch.compile` sees no graph break and
 activation checkpointing can name them. The caller (`fe_adapter.functional.adapter`) has validated everything and
-settled autocast: it passes the compute dtype. Outputs never alias inputs or each other.
+settled autocast: it passes the compute dtype. Outputs never alias inputs or each other. They have the shape of ``x``,
+(B, T, L, D) or (B*T, L, D): a view made of them afterwards would lose FSDP2's hook if it were changed in place.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from fe_adapter import _eager_conv, _gemm
 from fe_adapter._backend import choose_design
-from fe_adapter.kernels.spec import AdapterSpec, Weights
+from fe_adapter.kernels.spec import AdapterSpec, Weights, as_clips
 
 
 def _pair(grid_size: Sequence[int]) -> tuple[int, int]:
@@ -60,6 +61,7 @@ def _backend(backend: str, x: Tensor, weights: Weights, spec: AdapterSpec) -> tu
 def adapter_forward(
     x: Tensor,
     weights: Sequence[Tensor],
+    num_frames: int,
     dilation: int,
     max_dilation: float | None,
     activation: str,
@@ -70,20 +72,22 @@ def adapter_forward(
     needs_backward: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    """``y`` like ``x`` (B, T, L, D), and ``h`` (B, T, N, R), empty unless backward wants it."""
+    """``y`` like ``x``, and ``h`` (B, T, N, R), empty unless backward wants it."""
     spec = AdapterSpec(dilation, max_dilation, activation, num_prefix_tokens, _pair(grid_size), compute_dtype)
     with torch.autocast(x.device.type, enabled=False):
-        forward, _ = _backend(backend, x, Weights(*weights), spec)
-        y, h = forward(x, Weights(*weights), spec)
+        clips = as_clips(x, num_frames)
+        forward, _ = _backend(backend, clips, Weights(*weights), spec)
+        y, h = forward(clips, Weights(*weights), spec)
+    y = torch.ops.aten._unsafe_view(y, x.shape)  # as for any product that PyTorch reshapes: no view, no copy
     return y, h if needs_backward and recompute != "hidden" else h.new_empty(0)
 
 
 @adapter_forward.register_fake
 def _(
-    x, weights, dilation, max_dilation, activation, num_prefix_tokens, grid_size, compute_dtype, recompute,
+    x, weights, num_frames, dilation, max_dilation, activation, num_prefix_tokens, grid_size, compute_dtype, recompute,
     needs_backward, backend,
 ):  # fmt: skip
-    B, T, L, _ = x.shape
+    B, T, L, _ = as_clips(x, num_frames).shape
     keeps_h = needs_backward and recompute != "hidden"
     shape = (B, T, L - num_prefix_tokens, weights[0].shape[0]) if keeps_h else (0,)
     return x.new_empty(x.shape), x.new_empty(shape, dtype=compute_dtype)
@@ -96,6 +100,7 @@ def adapter_backward(
     y: Tensor | None,
     h: Tensor | None,
     weights: Sequence[Tensor],
+    num_frames: int,
     dilation: int,
     max_dilation: float | None,
     activation: str,
@@ -108,9 +113,11 @@ def adapter_backward(
     """``dx`` (empty if not needed), then the gradient of each weight in the weight's dtype."""
     spec = AdapterSpec(dilation, max_dilation, activation, num_prefix_tokens, _pair(grid_size), compute_dtype)
     with torch.autocast(dy.device.type, enabled=False):
-        _, backward = _backend(backend, dy, Weights(*weights), spec)
-        dx, gradients = backward(dy, x, y, h, Weights(*weights), spec, needs_dx)
-    outputs = [dy.new_empty(0) if dx is None else dx]
+        dy_clips = as_clips(dy, num_frames)
+        x, y = (None if z is None else as_clips(z, num_frames) for z in (x, y))
+        _, backward = _backend(backend, dy_clips, Weights(*weights), spec)
+        dx, gradients = backward(dy_clips, x, y, h, Weights(*weights), spec, needs_dx)
+    outputs = [dy.new_empty(0) if dx is None else dx.view(dy.shape)]
     for weight, gradient in zip(weights, gradients, strict=False):  # a static adapter has no last two
         assert gradient is not None
         outputs.append(gradient.to(weight.dtype).contiguous())
@@ -119,8 +126,8 @@ def adapter_backward(
 
 @adapter_backward.register_fake
 def _(
-    dy, x, y, h, weights, dilation, max_dilation, activation, num_prefix_tokens, grid_size, compute_dtype, backend,
-    needs_dx,
+    dy, x, y, h, weights, num_frames, dilation, max_dilation, activation, num_prefix_tokens, grid_size, compute_dtype,
+    backend, needs_dx,
 ):  # fmt: skip
     dx = dy.new_empty(dy.shape) if needs_dx else dy.new_empty(0)
     return [dx, *(weight.new_empty(weight.shape) for weight in weights)]

@@ -83,8 +83,9 @@ def adapter(
     tensors = [p for p in weights if p is not None]
     needs_backward = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *tensors))
     y, _ = _ops.adapter_forward(
-        clip,
+        x,
         tensors,
+        clip.shape[1],
         spec.dilation,
         spec.max_dilation,
         spec.activation,
@@ -95,7 +96,7 @@ def adapter(
         needs_backward,
         backend,
     )
-    return y.view(x.shape)
+    return y
 
 
 def prepare(
@@ -141,6 +142,8 @@ def _as_clips(x: Tensor, num_frames: int | None) -> Tensor:
     if x.dim() == 4:
         if num_frames is not None and num_frames != x.shape[1]:
             raise ValueError(f"num_frames={num_frames}, but x (B, T, L, D) = {tuple(x.shape)} has T={x.shape[1]}")
+        if x.shape[1] == 0:
+            raise ValueError(f"x (B, T, L, D) = {tuple(x.shape)} has no frames; an empty batch is (0, T, L, D)")
         return x
     if x.dim() != 3:
         raise ValueError(f"x has {x.dim()} dimensions; pass it as (B*T, L, D) or (B, T, L, D)")

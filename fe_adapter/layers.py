@@ -128,7 +128,7 @@ class FEAdapter(nn.Module):
             self.grid_size,
         )
         with torch.autocast(x.device.type, enabled=False):  # the compute dtype is settled
-            return reference.adapter(clip, self._weights(), spec).view(x.shape)
+            return reference.adapter(x, self._weights(), spec, clip.shape[1])
 
     def extra_repr(self) -> str:
         parts = [f"{self.embed_dim}, {self.bottleneck}, num_frames={self.num_frames}"]

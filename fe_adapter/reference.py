@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fe_adapter.kernels.spec import AdapterSpec, Weights
+from fe_adapter.kernels.spec import AdapterSpec, Weights, as_clips
 
 ACTIVATIONS = {
     "identity": lambda c: c,
@@ -20,14 +20,16 @@ ACTIVATIONS = {
 }
 
 
-def adapter(x: Tensor, weights: Weights, spec: AdapterSpec) -> Tensor:
-    """``x`` (B, T, L, D) -> the same shape and dtype."""
+def adapter(x: Tensor, weights: Weights, spec: AdapterSpec, num_frames: int) -> Tensor:
+    """``x`` (B, T, L, D) or (B*T, L, D) -> the same shape and dtype; no view, which FSDP2 warns of."""
     weights = weights.to(spec.compute_dtype)
-    prefix, patches = x.split((spec.num_prefix_tokens, x.shape[2] - spec.num_prefix_tokens), dim=2)
+    P, clips = spec.num_prefix_tokens, as_clips(x, num_frames)
+    patches = clips[:, :, P:]
     u = F.linear(patches.to(spec.compute_dtype), weights.down, weights.down_bias)  # (B, T, N, R)
     c = temporal_conv(u, weights, spec)
     delta = F.linear(ACTIVATIONS[spec.activation](c), weights.up, weights.up_bias)
-    return torch.cat([prefix, (patches + delta).to(x.dtype)], dim=2)
+    adapted = (patches + delta).to(x.dtype)
+    return torch.cat([x[..., :P, :], adapted.reshape(*x.shape[:-2], *adapted.shape[2:])], dim=-2)
 
 
 def temporal_conv(u: Tensor, weights: Weights, spec: AdapterSpec) -> Tensor:

@@ -52,3 +52,8 @@ class AdapterSpec:
     def accumulate_dtype(self) -> torch.dtype:
         """fp32 for bf16 and fp16, else the compute dtype itself."""
         return torch.promote_types(self.compute_dtype, torch.float32)
+
+
+def as_clips(x: Tensor, num_frames: int) -> Tensor:
+    """(B*T, L, D) or (B, T, L, D) as the latter, a view."""
+    return x if x.dim() == 4 else x.unflatten(0, (x.shape[0] // num_frames, num_frames))

@@ -241,13 +241,13 @@ def opcheck_and_compile():
         layer, x = layer_and_input(dilation=1)
         weights = [p.detach().clone().requires_grad_() for p in layer.parameters()]
         clip = x.view(2, 2, 5, 8).requires_grad_()
-        arguments = (clip, weights, 1, None, "identity", 1, (4, 1), x.dtype, None, True, "triton")
+        arguments = (clip, weights, 2, 1, None, "identity", 1, (4, 1), x.dtype, None, True, "triton")
         utils = ("test_schema", "test_faketensor", "test_autograd_registration")
         torch.library.opcheck(torch.ops.fe_adapter.adapter_forward.default, arguments, test_utils=utils)
         with torch.no_grad():
             _, h = torch.ops.fe_adapter.adapter_forward(*arguments)
         dy, plain = torch.randn_like(clip), [w.detach() for w in weights]
-        arguments = (dy, clip.detach(), None, h, plain, 1, None, "identity", 1, (4, 1), x.dtype, "triton", True)
+        arguments = (dy, clip.detach(), None, h, plain, 2, 1, None, "identity", 1, (4, 1), x.dtype, "triton", True)
         torch.library.opcheck(torch.ops.fe_adapter.adapter_backward.default, arguments, test_utils=utils)
         compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
         assert torch.equal(compiled(x), layer(x))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
@@ -72,6 +73,7 @@ def in_processes(function: Callable[..., None], tmp_path: Path, *arguments: obje
 
 def _start(function: Callable[..., None], store: str, rank: int, arguments: tuple) -> None:
     torch.set_num_threads(1)
+    warnings.filterwarnings("error", message=".*returned a view")  # of FSDP2
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=WORLD)
     function(rank, *arguments)
     dist.barrier()  # neither leaves while the other still talks

@@ -16,7 +16,7 @@ def arguments(layer: FusedFEAdapter, x: torch.Tensor, recompute: str | None) -> 
     dilation = 1 if layer.dilation == "dynamic" else layer.dilation
     grid = (x.shape[2] - 1, 1)
     weights = [p.detach().clone().requires_grad_() for p in layer.parameters()]
-    return x, weights, dilation, None, layer.activation, 1, grid, x.dtype, recompute, True, "eager"
+    return x, weights, x.shape[1], dilation, None, layer.activation, 1, grid, x.dtype, recompute, True, "eager"
 
 
 @pytest.mark.parametrize("dilation", [2, "dynamic"])
@@ -33,8 +33,25 @@ def test_opcheck_of_the_backward_operator():
     x, dy = torch.randn(2, 2, 3, 5, 6)
     h = torch.randn(2, 3, 4, 4)
     weights = [p.detach() for p in layer.parameters()]
-    arguments = (dy, x, None, h, weights, 1, None, "identity", 1, (4, 1), x.dtype, "eager", True)
+    arguments = (dy, x, None, h, weights, 3, 1, None, "identity", 1, (4, 1), x.dtype, "eager", True)
     torch.library.opcheck(torch.ops.fe_adapter.adapter_backward.default, arguments)
+
+
+@pytest.mark.parametrize("cls", [FEAdapter, FusedFEAdapter])
+@pytest.mark.parametrize("shape", [(6, 5, 6), (2, 3, 5, 6), (0, 5, 6)], ids=str)
+def test_the_output_is_no_view(cls, shape):
+    y = cls(6, 4, num_frames=3, dilation=1)(torch.randn(shape, requires_grad=True))
+    assert y.shape == shape
+    assert not y._is_view()
+
+
+def test_an_output_changed_in_place_is_not_computed_with():
+    _, layer = pair(6, 4, num_frames=3, dilation=1)
+    layer.recompute = "input"  # keeps the output
+    y = layer(torch.randn(6, 5, 6))
+    y += 1
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
 
 
 def test_a_second_derivative_is_refused():
@@ -122,6 +139,7 @@ BAD_INPUTS = [
     (torch.zeros(8, 5, 8), {"num_frames": 3}, ValueError, "num_frames=3 does not divide batch 8"),
     (torch.zeros(8, 5, 8), {"num_frames": 0}, ValueError, "num_frames=0 is too small"),
     (torch.zeros(2, 4, 5, 8), {"num_frames": 2}, ValueError, "num_frames=2, but x .* has T=4"),
+    (torch.zeros(2, 0, 5, 8), {}, ValueError, "has no frames"),
     (torch.zeros(8, 5, 9), {}, ValueError, "x has width 9, but .* embed_dim=8"),
     (torch.zeros(8, 8), {}, ValueError, "x has 2 dimensions"),
     (torch.zeros(1, 2, 4, 5, 8), {}, ValueError, "x has 5 dimensions"),
