@@ -188,6 +188,7 @@ def compare(
 def compile_command(
     target: Annotated[list[str] | None, typer.Option(help="sm_80, sm_90, gfx942, …; default all.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Two adapters only: bf16, static and dynamic.")] = False,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes that compile.")] = 2,
     out: Annotated[Path | None, typer.Option(help="Write every launch to this CSV file.")] = None,
 ) -> None:
     """Compile every kernel for GPUs that are not there: registers, spills, shared memory, tensor cores.
@@ -205,7 +206,8 @@ def compile_command(
     for name in targets:
         if name not in ARCHS:
             raise typer.BadParameter(f"{name} is none of {', '.join(ARCHS)}")
-    compiled = cases.compile_cases(cases.FAST if quick else cases.CASES, targets)
+    compiled = cases.compile_cases(cases.FAST, targets) if quick else cases.compile_all(targets, jobs)
+    compiled = compiled if out is None else cases.written(compiled, out)
     reports = list(track(compiled, "compiling", transient=True))
     figures = ("regs", "spill", "smem KiB", "blocks/SM", "products")
     table = Table("target", "kernel", "design", "adapter", *figures, "problems", title=f"Triton {triton.__version__}")
@@ -221,8 +223,6 @@ def compile_command(
             table.add_row(str(R), str(D), *variants)
         console.print(table)
         cost()
-    if out is not None:
-        cases.write_csv(reports, out)
     if any(cases.problems(report) for report in reports):
         raise typer.Exit(1)
 

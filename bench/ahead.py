@@ -42,7 +42,7 @@ ARCHS = {
 TENSOR_CORES = r"\btcgen05\.mma|\bwgmma\.mma_async|(?<!w)\bmma\.sync|\bv_mfma_"
 ASYNC_COPIES = r"\bcp\.async\.c[ag]|\bcp\.async\.bulk\.tensor|\bbuffer_load_\w+ .*\blds\b"
 BARRIERS = r"ttg\.barrier|gpu\.barrier"
-POINTERS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+POINTERS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.uint8: "u8"}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 The real launchers run on small CPU tensors with recorders in the kernels' place, so what is compiled is what would be
 launched. Sizes are run-time arguments: a signature is dtypes, tiles, flags and whether masks are needed, and stands for
-every R and D that maps to it.
+every R and D that maps to it. `TABLE` is what the plans choose for any R, dtype and stream of the table; `CASES` go
+through every design that can serve them, chosen or only asked for by ``FE_ADAPTER_DESIGN``.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import contextlib
 import csv
 import dataclasses
 import itertools
-from collections.abc import Iterator
+import multiprocessing
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -19,11 +21,12 @@ from unittest import mock
 import torch
 
 from bench.ahead import ARCHS, Report, compile_call, recorded_calls, type_of
-from fe_adapter.kernels import conv, fused, plans
+from fe_adapter.kernels import conv, fused, plans, steps
 from fe_adapter.kernels.spec import AdapterSpec, Weights
 
 BOTTLENECKS = (32, 64, 96, 128, 192, 384, 512, 640)
 WIDTHS = (384, 768, 1024, 1280)
+NO_DX = " no dx"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,12 +40,16 @@ class Case:
     kernel: tuple[int, int, int] = (3, 1, 1)
     bottleneck: int = 384
     width: int = 768
+    max_dilation: float | None = None
+    needs_dx: bool = True
 
     def __str__(self) -> str:
         stream = "" if self.stream_dtype is None else f" in {_short(self.stream_dtype)} stream"
         kernel = "x".join(map(str, self.kernel))
         dilation = "dynamic" if self.dynamic else "static"
+        dilation += "" if self.max_dilation is None else " bounded"
         shape = f"R={self.bottleneck} D={self.width}"
+        shape += "" if self.needs_dx else NO_DX
         return f"{_short(self.dtype)}{stream} {dilation} {kernel} {self.activation} {shape}"
 
 
@@ -65,20 +72,81 @@ CASES = (
     *(Case(bottleneck=R, dynamic=dynamic) for R in (64, 128, 192, 256, 512) for dynamic in (False, True)),
     *(Case(bottleneck=R - 16, dynamic=True) for R in (64, 128, 192, 256, 384, 512)),
     *(Case(bottleneck=R, dynamic=True, stream_dtype=torch.float32) for R in (64, 128, 192, 256, 512)),
+    *(Case(bottleneck=R, dynamic=dynamic, needs_dx=False) for R in (64, 384) for dynamic in (False, True)),
+)
+FORMS = (  # gelu stands for all activations, having the most arithmetic, and a bound only adds to a dynamic dilation
+    {},
+    {"dynamic": True, "activation": "gelu", "max_dilation": 2.0},
+    {"activation": "gelu"},
+    {"dynamic": True},
+)
+PRECISIONS = (  # of the products; of x where that is another; and forms: of fp16, in all else like bf16, two extremes
+    (torch.bfloat16, None, FORMS),
+    (torch.bfloat16, torch.float32, FORMS),
+    (torch.float32, None, FORMS),
+    (torch.float16, None, FORMS[:2]),
+    (torch.float16, torch.float32, FORMS[:2]),
+)
+TABLE = tuple(  # one D stands for all WIDTHS, multiples of every tile
+    Case(dtype, stream, bottleneck=R, **form)  # type: ignore[arg-type]
+    for R in BOTTLENECKS
+    for dtype, stream, forms in PRECISIONS
+    for form in forms
+) + tuple(
+    Case(dtype, kernel=(3, 3, 3), **form)  # type: ignore[arg-type]
+    for dtype, stream, forms in PRECISIONS
+    for form in forms
+    if stream is None
 )
 FAST = (Case(), Case(dynamic=True))
 
 
 def compile_cases(cases: tuple[Case, ...], targets: tuple[str, ...]) -> Iterator[Report]:
     """A report for every launch of every case on every target; of equal signatures, for the first case only."""
+    return itertools.starmap(compile_call, distinct(cases, (), targets))
+
+
+def compile_all(targets: tuple[str, ...], jobs: int) -> Iterator[Report]:
+    """A report for every launch that there is, in ``jobs`` processes."""
+    _calls[:] = [*distinct(CASES, TABLE, targets), *(call for target in targets for call in _step_calls(target))]
+    with multiprocessing.get_context("fork").Pool(jobs) as pool:  # kernels cannot be pickled, their places can
+        yield from pool.imap(_compile, range(len(_calls)), chunksize=4)
+
+
+Call = tuple[Any, tuple, dict, str, str, str]  # the arguments of `compile_call`
+_calls: list[Call] = []
+
+
+def _compile(i: int) -> Report:
+    return compile_call(*_calls[i])
+
+
+def distinct(cases: tuple[Case, ...], table: tuple[Case, ...], targets: tuple[str, ...]) -> Iterator[Call]:
+    """What to compile: all designs of ``cases``, the chosen design of ``table``; of equal signatures the first."""
     for target in targets:
         done = set()
-        for case in cases:
-            for design, (kernel, arguments, options) in launches(case, target):
-                signature = (kernel.__name__, tuple(map(type_of, arguments)), tuple(options.items()))
-                if signature not in done:
-                    done.add(signature)
-                    yield compile_call(kernel, arguments, options, target, design, str(case))
+        for case in (*cases, *table):
+            for design, (kernel, arguments, options) in launches(case, target, chosen_only=case not in cases):
+                kind = signature(kernel, arguments, options)
+                if kind not in done:
+                    done.add(kind)
+                    yield kernel, arguments, options, target, design, str(case)
+
+
+def signature(kernel: Any, arguments: tuple, options: dict) -> tuple:
+    """What tells one compiled kernel from another."""
+    return kernel.__name__, tuple(map(type_of, arguments)), tuple(options.items())
+
+
+def _step_calls(target: str) -> Iterator[Call]:
+    """The launches of `fe_adapter.kernels.steps`, which have no plan."""
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        x, codes = torch.empty(4096, dtype=dtype), torch.empty(1024, dtype=torch.uint8)
+        with recorded_calls(steps) as calls:
+            steps.pack(x, (-1.0, 0.0, 1.0), codes)
+            steps.multiply(x, codes, (0.0, 0.1, 0.9, 1.0), torch.empty_like(x))
+        for call in calls:
+            yield *call, target, "", f"{_short(dtype)} gelu2bit"
 
 
 @contextlib.contextmanager
@@ -95,10 +163,10 @@ def plans_for(target: str) -> Iterator[None]:
         yield
 
 
-def launches(case: Case, target: str) -> list[tuple[str, tuple[Any, tuple, dict]]]:
-    """What the launchers of every design that serves ``case`` would launch on it, forward and backward."""
+def launches(case: Case, target: str, chosen_only: bool = False) -> list[tuple[str, tuple[Any, tuple, dict]]]:
+    """What the launchers of every design that serves ``case``, or of the chosen one, would launch, each way."""
     B, T, N, P, D, R = 2, 8, 196, 1, case.width, case.bottleneck
-    spec = AdapterSpec(2, None, case.activation, P, (14, 14), case.dtype)
+    spec = AdapterSpec(2, case.max_dilation, case.activation, P, (14, 14), case.dtype)
     x = torch.empty(B, T, P + N, D, dtype=case.stream_dtype or case.dtype)
     shapes = Weights((R, D), (R,), (R, 1, *case.kernel), (R,), (D, R), (D,), (3, R), (1,))  # type: ignore[arg-type]
     weights = Weights(*(torch.empty(shape, dtype=case.dtype) for shape in shapes))  # type: ignore[arg-type]
@@ -106,18 +174,21 @@ def launches(case: Case, target: str) -> list[tuple[str, tuple[Any, tuple, dict]
         weights = weights._replace(dilation=None, dilation_bias=None)
     h = torch.empty(B, T, N, R, dtype=case.dtype)
     with plans_for(target):
+        chosen = plans.choose_design(x, case.dtype, R, weights.conv)
         with recorded_calls(conv) as calls:
             rows = conv.activated_rows(h, weights, spec)
             _, dc, state = conv.backward_activation(torch.empty_like(h), h, weights, spec)
             conv.backward_hidden(dc, h, weights, spec, rows, state)
         found = [("gemm", call) for call in calls]
         for design in plans.DESIGNS:
+            if chosen_only and design != chosen:
+                continue
             if design == "gemm" or D % 16 or R % 16 or plans.refusals(design, x, case.dtype, R, weights.conv):
                 continue
             given = h if design == "tail" else None
             with recorded_calls(fused) as calls:
                 fused.forward(x, given, weights, spec, design)
-                fused.backward(x, given, h, weights, spec, needs_dx=True, design=design)
+                fused.backward(x, given, h, weights, spec, case.needs_dx, design)
             found += [(design, call) for call in calls]
     return found
 
@@ -129,9 +200,10 @@ def problems(report: Report) -> list[str]:
         found.append(f"spills {report.spilled} B a thread")
     if report.smem > report.smem_limit:
         found.append(f"shared memory {report.smem} B is over {report.smem_limit} B")
-    if report.design != "gemm" and not report.tensor_core:
+    no_dx = "fused_bwd" in report.kernel and report.case.endswith(NO_DX)
+    if not (report.tensor_core or report.design in ("gemm", "") or (report.design == "tail" and no_dx)):
         found.append("no tensor-core instruction")
-    phases = {"gemm": 0, "tail": 1}.get(report.design, 2) + ("fused_bwd" in report.kernel)
+    phases = {"": 0, "gemm": 0, "tail": 1}.get(report.design, 2) + ("fused_bwd" in report.kernel) - no_dx
     if report.barriers < phases:
         found.append(f"{report.barriers} block barriers between the phases")
     if report.is_serialized:
@@ -155,12 +227,16 @@ def chosen(targets: tuple[str, ...]) -> Iterator[tuple[int, int, list[str]]]:
         yield R, D, variants
 
 
-def write_csv(reports: list[Report], path: Path) -> None:
+def written(reports: Iterable[Report], path: Path) -> Iterator[Report]:
+    """The same reports, each in a CSV file before the next is made: what is interrupted leaves what it had."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, [field.name for field in dataclasses.fields(Report)] + ["problems"])
         writer.writeheader()
-        writer.writerows({**dataclasses.asdict(report), "problems": "; ".join(problems(report))} for report in reports)
+        for report in reports:
+            writer.writerow({**dataclasses.asdict(report), "problems": "; ".join(problems(report))})
+            file.flush()
+            yield report
 
 
 def _short(dtype: torch.dtype) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import pytest
 import torch
@@ -26,6 +27,27 @@ def test_no_spill_tensor_cores_and_every_barrier(case, target):
     wholes = [report for report in reports if report.kernel.startswith("fused")]
     assert {report.design for report in wholes} == {"fused", "tail"} | ({"resident"} if target == "sm_90" else set())
     assert all(report.async_copy for report in wholes)
+
+
+def test_the_table_holds_what_the_plans_may_choose():
+    """One D stands for all of them."""
+    compiled = {cases.signature(*call[:3]) for call in cases.distinct((), cases.TABLE, ("sm_90",))}
+    for R, D, (dtype, stream, _) in itertools.product(cases.BOTTLENECKS, cases.WIDTHS, cases.PRECISIONS):
+        case = cases.Case(dtype, stream, bottleneck=R, width=D)
+        for _, call in cases.launches(case, "sm_90", chosen_only=True):
+            assert cases.signature(*call) in compiled, (str(case), call[0].__name__)
+
+
+@pytest.mark.slow
+def test_a_spatial_kernel_does_not_spill_with_all_there_is():
+    case = cases.Case(torch.float32, dynamic=True, activation="gelu", max_dilation=2.0, kernel=(3, 3, 3))
+    assert [report for report in cases.compile_cases((case,), ("sm_80",)) if cases.problems(report)] == []
+
+
+def test_the_steps_of_gelu2bit_compile():
+    reports = [cases.compile_call(*call) for call in cases._step_calls("sm_80")]
+    assert {report.kernel for report in reports} == {"pack_kernel", "multiply_kernel"}
+    assert [report for report in reports if cases.problems(report)] == []
 
 
 def test_problems_are_seen():
