@@ -66,7 +66,9 @@ def save_training_state(
     tensors = {f"model.{name}": p.detach() for name, p in names.items()}
     for name, p in names.items():
         for key, value in optimizer.state.get(p, {}).items():
-            tensors[f"optimizer.{name}.{key}"] = torch.as_tensor(value)  # bitsandbytes counts steps in an integer
+            value = torch.as_tensor(value)  # bitsandbytes counts steps in an integer
+            # and all its parameters share one map of eight bits to values, which safetensors refuses to write
+            tensors[f"optimizer.{name}.{key}"] = value.clone() if key in OF_OWN_SHAPE else value
     metadata = {
         "format": FORMAT,
         "position": dataclasses.asdict(position),
