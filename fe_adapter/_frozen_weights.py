@@ -45,6 +45,19 @@ def check(vit: nn.Module, kind: str) -> None:
         raise InputError(f"memory policy {kind!r} needs bitsandbytes; pip install 'fe-adapter[quantize]'")
 
 
+def describe_storage(vit: nn.Module) -> str:
+    """How the frozen weights of ``vit`` are stored: ``"float32"``, ``"bfloat16, float32, nf4"``."""
+    frozen = _frozen(vit)
+    kinds = {module.kind for module in frozen if isinstance(module, PackedLinear)}
+    dtypes = {
+        str(p.dtype).removeprefix("torch.")
+        for module in frozen
+        if not isinstance(module, PackedLinear)
+        for p in module.parameters(recurse=False)
+    }
+    return ", ".join(sorted(kinds | dtypes))
+
+
 class PackedLinear(nn.Module):
     """A frozen linear layer whose weight stays packed, and is unpacked for each product.
 

@@ -1,8 +1,8 @@
 """Tokens of the frozen prefix on disk: with adapters in late blocks only, the blocks before them run once a clip.
 
 A folder holds ``index.json`` and safetensors shards of a few clips each, whose checksums are in the index. It belongs
-to one backbone (its fingerprint), one first adapted block, and one list of clips sampled and transformed in one way
-without chance. An interrupted run goes on after the last whole shard.
+to one backbone (its fingerprint, and how its weights are stored), one first adapted block, and one list of unchanged
+files sampled and transformed in one way without chance. An interrupted run goes on after the last whole shard.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from fe_adapter._frozen_weights import describe_storage
 from fe_adapter._io import atomic_write, make_folder, read_json
 from fe_adapter._prefix import prefix_tokens, split_blocks
 from fe_adapter.adapt import get_adaptation
@@ -104,12 +105,11 @@ def cache_features(
     identity = _identity(model, dataset) | {"precision": precision}
     tokens = partial(_tokens, model, precision)
     index = _read_index(folder, identity)
-    if index is None:
-        shape = tokens(dataset[0]["video"][None]).shape[1:]
-        clip_bytes = math.prod(shape) * next(model.vit.parameters()).element_size()
-        _check_space(folder, clip_bytes * len(dataset))
+    if index is None or len(index["shards"]) * index["clips_per_shard"] < len(dataset):
+        clip_bytes = tokens(dataset[0]["video"][None]).nbytes
         per_shard = max(1, _SHARD_BYTES // clip_bytes)
-        index = {"format": FORMAT, "identity": identity, "clips_per_shard": per_shard, "shards": []}
+        index = index or {"format": FORMAT, "identity": identity, "clips_per_shard": per_shard, "shards": []}
+        _check_space(folder, clip_bytes * (len(dataset) - len(index["shards"]) * index["clips_per_shard"]))
     count, per_shard = math.ceil(len(dataset) / index["clips_per_shard"]), index["clips_per_shard"]
     missing = range(len(index["shards"]), count)
     for number in track(missing, "Caching features", transient=True, disable=not progress or not missing):
@@ -142,10 +142,10 @@ def _tokens(model: VideoClassifier, precision: str, video: Tensor) -> Tensor:
 
 def _identity(model: VideoClassifier, dataset: VideoDataset) -> dict[str, Any]:
     adaptation = get_adaptation(model.vit)
-    files = "\n".join(dataset.paths)
+    files = "\n".join(_file(path) for path in dataset.paths)
     return {
         "backbone": adaptation.fingerprint,
-        "dtype": str(next(model.vit.parameters()).dtype),
+        "weights": describe_storage(model.vit),
         "first_adapted_block": len(split_blocks(model.vit)[0]),
         "files": hashlib.blake2b(files.encode(), digest_size=16).hexdigest(),
         "frames": repr(dataset.sampler),
@@ -153,16 +153,42 @@ def _identity(model: VideoClassifier, dataset: VideoDataset) -> dict[str, Any]:
     }
 
 
+def _file(path: str) -> str:
+    """A file and whether it has changed since, as far as its size and time tell."""
+    try:
+        status = Path(path).stat()
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from None
+    return f"{path} {status.st_size} {status.st_mtime_ns}"
+
+
 def _read_index(folder: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
-    if not (folder / INDEX).exists():
+    file = folder / INDEX
+    if not file.exists():
         return None
-    index = read_json(folder / INDEX)
-    if not isinstance(index, dict) or index.get("format") != FORMAT:
-        raise InputError(f"{folder / INDEX} is no index of cached features; remove the folder")
+    try:
+        index = read_json(file)
+    except InputError as error:
+        raise InputError(f"{error}; remove the folder") from None
+    if not _is_index(index):
+        raise InputError(f"{file} is no index of cached features; remove the folder")
     for key, value in identity.items():
         if index["identity"].get(key) != value:
-            raise InputError(f"the features in {folder} are of another {key}; remove the folder or choose another one")
+            other = f"other {key}" if key.endswith("s") else f"another {key}"
+            raise InputError(f"the features in {folder} are of {other}; remove the folder or choose another one")
     return index
+
+
+def _is_index(index: Any) -> bool:
+    if not isinstance(index, dict) or index.get("format") != FORMAT:
+        return False
+    per_shard, shards = index.get("clips_per_shard"), index.get("shards")
+    return (
+        isinstance(index.get("identity"), dict)
+        and (type(per_shard) is int and per_shard > 0)
+        and isinstance(shards, list)
+        and all(isinstance(shard, dict) and {"file", "blake2b"} <= shard.keys() for shard in shards)
+    )
 
 
 def _check_space(folder: Path, needed: int) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 
 import pytest
 import torch
 from torch import nn
 
-from fe_adapter import FEAdapterConfig, VideoClassifier, cli
+from fe_adapter import FEAdapterConfig, VideoClassifier, apply_memory_policy, cli
 from fe_adapter._prefix import prefix_tokens
 from fe_adapter.adapt import get_adapters
 from fe_adapter.data import EvalTransform, FrameSampler, open_dataset
@@ -85,6 +87,50 @@ def test_a_cache_is_used_again_goes_on_and_is_checked(videos, tmp_path, monkeypa
         cache_features(model, dataset, folder, progress=False)[0]
     with pytest.raises(InputError, match="are of another transform"):
         cache_features(model, clips(videos, transform=EvalTransform((32, 31))), folder)
+
+
+def test_a_changed_file_is_refused(videos, tmp_path):  # noqa: F811
+    shutil.copytree(videos, tmp_path / "videos")
+    dataset = clips(tmp_path / "videos")
+    cache_features(classifier(), dataset, tmp_path / "cache", progress=False)
+    os.utime(dataset.paths[2], ns=(0, 1))
+    with pytest.raises(InputError, match="are of other files; remove"):
+        cache_features(classifier(), dataset, tmp_path / "cache")
+
+
+@pytest.mark.parametrize("policy", ["bf16", "int8", "nf4"])
+def test_rounded_weights_are_others(videos, tmp_path, policy):  # noqa: F811
+    if policy != "bf16":
+        pytest.importorskip("bitsandbytes")
+    cache_features(classifier(), clips(videos), tmp_path, progress=False)
+    with pytest.raises(InputError, match="are of other weights; remove"):
+        cache_features(apply_memory_policy(classifier(), policy), clips(videos), tmp_path)
+
+
+@pytest.mark.parametrize("content", ['{"format": 1}', '{"format": 1, "identity": {', "[]"])
+def test_a_damaged_index_is_refused_in_one_line(videos, tmp_path, content):  # noqa: F811
+    (tmp_path / "index.json").write_text(content)
+    with pytest.raises(InputError, match=r"index\.json is no .*; remove the folder$"):
+        cache_features(classifier(), clips(videos), tmp_path)
+
+
+def test_going_on_needs_space_for_what_is_missing(videos, tmp_path, monkeypatch):  # noqa: F811
+    from fe_adapter import feature_cache
+
+    clip_bytes = 4 * 17 * 48 * 4
+    monkeypatch.setattr(feature_cache, "_SHARD_BYTES", 2 * clip_bytes)
+    cache_features(classifier(), clips(videos), tmp_path, progress=False)
+    index = json.loads((tmp_path / "index.json").read_text())
+    last = index["shards"].pop()
+    (tmp_path / "index.json").write_text(json.dumps(index))  # as if interrupted
+    missing = clip_bytes * (len(clips(videos)) - 2 * len(index["shards"]))
+    free = type("Usage", (), {"free": missing - 1})
+    monkeypatch.setattr("shutil.disk_usage", lambda path: free)
+    with pytest.raises(InputError, match="caching needs"):
+        cache_features(classifier(), clips(videos), tmp_path, progress=False)
+    free.free = missing
+    cache_features(classifier(), clips(videos), tmp_path, progress=False)
+    assert json.loads((tmp_path / "index.json").read_text())["shards"][-1] == last
 
 
 def test_what_cannot_be_cached(videos, tmp_path, monkeypatch):  # noqa: F811
