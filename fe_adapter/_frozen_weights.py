@@ -21,11 +21,15 @@ def convert(vit: nn.Module, kind: str) -> None:
     """Store the frozen weights of ``vit`` as ``kind``, in place: "bf16", "int8" or "nf4". Adapters stay as they are.
 
     ``int8`` and ``nf4`` are for the linear layers' weights alone; products are taken in the dtype of their input.
+    Modules with a ``q_bias`` (attention of timm's EVA and BEiT) stay as they are: they take the product of the bare
+    weight themselves, and autograd would keep the unpacked one for backward.
     """
     frozen = _frozen(vit)
     for module in frozen:
         if kind == "bf16":
             _to_bfloat16(module)
+            continue
+        if getattr(module, "q_bias", None) is not None:
             continue
         for name, child in module.named_children():
             if type(child) is nn.Linear and child in frozen:
@@ -71,7 +75,7 @@ class PackedLinear(nn.Module):
 
     def __init__(self, linear: nn.Linear, kind: str) -> None:
         super().__init__()
-        self.kind, self.shape, self.bias = kind, linear.weight.shape, linear.bias
+        self.kind, self.shape, self.dtype, self.bias = kind, linear.weight.shape, linear.weight.dtype, linear.bias
         packed, scale = _pack(linear.weight.data, kind)
         # parameters, since DistributedDataParallel sends buffers around in every step
         self.packed = nn.Parameter(packed, requires_grad=False)
@@ -79,8 +83,8 @@ class PackedLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The unpacked weight, for models that ask for it (timm's EVA)."""
-        return _unpack(self.packed, self.scale, self.kind, self.shape, torch.float32)
+        """The unpacked weight in the dtype that it had, for models that ask for it."""
+        return _unpack(self.packed, self.scale, self.kind, self.shape, self.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         device = x.device.type
@@ -144,6 +148,8 @@ def _frozen(vit: nn.Module) -> dict[nn.Module, None]:
 
 
 def _to_bfloat16(module: nn.Module) -> None:
+    if isinstance(module, PackedLinear):
+        module.dtype = torch.bfloat16
     for name, p in module.named_parameters(recurse=False):
         if p.is_floating_point() and not (isinstance(module, PackedLinear) and name == "scale"):
             p.data = p.data.to(torch.bfloat16)

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from fe_adapter import FEAdapterConfig, VideoClassifier, _xformers, adapt, apply_memory_policy
+from fe_adapter._frozen_weights import PackedLinear
 from fe_adapter._gelu2bit import GELUS, STEPS, gelu2bit, multiply_steps, step_codes
 from fe_adapter.adapt import get_adapters, trainable_parameters, unadapt
 from fe_adapter.errors import InputError
@@ -192,6 +193,21 @@ def test_quantized_weights_keep_nothing_more(kind):
     assert 0 < (actual - exact).norm() / exact.norm() < (0.05 if kind == "int8" else 0.4)
     assert apply_memory_policy(model, f"bf16+{kind}").blocks[0].mlp.fc1 is packed
     assert packed.scale.dtype == torch.float32
+
+
+@pytest.mark.parametrize("policy", ["bf16+nf4", "nf4+bf16"])
+@pytest.mark.parametrize("name", ["timm eva", "timm beitv2", "timm eva02", "timm eva02 clip"])
+def test_packed_weights_where_a_model_reads_them(name, policy):
+    """timm's EVA and BEiT take products of the bare weight: it has the dtype of the others, and backward none more."""
+    pytest.importorskip("bitsandbytes")
+    x = images().bfloat16()
+    kept = measure_saved_memory(apply_memory_policy(adapted(name), "bf16"), x)
+    model = apply_memory_policy(adapted(name), policy)
+    packed = [module for module in model.modules() if isinstance(module, PackedLinear)]
+    assert packed
+    assert all(module.weight.dtype == torch.bfloat16 for module in packed)
+    assert tokens(model, x).dtype == torch.bfloat16
+    assert measure_saved_memory(model, x) <= kept
 
 
 @pytest.mark.parametrize("name", ["timm vit", "timm dinov2 registers", "hf vit", "hf clip vision"])
