@@ -65,6 +65,8 @@ def describe_storage(vit: nn.Module) -> str:
 class PackedLinear(nn.Module):
     """A frozen linear layer whose weight stays packed, and is unpacked for each product.
 
+    Its state dict is that of the linear layer, ``weight`` and ``bias``: what one saves the other loads.
+
     bitsandbytes' own layers are not used: the eight-bit one keeps its input for backward, and with it six tensors of a
     block's width that a frozen block need not keep.
 
@@ -93,6 +95,24 @@ class PackedLinear(nn.Module):
         bias = None if self.bias is None else self.bias.to(x.dtype)
         y: Tensor = _PackedProduct.apply(x, self.packed, self.scale, bias, self.kind, self.shape)
         return y
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        self._linear()._save_to_state_dict(destination, prefix, keep_vars)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        linear = self._linear()
+        before = linear.weight.clone()
+        linear._load_from_state_dict(state_dict, prefix, *args)  # keys and shapes are refused as nn.Linear's are
+        self.bias, self.dtype = linear.bias, linear.weight.dtype
+        if not torch.equal(linear.weight, before):
+            packed, scale = _pack(linear.weight.data, self.kind)
+            self.packed.data, self.scale.data = packed, scale
+
+    def _linear(self) -> nn.Linear:
+        """The linear layer with the unpacked weight, which is its own, and the bias, which is shared."""
+        linear = nn.Linear(self.shape[1], self.shape[0], bias=False, device="meta")
+        linear.weight, linear.bias = nn.Parameter(self.weight, requires_grad=False), self.bias
+        return linear
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         import_quietly("bitsandbytes")  # it registers the operator that unpacks

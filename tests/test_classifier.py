@@ -17,6 +17,7 @@ from fe_adapter import (
     FEAdapterConfig,
     VideoClassifier,
     adapt,
+    apply_memory_policy,
     load_adapter,
     load_classifier,
     save_adapter,
@@ -307,6 +308,14 @@ def test_another_backbone_is_refused(saved):
         load_adapter(adapt(build("timm vit"), FEAdapterConfig(bottleneck=5), num_frames=2), folder)
     with pytest.raises(InputError, match="is no adapter folder"):
         load_adapter(plain, folder / "none")
+
+
+@pytest.mark.parametrize("policy", ["int8", "nf4"])
+def test_a_packed_backbone_of_random_weights_is_saved_unpacked(policy, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    model = apply_memory_policy(classifier(), policy)
+    save_adapter(model, tmp_path)
+    torch.testing.assert_close(load_classifier(tmp_path)(video()), model(video()))
 
 
 def test_a_classifier_without_a_name_asks_for_the_backbone(tmp_path):

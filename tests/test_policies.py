@@ -195,6 +195,46 @@ def test_quantized_weights_keep_nothing_more(kind):
     assert packed.scale.dtype == torch.float32
 
 
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+@pytest.mark.parametrize("before", ["", "bf16+"])
+def test_the_state_dict_of_packed_weights_is_that_of_linear_layers(kind, before):
+    pytest.importorskip("bitsandbytes")
+    plain, x = adapted("timm vit"), images().to(torch.bfloat16 if before else torch.float32)
+    if before:
+        apply_memory_policy(plain, "bf16")
+    names = set(plain.state_dict())
+    packed = apply_memory_policy(adapted("timm vit"), before + kind)
+    state = packed.state_dict()
+    assert set(state) == names
+    plain.load_state_dict(state)
+    torch.testing.assert_close(plain(x), packed(x))
+    linear = packed.blocks[0].mlp.fc1
+    bits = linear.packed.clone(), linear.scale.clone()
+    linear.load_state_dict(nn.Linear(48, 192).state_dict())
+    assert not torch.equal(linear.packed, bits[0])
+    packed.load_state_dict(state)
+    assert torch.equal(linear.packed, bits[0])
+    torch.testing.assert_close(linear.scale, bits[1], rtol=1e-6, atol=0)
+    assert not any(p.requires_grad for p in linear.parameters())
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ({"bias": torch.zeros(2)}, 'Missing key.*"weight"'),
+        ({"weight": torch.zeros(2, 4)}, 'Missing key.*"bias"'),
+        ({"weight": torch.zeros(3, 4), "bias": torch.zeros(2)}, "size mismatch for weight"),
+        ({"weight": torch.zeros(2, 4), "bias": torch.zeros(2), "scale": torch.zeros(2)}, 'Unexpected key.*"scale"'),
+    ],
+)
+def test_packed_weights_are_strict_as_linear_layers(state, message):
+    pytest.importorskip("bitsandbytes")
+    linear = nn.Linear(4, 2)
+    for layer in (linear, PackedLinear(linear, "int8")):
+        with pytest.raises(RuntimeError, match=message):
+            layer.load_state_dict(state)
+
+
 @pytest.mark.parametrize("policy", ["bf16+nf4", "nf4+bf16"])
 @pytest.mark.parametrize("name", ["timm eva", "timm beitv2", "timm eva02", "timm eva02 clip"])
 def test_packed_weights_where_a_model_reads_them(name, policy):
