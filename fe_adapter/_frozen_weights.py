@@ -153,7 +153,8 @@ def _pack(weight: Tensor, kind: str) -> tuple[Tensor, Tensor]:
 
 def _unpack(packed: Tensor, scale: Tensor, kind: str, shape: torch.Size, dtype: torch.dtype) -> Tensor:
     if kind == "int8":
-        return (packed * scale[:, None]).to(dtype)
+        # in place: a product of two dtypes makes a hidden copy of `packed` in fp32 on a CPU
+        return packed.to(torch.float32).mul_(scale[:, None]).to(dtype)
     # a scale to a row: on a CPU bitsandbytes 0.50 counts the scales of each row anew
     rows = shape.numel() // _BLOCK if shape.numel() % _BLOCK == 0 else 1
     flat = (rows, shape.numel() // rows)

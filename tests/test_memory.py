@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fe_adapter import FEAdapterConfig, FusedFEAdapter, VideoClassifier, apply_memory_policy, estimate_memory
+from fe_adapter._frozen_weights import _unpack
 from fe_adapter._optimizers import OPTIMIZERS, make_optimizer
 from fe_adapter.errors import InputError
 from fe_adapter.memory import measure_peak_memory, measure_saved_memory
@@ -99,6 +100,13 @@ def test_packed_weights_as_measured(policy):
     model.zero_grad()
     measured = estimate.resident + 2 * gradients + measure_peak_memory(lambda: model(x).sum().backward())
     assert estimate.peak == pytest.approx(measured, rel=0.03)
+
+
+@pytest.mark.parametrize(("dtype", "bytes_each"), [(torch.float32, 4), (torch.bfloat16, 4 + 2)])
+def test_unpacking_int8_makes_one_copy_in_fp32(dtype, bytes_each):
+    packed, scale = torch.ones(512, 512, dtype=torch.int8), torch.ones(512)
+    peak = measure_peak_memory(lambda: _unpack(packed, scale, "int8", packed.shape, dtype))
+    assert peak == bytes_each * packed.numel()
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
