@@ -110,7 +110,7 @@ class TrainConfig:
 
 
 # On resume, without another result but for rounding (and gelu2bit's, if it comes or goes)
-MAY_CHANGE = ("num_workers", "save_every", "tracker", "memory_policy", "batch_size", "accumulate")
+MAY_CHANGE = ("num_workers", "save_every", "tracker", "memory_policy", "precision", "batch_size", "accumulate")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -439,8 +439,8 @@ def _memory_advice(config: TrainConfig) -> str:
     accumulate = config.accumulate * config.batch_size // smaller
     return (
         "In the order of least cost, with resume: memory_policy='recompute_input+full' (--memory-policy), "
-        f"batch_size={smaller} with accumulate={accumulate} (the same step); or a new run in bf16 or of fewer frames. "
-        "fe-adapter plan and train --memory say beforehand what fits"
+        f"batch_size={smaller} with accumulate={accumulate} (the same step), precision='bf16'; "
+        "or a new run of fewer frames. fe-adapter plan and train --memory say beforehand what fits"
     )
 
 

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from fe_adapter import FEAdapterConfig, VideoClassifier, load_classifier, train
+from fe_adapter._training_state import Progress, load_training_state, save_training_state
 from fe_adapter.data import EvalTransform, FrameSampler, TrainTransform, VideoFolder
 from fe_adapter.demo.dataset import write_videos
 from fe_adapter.errors import InputError, TrainingError
@@ -313,13 +314,32 @@ def test_what_cannot_be_resumed_is_refused(videos, tmp_path):
         fit(model(), train_set(videos), None, RECIPE, out=tmp_path, resume=True, progress=False)
 
 
-def test_what_may_change_on_resume(videos, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({}, {"save_every": 7, "num_workers": 1}),
+        ({"precision": "bf16"}, {"memory_policy": "bf16+full"}),  # as `--memory` may pick
+    ],
+)
+def test_what_may_change_on_resume(videos, tmp_path, monkeypatch, before, after):
+    recipe = TrainConfig(**{**vars(RECIPE), **before})
     with monkeypatch.context() as patch:
         stop_after(patch, 3)
         with pytest.raises(StoppedError):
-            fit(model(), train_set(videos), None, RECIPE, out=tmp_path, progress=False)
-    recipe = TrainConfig(**{**vars(RECIPE), "save_every": 7, "num_workers": 1})
+            fit(model(), train_set(videos), None, recipe, out=tmp_path, progress=False)
+    recipe = TrainConfig(**{**vars(RECIPE), **after})
     assert fit(model(), train_set(videos), None, recipe, out=tmp_path, resume=True, progress=False).num_steps == 12
+
+
+def test_fp16_may_come_and_go_on_resume(tmp_path):
+    """Its loss scale is in the checkpoints of such runs alone; the first steps find one anew where there is none."""
+    layer, path = nn.Linear(2, 2), tmp_path / "checkpoint.safetensors"
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    before, after = (torch.amp.GradScaler("cpu", init_scale=scale) for scale in (8.0, 2.0))
+    for saved, loaded, scale in ((before, None, 2), (None, after, 2), (before, after, 8)):
+        save_training_state(path, layer, optimizer, saved, Progress(step=5), {})
+        assert load_training_state(path, layer, optimizer, loaded, {}).step == 5
+        assert after.get_scale() == scale
 
 
 def test_a_place_that_cannot_be_written_to_is_refused(videos, tmp_path):
