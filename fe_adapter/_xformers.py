@@ -78,6 +78,11 @@ def _refuse_measuring(x: Tensor) -> None:
         )
 
 
+def _refuse_cpu(x: Tensor) -> None:
+    if x.device.type == "cpu":  # xFormers' own words are a page
+        raise InputError("memory policy 'xformers' needs a GPU; what it was given is on a CPU")
+
+
 def _timm_modules(vit: nn.Module) -> list[Any]:
     return [
         module
@@ -109,6 +114,7 @@ def _timm_forward(self: Any, x: Tensor, attn_mask: Tensor | None = None, is_caus
     """timm's own, but for the product; masks are left to it."""
     if attn_mask is not None or is_causal:
         return type(self).forward(self, x, attn_mask=attn_mask, is_causal=is_causal)
+    _refuse_cpu(x)
     q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim)).unbind(2)  # (B, L, heads, width)
     q, k = self.q_norm(q), self.k_norm(k)
     y = _attention()(q, k, v, p=self.attn_drop.p if self.training else 0.0, scale=self.scale).flatten(2)
@@ -129,5 +135,6 @@ def _transformers_attention(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """As transformers' registry wants it: (B, heads, L, width) in, (B, L, heads, width) out."""
+    _refuse_cpu(query)
     q, k, v = (t.transpose(1, 2) for t in (query, key, value))
     return _attention()(q, k, v, attn_bias=attention_mask, p=dropout, scale=scaling), None

@@ -31,7 +31,7 @@ from fe_adapter.config import FEAdapterConfig, check_count
 from fe_adapter.data.sampling import FrameSampler
 from fe_adapter.data.transforms import EvalTransform, TrainTransform
 from fe_adapter.errors import InputError, TrainingError
-from fe_adapter.policies import replace_memory_policy
+from fe_adapter.policies import check_device, replace_memory_policy
 from fe_adapter.train import CHECKPOINT, TrainConfig
 
 if TYPE_CHECKING:
@@ -250,6 +250,7 @@ def train(
         | {"precision": "no" if in_bf16 and precision == "auto" else _precision(precision)}
         | {"tracker": None if tracker == "none" else tracker}
     )
+    check_device(recipe.memory_policy)
     frames = FrameSampler(num_frames, sampling, stride)
     adapter = _adapter(bottleneck, kernel_size, dilation, positions, last_blocks, recompute)
     common: dict[str, Any] = {"sampler": frames, "seed": seed, "on_error": on_error, "val_fraction": val_fraction}

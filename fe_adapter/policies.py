@@ -24,6 +24,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from fe_adapter import _frozen_weights, _xformers
@@ -39,6 +40,7 @@ RECOMPUTES = {"recompute_hidden": "hidden", "recompute_input": "input"}
 OF_BLOCKS = (*CHECKPOINTS, "gelu2bit", *RECOMPUTES)
 OF_WEIGHTS = ("bf16", *_frozen_weights.QUANTIZED)  # cannot be taken off again
 APPROXIMATE = ("gelu2bit",)
+NEED_GPU = ("budget", "xformers")
 POLICIES = ("none", *OF_BLOCKS, *OF_WEIGHTS, "xformers")
 
 
@@ -120,6 +122,13 @@ def parse_policy(policy: str | Sequence[str]) -> list[tuple[str, str | None]]:
             raise InputError("memory policy 'none' takes off what is there already; it can only come first")
         items.append((name, where if colon else None))
     return items
+
+
+def check_device(policy: str | None) -> None:
+    """Raise `InputError` for a policy that could not run here: it needs a GPU, and there is none."""
+    for name, _ in [] if policy is None else parse_policy(policy):
+        if _base(name) in NEED_GPU and not torch.cuda.is_available():
+            raise InputError(f"memory policy {_base(name)!r} needs a GPU")
 
 
 def _base(name: str) -> str:

@@ -33,7 +33,7 @@ from fe_adapter.errors import InputError, OutOfMemoryError, TrainingError
 from fe_adapter.evaluate import check_classes, evaluate
 from fe_adapter.memory import PRECISIONS, measure_peak_memory
 from fe_adapter.plan import smaller_batches
-from fe_adapter.policies import parse_policy, replace_memory_policy
+from fe_adapter.policies import check_device, parse_policy, replace_memory_policy
 
 SAMPLERS = ("shuffle", "balanced")
 TRACKERS = (None, "tensorboard", "wandb")
@@ -205,6 +205,7 @@ class _Run:
         progress: bool,
         expected_peak: int | None,
     ) -> None:
+        check_device(config.memory_policy)
         if len(train_set) == 0:
             raise InputError("the training set holds no clips")
         for dataset in (train_set, val_set):

@@ -183,6 +183,14 @@ def test_bad_use_is_one_line_and_leaves_nothing(case, videos, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("policy", ["xformers", "bf16+budget=0.3:0-1"])
+def test_a_policy_that_needs_a_gpu_is_refused_before_all_else(policy, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    arguments = ["train", "nowhere", *BACKBONE, "--memory-policy", policy, "--out", tmp_path / "run"]
+    assert " needs a GPU" in fails(capsys, arguments)
+    assert not (tmp_path / "run").exists()
+
+
 def test_bad_folders_and_files_are_named(videos, trained, tmp_path, capsys):
     (tmp_path / "text.mp4").write_text("no video")
     (tmp_path / "file").write_text("")

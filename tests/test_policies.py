@@ -265,6 +265,9 @@ def test_xformers_attention(name, monkeypatch):
     model, x = adapted(name), images()
     expected = gradients(model, x)
     apply_memory_policy(model, "xformers+full:0")
+    with pytest.raises(InputError, match="'xformers' needs a GPU"):
+        model(x)
+    monkeypatch.setattr(_xformers, "_refuse_cpu", lambda x: None)
     for actual, gradient in zip(gradients(model, x), expected, strict=True):
         torch.testing.assert_close(actual, gradient, rtol=1e-4, atol=1e-5)
     assert calls

@@ -342,6 +342,15 @@ def test_fp16_may_come_and_go_on_resume(tmp_path):
         assert after.get_scale() == scale
 
 
+@pytest.mark.parametrize("policy", ["xformers", "full:0+budget=0.3:1"])
+def test_a_policy_that_needs_a_gpu_leaves_nothing(videos, tmp_path, monkeypatch, policy):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    recipe = TrainConfig(**{**vars(RECIPE), "memory_policy": policy})
+    with pytest.raises(InputError, match="needs a GPU"):
+        fit(model(), train_set(videos), None, recipe, out=tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_place_that_cannot_be_written_to_is_refused(videos, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"cannot make the folder .*file"):
