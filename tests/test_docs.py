@@ -33,7 +33,7 @@ FAST_BENCH = {"suite": ["--quick"], "layer": [], "compile": [], "cost": []}
 @pytest.mark.parametrize("page", PAGES)
 def test_what_the_page_says_works(page, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    write_videos(tmp_path / "videos", num_pairs=3, seed=0)
+    write_videos("videos", num_pairs=3, seed=0)
     write_video(tmp_path / "clip.mp4", draw_onset(np.random.default_rng(1)))
     _run(["fe-adapter", "train", "videos", "--out", "demo/models/fe-adapter-dynamic-dilation"])
     namespace: dict[str, object] = {}

@@ -32,7 +32,7 @@ def make_stills(num_images: int, seed: int) -> tuple[Tensor, Tensor]:
     return pixels.permute(0, 3, 1, 2).contiguous(), torch.tensor(labels[:num_images])
 
 
-def write_videos(folder: Path, num_pairs: int, seed: int) -> None:
+def write_videos(folder: Path | str, num_pairs: int, seed: int) -> None:
     """Write ``num_pairs`` videos into ``folder/onset`` and their exact time reversals into ``folder/offset``.
 
     Both files of a pair hold the same frames, bit for bit, so a model that averages over frames cannot tell them apart.
@@ -41,7 +41,7 @@ def write_videos(folder: Path, num_pairs: int, seed: int) -> None:
     for i in range(num_pairs):
         frames = draw_onset(random)
         for name, clip in zip(CLASSES, (frames, frames[::-1]), strict=True):
-            write_video(folder / name / f"{i:04d}.mp4", clip)
+            write_video(Path(folder) / name / f"{i:04d}.mp4", clip)
 
 
 def draw_onset(random: np.random.Generator, num_frames: int = NUM_FRAMES) -> Array:
