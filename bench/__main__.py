@@ -23,6 +23,7 @@ from bench import report as reports
 from bench import suite as suites
 from bench.case import get_cases
 from bench.results import FOLDER, ROOT, Results
+from fe_adapter._io import read_json
 from fe_adapter._report import write_json
 from fe_adapter.environment import machine
 from fe_adapter.errors import InputError
@@ -249,6 +250,29 @@ def cost() -> None:
                 table.add_row(str(R), name, *shown, best, bound, share)
         table.title = f"PREDICTED µs, forward + backward: bf16, {title}, B=8 T=8 N=196 D=768"
         Console(width=120).print(table)
+
+
+@app.command()
+def choice(
+    results: Annotated[Path | None, typer.Argument(help="What was measured on a GPU; without it, predictions.")] = None,
+) -> None:
+    """Make the rows of the launch plans' table of designs anew: which is the fastest up to which R.
+
+    They go into CHOICE in kernels/plans.py, under the card's compute capability.
+
+    Example: python -m bench choice
+    """
+    from bench import choice as choices  # not before it is needed: it imports Triton
+
+    if results is None:
+        for name, rows, now in choices.predicted():
+            print(f"{name}, predicted: {rows}; the table: {now}")
+        return
+    content = read_json(results)
+    rows = choices.measured(content) if reports.is_suite(content) else {}
+    if not rows:
+        raise InputError(f"{results} has no times of several designs: it takes a run of `python -m bench gpu`")
+    print(f"{content['machine']['device']}, measured: {rows}")
 
 
 @app.command()

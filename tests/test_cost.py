@@ -6,6 +6,7 @@ import pytest
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
+from bench import choice
 from bench.cost import BOTTLENECKS, CARDS, Shape, designs, faster, launches, predicted, roofline_share
 from fe_adapter.kernels.plans import CHOICE
 
@@ -60,3 +61,16 @@ def test_no_prediction_beats_the_roofline():
     for card in CARDS.values():
         for R in BOTTLENECKS:
             assert all(0 < roofline_share(design, Shape(R=R), card) < 1 for design in designs(Shape(R=R), card))
+
+
+def test_the_table_of_designs_is_made_anew():
+    assert choice.as_rows({64: "fused", 128: "fused", 384: "gemm"}) == {128: "fused"}
+    assert choice.as_rows({384: "resident", 64: "gemm", 128: "resident"}) == {64: "gemm", 384: "resident"}
+    assert {name: rows for name, rows, _ in choice.predicted()}["A100"] == {96: "fused", 384: "tail"}
+
+    def record(R: int, **ms: float) -> dict:
+        providers = {f"static {design}": {"ms": [value]} for design, value in ms.items()}
+        return {"case": "layer", "point": {"pass": "both", "R": R}, "providers": providers}
+
+    found = choice.measured({"records": [record(64, gemm=2, fused=1), record(384, gemm=2, fused=3, tail=1)]})
+    assert found == {64: "fused", 384: "tail"}
