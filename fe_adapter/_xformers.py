@@ -80,7 +80,7 @@ def _refuse_measuring(x: Tensor) -> None:
 
 def _refuse_cpu(x: Tensor) -> None:
     if x.device.type == "cpu":  # xFormers' own words are a page
-        raise InputError("memory policy 'xformers' needs a GPU: it is not for a CPU, nor to be planned")
+        raise InputError("memory policy 'xformers' needs a GPU; what it was given is on a CPU")
 
 
 def _timm_modules(vit: nn.Module) -> list[Any]:

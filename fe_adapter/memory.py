@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
-from fe_adapter import _gelu2bit, _ops
+from fe_adapter import _gelu2bit, _ops, _xformers
 from fe_adapter._block import HostMemory
 from fe_adapter._optimizers import check_optimizer, state_bytes, step_bytes
 from fe_adapter.config import check_choice
@@ -101,6 +101,7 @@ def estimate_memory(
         fake = copy_without_values(model, "cpu")
         if policy is not None:
             apply_memory_policy(fake, policy)
+        _xformers.undo(getattr(fake, "vit", fake))  # its kernels do not run here, and PyTorch's attention keeps as much
         for tensor in (*fake.parameters(), *fake.buffers()):
             live.add(tensor)
         parameters = live.bytes

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from fe_adapter import FEAdapterConfig, VideoClassifier, _xformers, adapt, apply_memory_policy
+from fe_adapter import FEAdapterConfig, VideoClassifier, _xformers, adapt, apply_memory_policy, estimate_memory
 from fe_adapter._frozen_weights import PackedLinear
 from fe_adapter._gelu2bit import GELUS, STEPS, gelu2bit, multiply_steps, step_codes
 from fe_adapter.adapt import get_adapters, trainable_parameters, unadapt
@@ -271,6 +271,8 @@ def test_xformers_attention(name, monkeypatch):
     for actual, gradient in zip(gradients(model, x), expected, strict=True):
         torch.testing.assert_close(actual, gradient, rtol=1e-4, atol=1e-5)
     assert calls
+    if name.startswith("timm"):  # counted as PyTorch's, which keeps as much
+        assert estimate_memory(model, *x.shape) == estimate_memory(model, *x.shape, policy="none+full:0")
     apply_memory_policy(model, "none")
     calls.clear()
     gradients(model, x)
