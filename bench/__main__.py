@@ -22,7 +22,7 @@ from bench import readme as readme_tables
 from bench import report as reports
 from bench import suite as suites
 from bench.case import get_cases
-from bench.results import FOLDER, ROOT, Results
+from bench.results import FOLDER, ROOT, Results, is_suite
 from fe_adapter._io import read_json
 from fe_adapter._report import write_json
 from fe_adapter.environment import machine
@@ -269,7 +269,7 @@ def choice(
             print(f"{name}, predicted: {rows}; the table: {now}")
         return
     content = read_json(results)
-    rows = choices.measured(content) if reports.is_suite(content) else {}
+    rows = choices.measured(content) if is_suite(content) else {}
     if not rows:
         raise InputError(f"{results} has no times of several designs: it takes a run of `python -m bench gpu`")
     print(f"{content['machine']['device']}, measured: {rows}")

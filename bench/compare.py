@@ -14,8 +14,7 @@ from rich.progress import track
 
 from bench.case import get_cases
 from bench.harness import Ratio, ratio
-from bench.report import is_suite
-from bench.results import ROOT
+from bench.results import ROOT, is_suite
 from bench.worker import Worker
 from fe_adapter._io import read_json
 from fe_adapter.errors import InputError

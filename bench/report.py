@@ -12,7 +12,7 @@ import numpy as np
 
 from bench import plots
 from bench.harness import Ratio, ratio
-from bench.results import FOLDER
+from bench.results import FOLDER, is_suite
 from fe_adapter._io import atomic_write, read_json
 from fe_adapter._report import write_csv, write_figure
 
@@ -30,11 +30,6 @@ def load(folder: Path = FOLDER) -> dict[str, dict[str, Any]]:
     """Every result file of the suite in ``folder``, by its stem; quick ones are none."""
     contents = {path.stem: read_json(path) for path in sorted(folder.glob("*.json"))}
     return {stem: content for stem, content in contents.items() if is_suite(content) and not content.get("quick")}
-
-
-def is_suite(content: Any) -> bool:
-    """Whether a JSON value is that of a result file."""
-    return isinstance(content, dict) and {"machine", "records"} <= content.keys()
 
 
 def write(folder: Path = FOLDER) -> None:

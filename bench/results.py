@@ -36,7 +36,7 @@ class Results:
         self.content: dict[str, Any] = {"machine": environment(), "quick": quick, "records": []}
         if resume and path is not None and path.exists():
             content = read_json(path)
-            if not isinstance(content, dict) or not {"machine", "records"} <= content.keys():
+            if not is_suite(content):
                 raise InputError(f"{path} is no result file")
             for name, value in self.content["machine"].items():
                 if name != "date" and content["machine"].get(name) != value:
@@ -60,6 +60,11 @@ class Results:
         """Replace the file."""
         if self.path is not None:
             write_json(self.path, self.content)
+
+
+def is_suite(content: Any) -> bool:
+    """Whether a JSON value is that of a result file."""
+    return isinstance(content, dict) and {"machine", "records"} <= content.keys()
 
 
 def environment() -> dict[str, Any]:
