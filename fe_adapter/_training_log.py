@@ -60,7 +60,7 @@ class TrainingLog:
         self._accelerator.end_training()
 
     def step(self, position: Progress, loss: float, lr: float, grad_norm: float, ms: float) -> None:
-        """An optimizer step: its last loss, learning rate, gradient norm, and time in ms."""
+        """An optimizer step: its loss, learning rate, gradient norm, and time in ms."""
         values = {"loss": loss, "lr": lr, "grad_norm": grad_norm, "ms": ms}
         self._write({"step": position.step, "epoch": position.epoch, **values})
         self._accelerator.log({f"train/{name}": value for name, value in values.items()}, step=position.step)

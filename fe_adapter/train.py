@@ -47,7 +47,7 @@ class TrainConfig:
     Args:
         max_epochs: passes over the training set.
         batch_size: clips at a time, on each device.
-        accumulate: batches summed into one optimizer step.
+        accumulate: batches summed into one optimizer step, in which every clip counts the same.
         optimizer: "adamw"; "sgd", with a momentum of 0.9; or "adamw8bit", whose state is a quarter (bitsandbytes).
         lr: the optimizer's peak learning rate; None is ``base_lr`` times the clips of a step over 256.
         base_lr: learning rate for a step of 256 clips.
@@ -257,40 +257,51 @@ class _Run:
             start_batch=position.batch * self.world,  # which share them out one by one
         )
         self.prepared.train()
-        start = time.perf_counter()
+        start, step_loss = time.perf_counter(), 0.0
         with _StopSignal() as stop:
             for batch in one_line_errors(_on_device(loader, self.accelerator)):
-                loss, norm = self._measured_batch(batch) if self._wants_peak() else self._batch(batch)
+                share = self._share_of_step(len(batch["label"]))
+                run_batch = self._measured_batch if self._wants_peak() else self._batch
+                loss, norm = run_batch(batch, share)
                 position.add(loss)
+                step_loss += loss * share
                 if not self.accelerator.sync_gradients:
                     continue
                 self.step_ms.append(1e3 * (time.perf_counter() - start))
-                start = time.perf_counter()
-                self.log.step(position, loss, self.schedule(position.step), norm, self.step_ms[-1])
+                self.log.step(position, step_loss, self.schedule(position.step), norm, self.step_ms[-1])
+                start, step_loss = time.perf_counter(), 0.0
                 position.step += 1
                 if position.step % self.config.save_every == 0 or position.batch == self.num_batches or stop.requested:
                     self.save()
                 if stop.requested:
                     raise KeyboardInterrupt
 
+    def _share_of_step(self, num_clips: int) -> float:
+        """The part that a batch of ``num_clips`` has in the clips of its step, which is short where an epoch ends."""
+        first = self.position.batch - self.position.batch % self.config.accumulate
+        clips = min(self.config.accumulate, self.num_batches - first) * self.config.batch_size
+        if self.world == 1:  # of several, each gets whole batches
+            clips = min(clips, len(self.train_set) - first * self.config.batch_size)
+        return num_clips / clips
+
     def _wants_peak(self) -> bool:
         """Whether this is the last batch of the second step: all that there can be is there."""
         is_last = (self.position.batch + 1) % self.config.accumulate == 0
         return self.expected_peak is not None and len(self.step_ms) == 1 and is_last
 
-    def _measured_batch(self, batch: dict[str, Any]) -> tuple[float, float]:
+    def _measured_batch(self, batch: dict[str, Any], share: float) -> tuple[float, float]:
         """As `_batch`, and the peak of its memory in the log."""
         result: list[tuple[float, float]] = []
         there = [*self.model.parameters(), *self.model.buffers(), batch["video"]]
         there += [p.grad for p in self.trainable if p.grad is not None]
         there += [t for state in self.optimizer.state.values() for t in state.values() if isinstance(t, torch.Tensor)]
-        peak = sum(t.nbytes for t in there) + measure_peak_memory(lambda: result.append(self._batch(batch)))
+        peak = sum(t.nbytes for t in there) + measure_peak_memory(lambda: result.append(self._batch(batch, share)))
         assert self.expected_peak is not None
         self.log.memory(self.position, self.expected_peak, peak)
         self.expected_peak = None
         return result[0]
 
-    def _batch(self, batch: dict[str, Any]) -> tuple[float, float]:
+    def _batch(self, batch: dict[str, Any], share: float) -> tuple[float, float]:
         """Loss of one batch, its gradients added; and the gradient's norm if a step of the optimizer followed."""
         position, norm = self.position, math.nan
         turn = position.batch * self.world + self.accelerator.process_index
@@ -300,7 +311,7 @@ class _Run:
             loss = F.cross_entropy(logits.float(), batch["label"], label_smoothing=self.config.label_smoothing)
             value = self.accelerator.reduce(loss.detach(), "mean").item()
             self._check_finite("loss", value)
-            self.accelerator.backward(loss)
+            self.accelerator.backward(loss * (share * self.config.accumulate))  # which it divides by
             if self.accelerator.sync_gradients:
                 norm = self.accelerator.clip_grad_norm_(self.trainable, self.config.clip_grad_norm).item()
                 if self.accelerator.scaler is None:  # which skips such steps itself

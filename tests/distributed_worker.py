@@ -73,10 +73,10 @@ def killed_training(arguments: list[str]) -> int:
     """Training of which the second process is killed in its fourth step."""
     run_batch = train._Run._batch
 
-    def maybe_die(self, clips):
+    def maybe_die(self, *arguments):
         if os.environ["RANK"] == "1" and self.position.step == 3:
             os.kill(os.getpid(), signal.SIGKILL)
-        return run_batch(self, clips)
+        return run_batch(self, *arguments)
 
     train._Run._batch = maybe_die
     return cli.run(arguments)

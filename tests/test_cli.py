@@ -236,9 +236,9 @@ def test_ctrl_c_leaves_a_checkpoint_to_resume_from(videos, tmp_path, capsys, mon
 
     real = train._Run._batch
 
-    def interrupted(run, batch):
+    def interrupted(run, *arguments):
         signal.raise_signal(signal.SIGINT)
-        return real(run, batch)
+        return real(run, *arguments)
 
     monkeypatch.setattr(train._Run, "_batch", interrupted)
     arguments = ["train", str(videos), *BACKBONE, "--weights", "none", *FAST, "--out", str(tmp_path / "run")]

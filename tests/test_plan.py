@@ -177,10 +177,10 @@ def test_out_of_memory_steps_down_or_stops(videos, tmp_path, capsys, monkeypatch
     """The second step does not fit until the policy is a smaller one; nothing that was trained is lost."""
     batch = train._Run._batch
 
-    def too_large(self, clips):
+    def too_large(self, *arguments):
         if self.position.step >= 1 and self.config.memory_policy is None:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return batch(self, clips)
+        return batch(self, *arguments)
 
     size = '{"img_size": 48, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 2}'
     arguments = ["train", str(videos), *BACKBONE[:2], "--backbone-args", size, "--weights", "none", *FAST]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -140,6 +141,24 @@ def test_a_resumed_run_has_the_same_losses_and_weights_bit_for_bit(videos, tmp_p
     assert all(torch.equal(p, expected[name]) for name, p in weights(resumed).items())
 
 
+def test_accumulated_batches_are_the_same_step(videos, tmp_path):
+    """Seven clips: the last step has three of them, in batches of two and one."""
+    data, trained, told = val_set(videos), {}, {}
+    data.paths, data.labels = data.paths[2:9], data.labels[2:9]
+    for batch_size, accumulate in ((4, 1), (2, 2), (1, 4)):
+        recipe = dataclasses.replace(RECIPE, batch_size=batch_size, accumulate=accumulate, optimizer="sgd")
+        classifier = model(head_dropout=0.0)
+        out = tmp_path / f"of {batch_size}"
+        fit(classifier, data, None, recipe, out=out, progress=False)
+        trained[batch_size], told[batch_size] = weights(classifier), losses(out)
+    for batch_size in (2, 1):
+        assert [step for step, _ in told[batch_size]] == [step for step, _ in told[4]]
+        for (_, loss), (_, expected) in zip(told[batch_size], told[4], strict=True):
+            assert loss == pytest.approx(expected, rel=1e-5)  # fp32, sums of a few hundred terms
+        for name, p in trained[batch_size].items():
+            torch.testing.assert_close(p, trained[4][name], rtol=1e-4, atol=1e-6)
+
+
 def test_the_seed_alone_decides(videos, tmp_path):
     runs = {}
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
@@ -161,9 +180,9 @@ import dataclasses, sys, time
 from tests import test_training as t
 from fe_adapter import train
 real = train._Run._batch
-def slow(run, batch):
+def slow(run, *arguments):
     time.sleep(0.05)
-    return real(run, batch)
+    return real(run, *arguments)
 train._Run._batch = slow
 if __name__ == "__main__":
     recipe = dataclasses.replace(t.RECIPE, num_workers=int(sys.argv[3]), max_epochs=int(sys.argv[4]))
