@@ -28,6 +28,7 @@ class Arch:
     smem_sm: int  # bytes a multiprocessor has
     warps_sm: int
     blocks_sm: int
+    tensor_memory: int = 0  # columns a multiprocessor has
 
 
 ARCHS = {
@@ -35,7 +36,7 @@ ARCHS = {
     "sm_86": Arch("cuda", 86, 32, 99 * KIB, 100 * KIB, 48, 16),  # RTX 30, A10
     "sm_89": Arch("cuda", 89, 32, 99 * KIB, 100 * KIB, 48, 24),  # RTX 40, L4
     "sm_90": Arch("cuda", 90, 32, 227 * KIB, 228 * KIB, 64, 32),  # H100, H200
-    "sm_100": Arch("cuda", 100, 32, 227 * KIB, 228 * KIB, 64, 32),  # B200
+    "sm_100": Arch("cuda", 100, 32, 227 * KIB, 228 * KIB, 64, 32, tensor_memory=512),  # B200
     "sm_120": Arch("cuda", 120, 32, 99 * KIB, 100 * KIB, 48, 24),  # RTX 50
     "gfx942": Arch("hip", "gfx942", 64, 64 * KIB, 64 * KIB, 32, 16),  # MI300
 }
@@ -59,6 +60,8 @@ class Report:
     spilled: int  # bytes per thread
     smem: int  # bytes per block
     smem_limit: int
+    tensor_memory: int  # columns per block, of 128 words
+    tensor_memory_limit: int
     blocks_per_sm: int
     tensor_core: int  # instructions
     async_copy: int  # instructions
@@ -110,6 +113,7 @@ def compile_call(
     text = compiled.asm["ptx" if arch.backend == "cuda" else "amdgcn"]
     registers, spilled = _usage(compiled.asm, text, arch)
     smem, warps = compiled.metadata.shared, compiled.metadata.num_warps
+    tensor_memory = getattr(compiled.metadata, "tmem_size", None) or 0
     return Report(
         kernel=kernel.__name__.strip("_"),
         design=design,
@@ -119,7 +123,9 @@ def compile_call(
         spilled=spilled,
         smem=smem,
         smem_limit=arch.smem_block,
-        blocks_per_sm=_blocks_per_sm(arch, registers, smem, warps),
+        tensor_memory=tensor_memory,
+        tensor_memory_limit=arch.tensor_memory,
+        blocks_per_sm=_blocks_per_sm(arch, registers, smem, warps, tensor_memory),
         tensor_core=len(re.findall(TENSOR_CORES, text)),
         async_copy=len(re.findall(ASYNC_COPIES, text)),
         barriers=len(re.findall(BARRIERS, compiled.asm["ttgir"])),
@@ -178,8 +184,8 @@ def _usage(asm: Mapping[str, Any], text: str, arch: Arch) -> tuple[int, int]:
     return usage["REG"], max(usage["STACK"], usage["LOCAL"])
 
 
-def _blocks_per_sm(arch: Arch, registers: int, smem: int, warps: int) -> int:
-    if smem > arch.smem_block:
+def _blocks_per_sm(arch: Arch, registers: int, smem: int, warps: int, tensor_memory: int) -> int:
+    if smem > arch.smem_block or tensor_memory > arch.tensor_memory:
         return 0
     reserved = KIB if arch.backend == "cuda" else 0  # the driver keeps one KiB a block
     by_smem = arch.smem_sm // (smem + reserved) if smem else arch.blocks_sm
@@ -187,7 +193,8 @@ def _blocks_per_sm(arch: Arch, registers: int, smem: int, warps: int) -> int:
         by_registers = (512 // max(8, -(-registers // 8) * 8)) * 4 // warps
     else:  # 65,536 registers, given out in units of 256 a warp
         by_registers = 65536 // (-(-registers * 32 // 256) * 256 * warps)
-    return min(by_smem, arch.warps_sm // warps, by_registers, arch.blocks_sm)
+    by_tensor_memory = arch.tensor_memory // tensor_memory if tensor_memory else arch.blocks_sm
+    return min(by_smem, arch.warps_sm // warps, by_registers, by_tensor_memory, arch.blocks_sm)
 
 
 def _is_serialized(ptx: str) -> bool:

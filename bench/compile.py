@@ -200,6 +200,8 @@ def problems(report: Report) -> list[str]:
         found.append(f"spills {report.spilled} B a thread")
     if report.smem > report.smem_limit:
         found.append(f"shared memory {report.smem} B is over {report.smem_limit} B")
+    if report.tensor_memory > report.tensor_memory_limit:
+        found.append(f"tensor memory of {report.tensor_memory} columns is over {report.tensor_memory_limit}")
     no_dx = "fused_bwd" in report.kernel and report.case.endswith(NO_DX)
     if not (report.tensor_core or report.design in ("gemm", "") or (report.design == "tail" and no_dx)):
         found.append("no tensor-core instruction")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fe_adapter._optional import import_quietly
+from fe_adapter._optional import import_quietly, require
 from fe_adapter.errors import InputError
 from fe_adapter.layers import FEAdapter
 
@@ -45,8 +44,8 @@ def check(vit: nn.Module, kind: str) -> None:
     packed = {module.kind for module in vit.modules() if isinstance(module, PackedLinear)}
     if kind in QUANTIZED and packed - {kind}:
         raise InputError(f"memory policy {kind!r}: the weights are {packed.pop()} already")
-    if kind in QUANTIZED and importlib.util.find_spec("bitsandbytes") is None:
-        raise InputError(f"memory policy {kind!r} needs bitsandbytes; pip install 'fe-adapter[quantize]'")
+    if kind in QUANTIZED:
+        require("bitsandbytes", f"memory policy {kind!r}", "quantize")
 
 
 def describe_storage(vit: nn.Module) -> str:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import nn
 
-from fe_adapter._optional import import_quietly
+from fe_adapter._optional import import_quietly, require
 from fe_adapter.config import check_choice
-from fe_adapter.errors import InputError
 
 OPTIMIZERS = ("adamw", "sgd", "adamw8bit")
 _MOMENTUM = 0.9
@@ -22,8 +20,8 @@ _BLOCK, _SMALLEST = 256, 4096
 def check_optimizer(name: Any) -> None:
     """Raise `InputError` for a name that is none, or whose library is not installed."""
     check_choice("optimizer", name, OPTIMIZERS)
-    if name == "adamw8bit" and importlib.util.find_spec("bitsandbytes") is None:
-        raise InputError("optimizer='adamw8bit' needs bitsandbytes; pip install 'fe-adapter[quantize]'")
+    if name == "adamw8bit":
+        require("bitsandbytes", "optimizer='adamw8bit'", "quantize")
 
 
 def make_optimizer(name: str, groups: list[dict[str, Any]], lr: float) -> torch.optim.Optimizer:

@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import logging
 import warnings
 from types import ModuleType
+
+from fe_adapter.errors import InputError
+
+
+def require(package: str, user: str, extra: str) -> None:
+    """Raise `InputError` where ``package`` is not installed, which ``user`` needs; pip's ``extra`` of ours has it."""
+    if importlib.util.find_spec(package) is None:
+        raise InputError(f"{user} needs {package}; pip install 'fe-adapter[{extra}]'")
 
 
 def import_quietly(name: str) -> ModuleType:

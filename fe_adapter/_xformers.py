@@ -7,14 +7,13 @@ another choice of speed.
 from __future__ import annotations
 
 import functools
-import importlib.util
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fe_adapter._optional import import_quietly
+from fe_adapter._optional import import_quietly, require
 from fe_adapter.errors import InputError
 
 NAME = "fe_adapter_xformers"  # in transformers' registry of attention functions
@@ -52,8 +51,7 @@ def undo(vit: Any) -> None:
 def check_solver() -> None:
     """Raise `InputError` where `solve` could not: xFormers or SciPy is missing."""
     _solver()
-    if importlib.util.find_spec("scipy") is None:
-        raise InputError("memory policy 'budget' needs SciPy; pip install 'fe-adapter[xformers]'")
+    require("scipy", "memory policy 'budget'", "xformers")
 
 
 def solve(run: Callable[[Tensor], Any], x: Tensor, share: float) -> Callable:

@@ -31,7 +31,7 @@ from fe_adapter.config import FEAdapterConfig, check_count
 from fe_adapter.data.sampling import FrameSampler
 from fe_adapter.data.transforms import EvalTransform, TrainTransform
 from fe_adapter.errors import InputError, TrainingError
-from fe_adapter.policies import check_device, replace_memory_policy
+from fe_adapter.policies import check_device, is_in_bf16, replace_memory_policy
 from fe_adapter.train import CHECKPOINT, TrainConfig
 
 if TYPE_CHECKING:
@@ -244,10 +244,9 @@ def train(
         raise InputError(f"{out} already holds a training run; add --resume or choose another folder")
     if memory is not None and memory_policy is not None:
         raise InputError("--memory picks the policy; leave --memory-policy out")
-    in_bf16 = memory_policy is not None and "bf16" in memory_policy  # and then autocast would only cost memory
     recipe = TrainConfig(
         **{field.name: context.params[field.name] for field in dataclasses.fields(TrainConfig)}
-        | {"precision": "no" if in_bf16 and precision == "auto" else _precision(precision)}
+        | {"precision": "no" if precision == "auto" and is_in_bf16(memory_policy) else _precision(precision)}
         | {"tracker": None if tracker == "none" else tracker}
     )
     check_device(recipe.memory_policy)

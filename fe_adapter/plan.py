@@ -20,7 +20,7 @@ from fe_adapter.classifier import VideoClassifier
 from fe_adapter.config import check_choice, check_count
 from fe_adapter.errors import InputError
 from fe_adapter.memory import PRECISIONS, MemoryEstimate, copy_without_values, estimate_memory
-from fe_adapter.policies import APPROXIMATE, apply_memory_policy, parse_policy
+from fe_adapter.policies import APPROXIMATE, apply_memory_policy, is_in_bf16, parse_policy
 
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 SMALLEST = "recompute_input+full"  # of the exact ones that stay on the device
@@ -89,7 +89,7 @@ class MemoryPlan:
             if other.policy is not None
             and other.precision == row.precision
             and other.is_exact >= row.is_exact
-            and ("bf16" in other.policy) == ("bf16" in (row.policy or ""))
+            and is_in_bf16(other.policy) == is_in_bf16(row.policy)
             and other.estimate.peak < row.estimate.peak
         ]
         return min(others, key=lambda other: other.relative_cost, default=None)
@@ -186,7 +186,7 @@ def plan_memory(
     if precision == "bf16":
         add(f"{FULL_TUNING}, all in bf16", "no", other_model=full.to(torch.bfloat16))
     wanted = [*candidates(model, precision), *((p, precision) for p in also)]
-    wanted += [(p, inner_precision) for p in also if any(name == "bf16" for name, _ in parse_policy(p))]
+    wanted += [(p, inner_precision) for p in also if is_in_bf16(p)]
     for policy, own_precision in dict.fromkeys(wanted):
         add(f"{policy} (autocast)" if own_precision != inner_precision else policy, own_precision, policy)
     late = None if cached else _late_half(model)

@@ -124,6 +124,11 @@ def parse_policy(policy: str | Sequence[str]) -> list[tuple[str, str | None]]:
     return items
 
 
+def is_in_bf16(policy: str | None) -> bool:
+    """Whether a policy freezes the backbone in bf16, where autocast would only cost memory."""
+    return policy is not None and any(name == "bf16" for name, _ in parse_policy(policy))
+
+
 def check_device(policy: str | None) -> None:
     """Raise `InputError` for a policy that could not run here: it needs a GPU, and there is none."""
     for name, _ in [] if policy is None else parse_policy(policy):

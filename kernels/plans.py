@@ -92,10 +92,12 @@ RESIDENT = {
     64: {2: _resident(64, 1, 64, 128, UP_STAGES=3), 4: _resident(64, 1, 64, 32)},
     128: {2: _resident(64, 2, 64, 128), 4: _resident(128, 1, 64, 32)},
     192: {2: _resident(64, 3, 64, UP_STAGES=3), 4: _resident(64, 3, 64, 32)},
-    256: {2: _resident(64, 2, 64), 4: _resident(128, 1, 64, 32)},
+    256: {2: _resident(128, 2, 128), 4: _resident(64, 4, 64, 32, BLOCK_D=32)},
     384: {2: _resident(64, 3, 128, num_stages=4), 4: _resident(64, 3, 64, 32)},
     512: {2: _resident(128, 4, 64, BLOCK_M=64), 4: _resident(128, 2, 64, 32, BLOCK_M=64)},
 }
+# where accumulators are in a memory of their own, all of R is one pass over x
+RESIDENT_TENSOR_MEMORY = RESIDENT | {384: {2: _resident(128, 3, 128), 4: _resident(128, 3, 64, 32)}}
 TAIL_128_ROWS = _resident(32, 1, 32, 32, BLOCK_D=32, num_stages=2)
 TAIL_64_ROWS = _resident(64, 1, 64, 32, BLOCK_D=32, BLOCK_M=64, num_stages=2)
 TAIL_163_KIB = {384: dict.fromkeys((2, 4), TAIL_128_ROWS), 512: dict.fromkeys((2, 4), TAIL_64_ROWS)}
@@ -103,13 +105,13 @@ TAIL_99_KIB = {384: dict.fromkeys((2, 4), TAIL_64_ROWS)}  # of shared memory a b
 
 # the plans with c in shared memory, by compute capability
 IN_SHARED_MEMORY = {
-    "resident": {(9, 0): RESIDENT, (10, 0): RESIDENT},
+    "resident": {(9, 0): RESIDENT, (10, 0): RESIDENT_TENSOR_MEMORY},
     "tail": {
         (8, 0): TAIL_163_KIB,
         (8, 6): TAIL_99_KIB,
         (8, 9): TAIL_99_KIB,
         (9, 0): RESIDENT,
-        (10, 0): RESIDENT,
+        (10, 0): RESIDENT_TENSOR_MEMORY,
         (12, 0): TAIL_99_KIB,
     },
 }
