@@ -9,7 +9,7 @@ import os
 from torch import Tensor
 
 from fe_adapter.config import BACKENDS, check_choice
-from fe_adapter.kernels.spec import AdapterSpec, Weights
+from fe_adapter.kernels.spec import PAD, AdapterSpec, Weights
 from fe_adapter.kernels.support import unsupported_reasons
 
 _log = logging.getLogger("fe_adapter")
@@ -30,6 +30,10 @@ def choose_design(backend: str, x: Tensor, weights: Weights, spec: AdapterSpec) 
     if backend == "eager":
         return "eager"
     reasons = unsupported_reasons(x.device, spec.compute_dtype)
+    if x.shape[1] * x.shape[2] * (weights.down.shape[0] + PAD) >= 2**31:
+        reasons.append(
+            f"a clip (T, L, R) = {(*x.shape[1:3], weights.down.shape[0])} needs offsets of more than 32 bits"
+        )
     if reasons and backend == "triton":
         raise RuntimeError(f"backend='triton' cannot run here: {'; '.join(reasons)}. Use backend='auto' or 'eager'")
     if reasons:

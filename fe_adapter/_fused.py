@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from fe_adapter import _gemm
@@ -36,7 +37,7 @@ def backward(
     dx, rows, dh, conv = fused.backward(_rows(dy), dphi, h, weights, spec, needs_dx, design)
     if x is None:
         assert y is not None
-        x = _gemm.remove_product(y, rows, weights, spec)
+        x = _gemm.remove_product(y, rows, weights, spec, is_rounded=False)
     return dx, _gemm.gradients(dy_rows.t() @ rows.flatten(0, 2), dh, x, conv, spec)
 
 
@@ -45,4 +46,6 @@ def _rows(x: Tensor) -> Tensor:
     strides = x.stride()
     is_aligned = x.data_ptr() % 16 == 0 and all(stride % 16 == 0 for stride in strides[:-1])
     reach = sum((size - 1) * stride for size, stride in zip(x.shape[1:], strides[1:], strict=True))
-    return x if strides[-1] == 1 and 0 not in strides and is_aligned and reach < 2**31 else x.contiguous()
+    if strides[-1] == 1 and 0 not in strides and is_aligned and reach < 2**31:
+        return x
+    return x.clone(memory_format=torch.contiguous_format)

@@ -77,7 +77,8 @@ def step_codes(x: Tensor, positions: Sequence[float]) -> Tensor:
     if _uses_triton(x):
         from fe_adapter.kernels import steps  # not before it is needed: it imports Triton
 
-        steps.pack(x, torch.tensor(positions, dtype=x.dtype).tolist(), codes)  # rounded, as PyTorch compares
+        with torch.cuda.device_of(x):  # Triton launches on the current one
+            steps.pack(x, torch.tensor(positions, dtype=x.dtype).tolist(), codes)  # rounded, as PyTorch compares
         return codes
     chunk = _CHUNK if x.device.type == "cpu" else max(4, 4 * len(codes))
     for start in range(0, len(x), chunk):
@@ -104,7 +105,8 @@ def multiply_steps(dy: Tensor, codes: Tensor, values: Sequence[float]) -> Tensor
     if _uses_triton(dy):
         from fe_adapter.kernels import steps
 
-        steps.multiply(dy.view(-1), codes, values, dx.view(-1))
+        with torch.cuda.device_of(dy):
+            steps.multiply(dy.view(-1), codes, values, dx.view(-1))
         return dx
     shifts = torch.arange(0, 8, 2, device=dy.device)
     table = torch.tensor(values, dtype=dy.dtype, device=dy.device)[

@@ -96,9 +96,12 @@ def activation_gradient(dy: Tensor, weights: Weights, spec: AdapterSpec) -> Tens
     return torch.bmm(patches, weights.up.expand(B * T, D, -1)).unflatten(0, (B, T))
 
 
-def remove_product(y: Tensor, rows: Tensor, weights: Weights, spec: AdapterSpec) -> Tensor:
-    """``x`` again, from ``y`` and ``[φ(c) | 1 | 0 …]``; half an ulp of ``y`` off."""
-    return _add_product(y, rows, _up_with_bias(weights), spec, sign=-1)
+def remove_product(y: Tensor, rows: Tensor, weights: Weights, spec: AdapterSpec, is_rounded: bool = True) -> Tensor:
+    """``x`` again, from ``y`` and ``[φ(c) | 1 | 0 …]``; half an ulp of ``y`` off.
+
+    ``is_rounded``: whether the product was rounded to the compute dtype before a wider ``x`` was added to it.
+    """
+    return _add_product(y, rows, _up_with_bias(weights), spec, sign=-1, is_rounded=is_rounded)
 
 
 def flat(x: Tensor, spec: AdapterSpec) -> Tensor:
@@ -127,13 +130,22 @@ def _up_with_bias(weights: Weights) -> Tensor:
     return F.pad(up, (0, PAD - 1)).t()
 
 
-def _add_product(x: Tensor, rows: Tensor, matrix: Tensor, spec: AdapterSpec, sign: int = 1) -> Tensor:
+def _product_in_f32(rows: Tensor, matrix: Tensor) -> Tensor:
+    if rows.is_cuda:
+        return torch.mm(rows, matrix, out_dtype=torch.float32)
+    return rows.float() @ matrix.float()
+
+
+def _add_product(
+    x: Tensor, rows: Tensor, matrix: Tensor, spec: AdapterSpec, sign: int = 1, is_rounded: bool = True
+) -> Tensor:
     """``x ± rows @ matrix`` (B, T, L, D) in the dtype of ``x``, whose prefix tokens come back bit-identical."""
     P, base, rows = spec.num_prefix_tokens, x.reshape(-1, x.shape[-1]), rows.flatten(0, 2)
     if base.dtype == rows.dtype:
         y = torch.addmm(base, rows, matrix, alpha=sign)
     else:
-        y = torch.add(base, rows @ matrix, alpha=sign).to(x.dtype)
+        product = rows @ matrix if is_rounded else _product_in_f32(rows, matrix)
+        y = torch.add(base, product, alpha=sign).to(x.dtype)
     y = y.view(x.shape)
     y[:, :, :P] = x[:, :, :P]
     return y

@@ -45,16 +45,25 @@ def _backend(backend: str, x: Tensor, weights: Weights, spec: AdapterSpec) -> tu
     if _imagined is not None and backend != "eager":
         return partial(_gemm.forward, convolution=_imagined), partial(_gemm.backward, convolution=_imagined)
     design = choose_design(backend, x, weights, spec)
-    if design not in ("eager", "gemm"):
-        from fe_adapter import _fused  # not before it is needed: it imports Triton
-
-        return partial(_fused.forward, design=design), partial(_fused.backward, design=design)
-    convolution: _gemm.Convolution = _eager_conv
+    if design == "eager":
+        return partial(_gemm.forward, convolution=_eager_conv), partial(_gemm.backward, convolution=_eager_conv)
     if design == "gemm":
-        from fe_adapter.kernels import conv
+        from fe_adapter.kernels import conv  # not before it is needed: it imports Triton
 
-        convolution = conv
-    return partial(_gemm.forward, convolution=convolution), partial(_gemm.backward, convolution=convolution)
+        return _on_its_device(_gemm.forward, convolution=conv), _on_its_device(_gemm.backward, convolution=conv)
+    from fe_adapter import _fused
+
+    return _on_its_device(_fused.forward, design=design), _on_its_device(_fused.backward, design=design)
+
+
+def _on_its_device(function: Callable, **options: Any) -> Callable:
+    """``function`` with the device of its first argument as the current one, which is where Triton launches."""
+
+    def run(z: Tensor, *arguments: Any) -> Any:
+        with torch.cuda.device_of(z):
+            return function(z, *arguments, **options)
+
+    return run
 
 
 @torch.library.custom_op("fe_adapter::adapter_forward", mutates_args=())

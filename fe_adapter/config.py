@@ -62,8 +62,8 @@ def check_dilation(dilation: int | str, max_dilation: float | None) -> None:
         check_count("dilation", dilation, 1)
         if max_dilation is not None:
             raise InputError(f"max_dilation={max_dilation} bounds a dynamic dilation; dilation={dilation} is fixed")
-    if max_dilation is not None and not max_dilation > 0:
-        raise InputError(f"max_dilation={max_dilation} is not positive")
+    if max_dilation is not None and not (isinstance(max_dilation, (int, float)) and max_dilation > 0):
+        raise InputError(f"max_dilation={max_dilation!r} is no positive number")
 
 
 @dataclasses.dataclass(frozen=True)

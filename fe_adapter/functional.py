@@ -113,7 +113,7 @@ def prepare(
     check_choice("activation", activation, ACTIVATIONS)
     check_dilation(dilation, max_dilation)
     check_count("num_prefix_tokens", num_prefix_tokens, 0)
-    _check_dtypes(x, weights)
+    _check_tensors(x, weights)
     _check_weights(weights, dilation)
     clip = _as_clips(x, num_frames)
     L, D = clip.shape[2:]
@@ -122,7 +122,7 @@ def prepare(
     if num_prefix_tokens >= L:
         raise ValueError(f"num_prefix_tokens={num_prefix_tokens} leaves no patch tokens of the {L} tokens in x")
     spec = AdapterSpec(
-        dilation=1 if dilation == "dynamic" else int(dilation),
+        dilation=1 if dilation == "dynamic" else min(int(dilation), clip.shape[1]),  # from T on, all taps are outside
         max_dilation=None if max_dilation is None else float(max_dilation),
         activation=activation,
         num_prefix_tokens=num_prefix_tokens,
@@ -171,7 +171,7 @@ def _grid(num_patches: int, kernel: tuple[int, ...], grid_size: tuple[int, int] 
     return H, W
 
 
-def _check_dtypes(x: Tensor, weights: Weights) -> None:
+def _check_tensors(x: Tensor, weights: Weights) -> None:
     if not isinstance(x, Tensor):
         raise TypeError(f"x is a {type(x).__name__}; pass a tensor (B*T, L, D) or (B, T, L, D)")
     if x.dtype not in _DTYPES:
@@ -179,6 +179,9 @@ def _check_dtypes(x: Tensor, weights: Weights) -> None:
     dtypes = sorted({str(p.dtype) for p in weights if p is not None})
     if len(dtypes) > 1:
         raise TypeError(f"the adapter's parameters have several dtypes ({', '.join(dtypes)}); give them all one")
+    devices = sorted({str(p.device) for p in weights if p is not None} | {str(x.device)})
+    if len(devices) > 1:
+        raise ValueError(f"x and the adapter's parameters are on several devices ({', '.join(devices)})")
     if weights.down.dtype not in _DTYPES:
         raise TypeError(f"the adapter's parameters are {dtypes[0]}; they must be floating point")
     if (x.dtype == torch.float64) != (weights.down.dtype == torch.float64):

@@ -192,6 +192,8 @@ def refusals(design: str, x: Tensor, compute_dtype: torch.dtype, bottleneck: int
     if design == "gemm":
         return []
     T, arch, reasons = x.shape[1], capability(x.device), []
+    if x.shape[1:].numel() >= 2**31:
+        reasons.append("offsets within a clip have 32 bits")
     if conv.shape[-2] * conv.shape[-1] > 1:
         reasons.append("a spatial kernel needs patches of other programs")
     if platform() == "cuda" and arch < (8, 0):
@@ -212,4 +214,4 @@ def refusals(design: str, x: Tensor, compute_dtype: torch.dtype, bottleneck: int
 
 def precision() -> str:
     """How fp32 products are computed: as PyTorch's own setting says."""
-    return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee"
+    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"

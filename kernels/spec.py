@@ -24,7 +24,13 @@ class Weights(NamedTuple):
     dilation_bias: Tensor | None = None  # (1,)
 
     def to(self, dtype: torch.dtype) -> Weights:
-        return Weights(*(None if p is None else p.to(dtype) for p in self))  # type: ignore[arg-type]
+        """In ``dtype``, as kernels read them: contiguous, and aligned as an allocation of their own is."""
+        return Weights(*(None if p is None else _alone(p.to(dtype)) for p in self))  # type: ignore[arg-type]
+
+
+def _alone(p: Tensor) -> Tensor:
+    is_aligned = p.storage_offset() * p.element_size() % 16 == 0
+    return p.contiguous() if is_aligned else p.clone(memory_format=torch.contiguous_format)
 
 
 class ConvGradients(NamedTuple):

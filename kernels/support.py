@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
+from types import ModuleType
 
 import torch
 
@@ -17,11 +17,13 @@ def unsupported_reasons(device: torch.device, dtype: torch.dtype) -> list[str]:
         reasons.append("Triton is not installed or cannot be imported")
     if device.type != "cuda" and not is_interpreting():
         reasons.append(f"the tensors are on {device}, not on a GPU")
+    if is_interpreting() and not _can_interpret():
+        reasons.append("the interpreter of Triton 3.6 needs NumPy below 2.4")
     if device.type == "cuda" and torch.version.hip is None:
         capability = torch.cuda.get_device_capability(device)
         if capability < (7, 5):
             reasons.append(f"compute capability {capability[0]}.{capability[1]} is below 7.5")
-        elif dtype == torch.bfloat16 and capability < (8, 0):
+        if dtype == torch.bfloat16 and capability < (8, 0):
             reasons.append(f"compute capability {capability[0]}.{capability[1]} has no bfloat16; use float16")
     if dtype not in SUPPORTED_DTYPES:
         reasons.append(f"{dtype} is not supported (float32, bfloat16, float16 are)")
@@ -38,9 +40,20 @@ def is_interpreting() -> bool:
 
 
 @functools.cache
+def _can_interpret() -> bool:
+    import numpy
+    import triton
+
+    return _version(triton) >= (3, 7) or _version(numpy) < (2, 4)
+
+
+def _version(module: ModuleType) -> tuple[int, int]:
+    major, minor = module.__version__.split(".")[:2]
+    return int(major), int(minor)
+
+
+@functools.cache
 def _has_triton() -> bool:
-    if importlib.util.find_spec("triton") is None:
-        return False
     try:
         import triton  # noqa: F401
     except Exception:  # a broken installation may raise anything

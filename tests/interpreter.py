@@ -16,6 +16,8 @@ from unittest import mock
 import numpy as np
 import torch
 
+from fe_adapter.kernels import support
+
 GAP = 1 << 20  # bytes
 
 
@@ -42,7 +44,10 @@ def run_time_ranges() -> Iterator[None]:
         original(tensor, scope)
         scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
 
-    with mock.patch.object(interpreter, "_patch_lang_tensor", patch_tensor):
+    with (
+        mock.patch.object(interpreter, "_patch_lang_tensor", patch_tensor),
+        mock.patch.object(support, "_can_interpret", return_value=True),
+    ):
         yield
 
 

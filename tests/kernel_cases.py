@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import itertools
 import json
@@ -213,6 +214,85 @@ def not_a_number_stays_one():
         x[0, 2, 3] = torch.nan
         with torch.no_grad(), memory_checks(nan_loads=False):
             assert layer(x)[:2, 2].isnan().all()
+
+
+@case
+def weights_may_have_any_layout():
+    """Transposed, expanded, sliced, or views of a flat buffer: the same bits as contiguous ones."""
+    layouts = (
+        lambda w: w.transpose(0, -1).contiguous().transpose(0, -1),
+        lambda w: torch.cat([w[:1], w])[1:],
+        lambda w: torch.stack([w, w], -1)[..., 0],
+        lambda w: w[:1].expand_as(w),
+    )
+    for design, change in itertools.product(DESIGNS, layouts):
+        os.environ["FE_ADAPTER_DESIGN"] = design
+        layer, x = layer_and_input()
+        strided = copy.deepcopy(layer)
+        for p, q in zip(layer.parameters(), strided.parameters(), strict=True):
+            q.data = change(p.detach())
+            p.data = q.detach().clone(memory_format=torch.contiguous_format)
+        dy = torch.randn_like(x)
+        with memory_checks():
+            actual = forward_backward(strided, x, dy)
+        expected = forward_backward(layer, x, dy)
+        assert all(torch.equal(value, expected[name]) for name, value in actual.items())
+
+
+@case
+def an_input_computed_again_is_the_input():
+    """Also where what was added to it is a hundred times as large, and x is wider than the products."""
+    for design in DESIGNS:
+        os.environ["FE_ADAPTER_DESIGN"] = design
+        layer, x = layer_and_input(dilation=1)
+        with torch.no_grad():
+            layer.up_proj.weight.mul_(100)
+        gradients = []
+        for layer.recompute in (None, "input"):
+            with torch.autocast("cpu", torch.bfloat16):
+                gradients.append(forward_backward(layer, x, torch.ones_like(x))["down_proj.weight"])
+        kept, again = gradients
+        assert (again - kept).norm() <= 2**-8 * kept.norm(), design  # some elements of x are rounded to the other side
+
+
+@case
+def a_dilation_beyond_all_frames_is_one_of_as_many_frames():
+    for design in DESIGNS:
+        os.environ["FE_ADAPTER_DESIGN"] = design
+        layer, x = layer_and_input(dilation=2, kernel_size=5)
+        expected = layer(x)
+        layer.dilation = 2**31 - 1
+        assert torch.equal(layer(x), expected)
+
+
+@case
+def kernels_run_on_the_device_of_their_tensors():
+    """Which need not be the current one, where Triton launches."""
+    for design in DESIGNS:
+        os.environ["FE_ADAPTER_DESIGN"] = design
+        layer, x = layer_and_input()
+        with mock.patch.object(torch.cuda, "device_of", wraps=torch.cuda.device_of) as guard:
+            layer(x).sum().backward()
+        assert [call.args[0].device for call in guard.call_args_list] == [x.device] * 2
+
+
+@case
+def either_switch_of_pytorch_decides_on_tf32():
+    from fe_adapter.kernels import plans
+
+    matmul = torch.backends.cuda.matmul
+    assert plans.precision() == "ieee"
+    matmul.allow_tf32 = True
+    assert plans.precision() == "tf32"
+    matmul.allow_tf32 = False
+    assert plans.precision() == "ieee"
+    matmul.fp32_precision = "tf32"  # from here on PyTorch refuses to read the older switch
+    try:
+        assert plans.precision() == "tf32"
+        layer, x = layer_and_input()
+        layer(x)
+    finally:
+        matmul.fp32_precision = "ieee"
 
 
 @case

@@ -98,6 +98,15 @@ def test_resident_is_refused_where_it_has_no_plan():
         assert reason == "65 frames are more than the 64 rows of a program"
 
 
+def test_a_clip_beyond_32_bits_is_refused():
+    x, taps = torch.empty(1, 16, 2**19, 256, device="meta"), torch.empty(1, 1, 3, 1, 1)
+    with cases.plans_for("sm_90"):
+        for design in ("fused", "resident", "tail"):
+            assert "offsets within a clip have 32 bits" in plans.refusals(design, x, torch.bfloat16, 64, taps)
+            assert plans.refusals(design, x[:, :15], torch.bfloat16, 64, taps) == []
+        assert plans.choose_design(x, torch.bfloat16, 64, taps) == "gemm"
+
+
 def test_recording_puts_the_kernels_back():
     before = fused._fused_fwd_kernel
     with recorded_calls(fused):

@@ -10,6 +10,7 @@ import torch
 from bench.agreement import pair
 from fe_adapter import FEAdapter, FEAdapterConfig, FusedFEAdapter, _backend, functional
 from fe_adapter.errors import InputError
+from fe_adapter.kernels.spec import AdapterSpec, Weights
 
 
 def arguments(layer: FusedFEAdapter, x: torch.Tensor, recompute: str | None) -> tuple:
@@ -98,7 +99,7 @@ BAD_OPTIONS = [
     ({"dilation": 0}, "dilation=0 is too small"),
     ({"dilation": "auto"}, "'auto' is neither 'dynamic' nor a number"),
     ({"dilation": 1, "max_dilation": 2.0}, "bounds a dynamic dilation"),
-    ({"max_dilation": -1.0}, "max_dilation=-1.0 is not positive"),
+    ({"max_dilation": -1.0}, "max_dilation=-1.0 is no positive number"),
     ({"bottleneck": 0}, "bottleneck=0 is too small"),
     ({"activation": "tanh"}, "'tanh' is not one of"),
     ({"recompute": "all"}, "'all' is not one of"),
@@ -155,6 +156,22 @@ BAD_INPUTS = [
 def test_bad_inputs_are_refused(cls, x, options, error, message):
     with pytest.raises(error, match=message):
         cls(8, 4, num_frames=4)(x, **options)
+
+
+@pytest.mark.parametrize("cls", [FEAdapter, FusedFEAdapter])
+def test_parameters_elsewhere_are_refused(cls):
+    with pytest.raises(ValueError, match=r"parameters are on several devices \(cpu, meta\)"):
+        cls(8, 4, num_frames=4, device="meta")(torch.randn(4, 3, 8))
+
+
+def test_a_clip_beyond_32_bits_is_for_the_eager_backend():
+    x = torch.empty(1, 2**12, 2**12, 8, device="meta")
+    layer = FusedFEAdapter(8, 128, num_frames=2**12, backend="triton", device="meta")
+    spec = AdapterSpec(1, None, "identity", 1, (2**12 - 1, 1), torch.float32)
+    weights = Weights(*layer.parameters())
+    with pytest.raises(RuntimeError, match=r"\(T, L, R\) = \(4096, 4096, 128\) needs offsets of more than 32 bits"):
+        _backend.choose_design("triton", x, weights, spec)
+    assert _backend.choose_design("auto", x, weights, spec) == "eager"
 
 
 @pytest.mark.parametrize("cls", [FEAdapter, FusedFEAdapter])
