@@ -65,6 +65,8 @@ CASES = (
     Case(dtype=torch.float16),
     Case(dtype=torch.float32),
     Case(dtype=torch.float32, dynamic=True),
+    Case(kernel=(5, 1, 1)),
+    Case(kernel=(5, 1, 1), dynamic=True, activation="gelu", max_dilation=2.0),
     Case(kernel=(3, 3, 3)),
     Case(kernel=(3, 3, 3), dynamic=True),
     Case(bottleneck=33, width=200),  # rows that are not aligned
@@ -157,6 +159,7 @@ def plans_for(target: str) -> Iterator[None]:
     with (
         mock.patch.object(plans, "platform", return_value=arch.backend),
         mock.patch.object(plans, "capability", return_value=capability),
+        mock.patch.object(plans, "multiprocessors", return_value=1),  # which any grid fills
         mock.patch.object(plans, "precision", return_value="tf32"),  # without it fp32 is for gemm
         mock.patch.object(fused, "precision", return_value="tf32"),
     ):

@@ -2,9 +2,12 @@
 
     time ≥ max(DRAM bytes / rate, bytes through L2 / rate, FLOPs / peak) + 3 µs a launch
 
-A prediction to compare designs with, never a result. Peaks are the vendors' dense 16-bit figures with fp32 accumulation
-and fp32 vector figures; L2 rates are round figures of published micro-benchmarks, B200's a guess; `REACH` is the share
-of each that a good kernel is assumed to get: of the vector units little, as addresses and masks are not counted.
+FLOPs and L2 bytes of our launches at the rate of the multiprocessors that their programs keep busy: each has one to
+itself, so 13 programs take as long as 132. A prediction to compare designs with, never a result. Peaks are the vendors'
+dense 16-bit figures with fp32 accumulation and fp32 vector figures; L2 rates are round figures of published
+micro-benchmarks, B200's a guess; `REACH` is the share of each that a good kernel is assumed to get: of the vector units
+little, as addresses and masks are not counted. That `addmm` and `baddbmm` copy what they add to is read in PyTorch's
+sources (aten/src/ATen/native/cuda/Blas.cpp), not measured.
 """
 
 from __future__ import annotations
@@ -16,27 +19,31 @@ from fe_adapter.kernels.plans import FUSED, IN_SHARED_MEMORY, LaunchPlan, plan_i
 
 REACH = {"DRAM": 0.85, "L2": 0.8, "math": 0.65, "vector": 0.25}
 LAUNCH = 3e-6  # seconds, without CUDA graphs
+PORT = 64  # bytes a clock from L2 into one multiprocessor
 GEMM_TILE = (128, 256)  # of a library product
-BOTTLENECKS = (32, 64, 96, 128, 192, 384)
+BOTTLENECKS = (32, 64, 96, 128, 192, 256, 384, 512, 640)
+BATCHES = (1, 2, 4, 8, 16)  # clips
 
 
 @dataclasses.dataclass(frozen=True)
 class Card:
-    """Peak rates: DRAM and L2 in bytes/s, 16-bit products and fp32 vector arithmetic in FLOP/s."""
+    """Peak rates: DRAM and L2 in bytes/s, 16-bit products and fp32 vector arithmetic in FLOP/s; boost clock in Hz."""
 
     capability: tuple[int, int]
     dram: float
     l2: float
     peak: float
     vector: float
+    multiprocessors: int
+    clock: float
 
 
 CARDS = {
-    "A100": Card((8, 0), 2.0e12, 4.5e12, 312e12, 19.5e12),
-    "H100": Card((9, 0), 3.35e12, 5.5e12, 989e12, 67e12),
-    "B200": Card((10, 0), 8.0e12, 10e12, 2250e12, 80e12),
-    "RTX 4090": Card((8, 9), 1.008e12, 5.0e12, 165e12, 82.6e12),
-    "L4": Card((8, 9), 0.3e12, 1.5e12, 121e12, 30.3e12),
+    "A100": Card((8, 0), 2.0e12, 4.5e12, 312e12, 19.5e12, 108, 1.41e9),
+    "H100": Card((9, 0), 3.35e12, 5.5e12, 989e12, 67e12, 132, 1.83e9),
+    "B200": Card((10, 0), 8.0e12, 10e12, 2250e12, 80e12, 148, 1.85e9),
+    "RTX 4090": Card((8, 9), 1.008e12, 5.0e12, 165e12, 82.6e12, 128, 2.52e9),
+    "L4": Card((8, 9), 0.3e12, 1.5e12, 121e12, 30.3e12, 58, 2.04e9),
 }
 
 
@@ -91,6 +98,7 @@ class Launch:
     l2: int
     flops: int
     vector: int = 0
+    programs: int = 0  # of a library's launch, 0: as many as fill the card
 
     def seconds(self, card: Card) -> float:
         return max(self._bounds(card).values()) + LAUNCH
@@ -101,11 +109,14 @@ class Launch:
         return max(bounds, key=lambda name: bounds[name])
 
     def _bounds(self, card: Card) -> dict[str, float]:
+        waves = math.ceil(self.programs / card.multiprocessors)
+        busy = self.programs / (waves * card.multiprocessors) if waves else 1.0  # share of the card, on average
+        port = busy * card.multiprocessors * PORT * card.clock
         return {
             "DRAM": self.dram / (card.dram * REACH["DRAM"]),
-            "L2": (self.dram + self.l2) / (card.l2 * REACH["L2"]),
-            "math": self.flops / (card.peak * REACH["math"]),
-            "vector": self.vector / (card.vector * REACH["vector"]),
+            "L2": (self.dram + self.l2) / (min(card.l2, port) * REACH["L2"]),
+            "math": self.flops / (card.peak * busy * REACH["math"]),
+            "vector": self.vector / (card.vector * busy * REACH["vector"]),
         }
 
 
@@ -125,12 +136,13 @@ def launches(design: str, shape: Shape, card: Card) -> tuple[list[Launch], list[
 
 
 def _gemm(s: Shape) -> tuple[list[Launch], list[Launch]]:
-    add = [Launch("add", s.x * 5 // 2, 0, 0)] if s.stream == 4 else []  # the product comes in 16 bits, the sum does not
     x = 2 * s.rows * s.D
+    # where x has 16 bits, `addmm` copies it into the result first; else the product has 16 bits, the sum has not
+    add = [Launch("add", s.x * 5 // 2, 0, 0)] if s.stream == 4 else [Launch("copy", 2 * x, 0, 0)]
     wide = _product_l2(s.rows, s.D, s.R)  # to or from the width D
     up = Launch("up", (2 if s.stream == 2 else 1) * x + s.h, wide, s.product)
     forward = [
-        *_narrow("down", s),
+        *_down(s),
         Launch("convolution", 2 * s.h, 2 * s.h + s.predictor, 0, s.vector(False)),
         up,
         *add,
@@ -153,17 +165,24 @@ def _whole(s: Shape, plan: LaunchPlan, design: str) -> tuple[list[Launch], list[
     c = s.h if design != "fused" else math.ceil(s.D / plan.BLOCK_N) * s.h
     up = matrix + s.x + c  # x as the residual
     if design == "tail":
-        forward = [*_narrow("down", s), Launch("tail", 2 * s.x + s.h, matrix + c + 4 * s.h, s.product, s.vector(False))]
+        l2, flops = matrix + c, s.product
+        forward = [*_down(s), Launch("tail", 2 * s.x + s.h, l2 + 4 * s.h, flops, s.vector(False), programs)]
         backward = [
             *_narrow("dφ", s),
-            Launch("tail", 2 * s.x + 4 * s.h, matrix + c + 8 * s.h, s.product, s.vector(True)),
+            Launch("tail", 2 * s.x + 4 * s.h, l2 + 8 * s.h, flops, s.vector(True), programs),
         ]
     else:
         down = matrix + (passes - 1) * s.x
-        l2 = down + up + s.predictor
-        forward = [Launch(design, 2 * s.x + s.h, l2 + 4 * s.h, 2 * s.product, s.vector(False))]
-        backward = [Launch(design, 2 * s.x + 3 * s.h, l2 + 8 * s.h, 2 * s.product, s.vector(True))]
+        l2, flops = down + up + s.predictor, 2 * s.product
+        forward = [Launch(design, 2 * s.x + s.h, l2 + 4 * s.h, flops, s.vector(False), programs)]
+        backward = [Launch(design, 2 * s.x + 3 * s.h, l2 + 8 * s.h, flops, s.vector(True), programs)]
     return forward, [*backward, *_weight_gradients(s)]
+
+
+def _down(s: Shape) -> list[Launch]:
+    """With the bias, which `baddbmm` writes into the result first."""
+    *cast, product = _narrow("down", s)
+    return [*cast, Launch("bias", s.h, 0, 0), dataclasses.replace(product, dram=product.dram + s.h)]
 
 
 def _narrow(name: str, s: Shape) -> list[Launch]:

@@ -120,13 +120,14 @@ IN_SHARED_MEMORY = {
 # L2: cards with fast DRAM wait for that from 128 on, those for gaming and inference still for DRAM
 CHOICE = {
     (8, 0): {96: "fused", 512: "tail"},
-    (8, 6): {384: "fused"},
-    (8, 9): {384: "fused"},
+    (8, 6): {640: "fused"},
+    (8, 9): {640: "fused"},
     (9, 0): {512: "resident", 128: "fused"},
     (10, 0): {512: "resident", 128: "fused"},
-    (12, 0): {384: "fused"},
+    (12, 0): {640: "fused"},
 }
 OTHERS = {128: "fused"}
+FEW = 4, 128  # with less than a program to so many multiprocessors, and with more than so many columns, gemm is faster
 CONV = {
     "interpreter": ConvPlan(BLOCK_M=16, BLOCK_R=16, num_warps=1),
     "cuda": ConvPlan(BLOCK_M=32, BLOCK_R=32, maxnreg=ALL_REGISTERS),
@@ -149,6 +150,11 @@ def platform() -> str:
 def capability(device: torch.device) -> tuple[int, int]:
     """The compute capability of an NVIDIA card; of all else, (0, 0)."""
     return torch.cuda.get_device_capability(device) if platform() == "cuda" else (0, 0)
+
+
+def multiprocessors(device: torch.device) -> int:
+    """How many an NVIDIA card has; of all else, 0."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if platform() == "cuda" else 0
 
 
 def conv_plan(h: Tensor, conv: Tensor) -> ConvPlan:
@@ -183,8 +189,16 @@ def choose_design(x: Tensor, compute_dtype: torch.dtype, bottleneck: int, conv: 
         return "gemm"  # rows that are not aligned: the other kernels would spill their addresses
     for widest, design in CHOICE.get(capability(x.device), OTHERS).items():
         if bottleneck <= widest and not refusals(design, x, compute_dtype, bottleneck, conv):
-            return design
+            return "gemm" if _has_few_programs(design, x, compute_dtype, bottleneck) else design
     return "gemm"
+
+
+def _has_few_programs(design: str, x: Tensor, compute_dtype: torch.dtype, bottleneck: int) -> bool:
+    """Whether a grid leaves most of the card idle, and long, as each program goes through all of both matrices."""
+    B, T, L, _ = x.shape
+    programs = B * triton.cdiv(L, launch_plan(design, x, compute_dtype, bottleneck).BLOCK_M // T)
+    share, widest = FEW
+    return bottleneck > widest and programs * share < multiprocessors(x.device)
 
 
 def refusals(design: str, x: Tensor, compute_dtype: torch.dtype, bottleneck: int, conv: Tensor) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from unittest import mock
 
 import pytest
 import torch
@@ -62,7 +63,7 @@ def test_problems_are_seen():
 TF32 = {32: "fused", 128: "fused", 384: "gemm"}
 CHOSEN = {  # by target: the design for R in bf16
     "sm_80": {32: "fused", 96: "fused", 128: "tail", 384: "tail", 512: "tail", 640: "gemm", 33: "gemm"},
-    "sm_89": {32: "fused", 384: "fused", 512: "gemm"},
+    "sm_89": {32: "fused", 640: "fused", 656: "gemm"},
     "sm_90": {32: "resident", 384: "resident", 512: "resident", 640: "gemm", 33: "gemm"},
     "sm_100": {32: "resident", 512: "resident"},
     "gfx942": {32: "gemm"},
@@ -80,6 +81,14 @@ def test_the_plans_choose(target):
         if target == "sm_90":
             wide = x.float()
             assert {R: plans.choose_design(wide, wide.dtype, R, taps[3, 1, 1]) for R in TF32} == TF32
+
+
+def test_a_grid_that_leaves_the_card_idle_is_for_gemm():
+    taps = torch.empty(1, 1, 3, 1, 1)
+    with cases.plans_for("sm_90"), mock.patch.object(plans, "multiprocessors", return_value=132):
+        for R, B, design in ((384, 2, "gemm"), (384, 3, "resident"), (128, 1, "resident"), (512, 2, "resident")):
+            x = torch.empty(B, 8, 197, 768, dtype=torch.bfloat16, device="meta")
+            assert plans.choose_design(x, x.dtype, R, taps) == design
 
 
 def test_resident_is_refused_where_it_has_no_plan():
