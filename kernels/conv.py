@@ -212,7 +212,8 @@ def backward_activation(dphi: Tensor, h: Tensor, weights: Weights, spec: Adapter
     programs, taps = B * triton.cdiv(T * (P + N), plan.BLOCK_M), weights.conv[0].numel()
     rows = h.new_empty(B, T, P + N, R + PAD)
     sums = h.new_empty(programs, taps + 1, R, dtype=torch.float32)
-    d, da = h.new_empty(2, B, T, N, dtype=torch.float32) if weights.dilation is not None else (sums, sums)
+    dynamic = weights.dilation is not None
+    d, da = (h.new_empty(B, T, N, dtype=torch.float32) for _ in range(2)) if dynamic else (sums, sums)  # both aligned
     _conv_bwd_activation_kernel[(programs,)](
         dphi, h, weights.conv, weights.conv_bias, *dilation_weights(weights), rows, dphi, d, da, sums,
         T, N, R, *spec.grid_size, P, R + PAD, spec.dilation, spec.max_dilation or 0.0,

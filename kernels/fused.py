@@ -221,7 +221,7 @@ def backward(
     rows, dh = h.new_empty(B, T, L, R + PAD), h.new_empty(B, T, L, R)
     sums = h.new_empty(B * tiles, weights.conv.shape[2] + 1, R, dtype=torch.float32)
     sums_h = h.new_empty(B * tiles, 4, R, dtype=torch.float32)
-    d, da = h.new_empty(2, B, T, N, dtype=torch.float32) if dynamic else (sums, sums)
+    d, da = (h.new_empty(B, T, N, dtype=torch.float32) for _ in range(2)) if dynamic else (sums, sums)  # both aligned
     _fused_bwd_kernel[(B * (tiles + 1),)](
         dy, weights.down, weights.conv, weights.conv_bias, *dilation_weights(weights), weights.up, h, dx, dc, rows, dh,
         d, da, sums, sums_h,
