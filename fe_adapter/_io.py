@@ -10,8 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load as from_bytes
 from torch import Tensor
 
 from fe_adapter.errors import InputError
@@ -79,6 +77,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         InputError: the file is missing, truncated or no safetensors file.
     """
+    from safetensors import SafetensorError  # not before it is needed: the kernels' checks go without
+    from safetensors.torch import load as from_bytes
+
     try:
         return from_bytes(path.read_bytes())
     except OSError as error:

@@ -8,7 +8,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from fe_adapter._distributed import full_tensor, is_first_process
@@ -69,6 +68,8 @@ def save_adapter(model: nn.Module, folder: Path | str) -> None:
     tensors = {name: full_tensor(t.detach()).cpu().contiguous() for name, t in _saved(model).items()}
     if not is_first_process():
         return
+    from safetensors.torch import save as to_bytes  # not before it is needed: the kernels' checks go without
+
     with atomic_write(folder / CONFIG_FILE) as config_file:
         config_file.write(json.dumps(content, indent=2).encode() + b"\n")
         config_file.flush()  # a full disk shows here, before the weights are replaced

@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fe_adapter.errors import InputError
@@ -150,6 +148,9 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     Raises:
         InputError: the file is damaged, or would have to be unpickled to be read.
     """
+    from safetensors import SafetensorError  # not before it is needed: the kernels' checks go without
+    from safetensors.torch import load_file
+
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
