@@ -107,7 +107,11 @@ def measure(case_name: str, case: Case, point: Point, device: torch.device) -> d
         "skipped": {},
         "failures": {},
     }
-    providers = case.providers(point, device)
+    try:
+        providers = case.providers(point, device)
+    except (ImportError, torch.OutOfMemoryError) as reason:
+        record["skipped"]["all of them"] = _why(reason)
+        return record
     unknown = set(point.only or ()) - set(providers)
     if unknown:
         raise InputError(f"{case_name} has no provider {unknown.pop()!r} at {point}; it has {', '.join(providers)}")
@@ -120,12 +124,8 @@ def measure(case_name: str, case: Case, point: Point, device: torch.device) -> d
         try:
             contender = provider.build()
             contender.check()
-        except SkippedError as reason:
-            record["skipped"][name] = str(reason)
-        except ImportError as error:
-            record["skipped"][name] = f"{error.name} is not installed"
-        except torch.OutOfMemoryError:
-            record["skipped"][name] = "out of memory"
+        except (SkippedError, ImportError, torch.OutOfMemoryError) as reason:
+            record["skipped"][name] = _why(reason)
         except Exception as error:  # whatever it is, the others' points are to be measured
             record["failures"][name] = _in_a_line(error)
         else:
@@ -147,6 +147,13 @@ def measure(case_name: str, case: Case, point: Point, device: torch.device) -> d
             "bytes": contender.memory(),
         }
     return record
+
+
+def _why(reason: Exception) -> str:
+    """Why something was skipped."""
+    if isinstance(reason, ImportError):
+        return f"{reason.name} is not installed"
+    return "out of memory" if isinstance(reason, torch.OutOfMemoryError) else str(reason)
 
 
 def _in_a_line(error: Exception) -> str:

@@ -5,12 +5,10 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from rich.progress import track
 
 RESAMPLES = 2000
 MIN_ROUNDS = 5  # for an interval: a bootstrap of fewer samples promises too much
@@ -39,13 +37,22 @@ def time_interleaved(
     """Seconds of every round of every contender, in turns, so that a slow moment of the machine hits all alike."""
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     order = list(contenders)
-    for turn in track(range(-warmup, rounds), description=label, transient=True):
+    for turn in _with_progress(range(-warmup, rounds), label):
         shift = turn % len(order)
         for name in order[shift:] + order[:shift]:
             elapsed = time_once(contenders[name])
             if turn >= 0:
                 seconds[name].append(elapsed)
     return seconds
+
+
+def _with_progress(turns: range, label: str) -> Iterable[int]:
+    """``turns``, beside a progress bar where rich is installed: `bench.gpu` runs without it."""
+    try:
+        from rich.progress import track
+    except ImportError:
+        return turns
+    return track(turns, description=label, transient=True)
 
 
 def time_once(contender: Contender) -> float:
@@ -81,6 +88,8 @@ def ratio(numerator: list[float], denominator: list[float], paired: bool = True)
 
     The interval is a bootstrap's: rounds, or each side's samples, drawn again, the same way every time.
     """
+    import numpy as np  # not before it is needed: timing goes without
+
     a, b, random = np.asarray(numerator), np.asarray(denominator), np.random.default_rng(0)
     i = random.integers(len(a), size=(RESAMPLES, len(a)))
     if paired:

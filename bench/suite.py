@@ -13,6 +13,8 @@ import torch
 from bench.case import Case, Point, get_cases, measure
 from bench.results import Results
 
+FIRST = 60  # seconds that a case's first point may take, whose kernels have to be compiled
+
 
 def run(
     results: Results,
@@ -21,6 +23,7 @@ def run(
     point: str | None = None,
     only: Sequence[str] = (),
     deadline: float | None = None,
+    thorough: bool = True,
 ) -> Iterator[dict[str, Any]]:
     """Measure what ``results`` does not have yet, and yield each record once it is on disk.
 
@@ -31,7 +34,9 @@ def run(
         quick: their quick points.
         point: only points with this in their name.
         only: providers to measure beside the baseline; none is all.
-        deadline: of `time.monotonic`; a point is left out if its case's last one took longer than there is time left.
+        deadline: of `time.monotonic`; a point is left out if its case's last one took longer than there is time left,
+            a case's first point if `FIRST` does.
+        thorough: False leaves out of every point what takes long to prepare.
     """
     took: dict[str, float] = {}
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -46,8 +51,10 @@ def run(
             continue
         if only:
             chosen = dataclasses.replace(chosen, only=(case.BASELINE, *only))
+        if not thorough:
+            chosen = dataclasses.replace(chosen, thorough=False)
         start = time.monotonic()
-        if deadline is not None and start + took.get(name, 0) > deadline:
+        if deadline is not None and start + took.get(name, FIRST) > deadline:
             continue
         record = measure(name, case, chosen, device)
         took[name] = time.monotonic() - start
