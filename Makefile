@@ -22,7 +22,7 @@ bench: .venv/.installed
 	$(BIN)/python -m bench report
 
 gpu:
-	$(PYTHON) -m bench gpu
+	$(PYTHON) -m bench.gpu
 
 format: .venv/.installed
 	$(BIN)/ruff check --fix .

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-import time
 from collections.abc import Sequence
-from datetime import date
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -271,33 +269,8 @@ def choice(
     content = read_json(results)
     rows = choices.measured(content) if is_suite(content) else {}
     if not rows:
-        raise InputError(f"{results} has no times of several designs: it takes a run of `python -m bench gpu`")
+        raise InputError(f"{results} has no times of several designs: it takes a run of `make gpu`")
     print(f"{content['machine']['device']}, measured: {rows}")
-
-
-@app.command()
-def gpu(
-    out: Out = None,
-    seconds: Annotated[float, typer.Option(help="Be done after about this time.")] = 540,
-) -> None:
-    """Every kernel on this machine's GPU against float64, then as much of the suite as there is time for: `make gpu`.
-
-    Example: python -m bench gpu
-    """
-    if not torch.cuda.is_available():
-        raise typer.BadParameter("there is no GPU here")
-    from bench import gpu as gpu_case
-
-    start, console = time.monotonic(), Console(width=140)
-    results = Results(out or FOLDER / f"{torch.cuda.get_device_name().lower().replace(' ', '-')}-{date.today()}.json")
-    results.content["failures"] = gpu_case.failures()
-    results.write()
-    for case, why in results.content["failures"].items():
-        console.print(f"[red]wrong[/]: {case}: {why}")
-    if results.content["failures"]:
-        raise typer.Exit(1)
-    for record in suites.run(results, list(get_cases()), deadline=start + seconds):
-        _show(record, console)
 
 
 if __name__ == "__main__":

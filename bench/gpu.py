@@ -1,84 +1,186 @@
-"""Is every kernel right on this GPU? Needs a checkout, torch and Triton."""
+"""Is every kernel right on this GPU, and how fast is it? ``make gpu``: ten minutes, with torch and Triton alone.
+
+First the checks of `bench.checks`, in several processes, then as much of the suite as there is time for. Points and
+providers that need other libraries are left out where those are not installed.
+"""
 
 from __future__ import annotations
 
-import itertools
-import math
+import argparse
+import collections
+import gc
+import multiprocessing
 import os
+import statistics
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import date
+from functools import partial
+from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from bench.agreement import assert_within, forward_backward, pair
-from fe_adapter import FusedFEAdapter
-from fe_adapter.kernels.plans import DESIGNS, refusals
-from fe_adapter.kernels.support import unsupported_reasons
+from bench import suite
+from bench.case import SkippedError, get_cases
+from bench.checks import get_checks
+from bench.results import FOLDER, Results
+from fe_adapter.errors import InputError
 
-FORMS: dict[str, dict[str, Any]] = {
-    "static": {"dilation": 1},
-    "dilated": {"dilation": 3, "kernel_size": 5, "activation": "silu"},
-    "dynamic": {"dilation": "dynamic", "activation": "gelu"},
-    "bounded": {"dilation": "dynamic", "max_dilation": 1.5, "recompute": "hidden"},
-    "input": {"dilation": 1, "recompute": "input"},
-    "stream": {"dilation": 2, "fp32_stream": True},  # x in fp32 under autocast
-    "spatial": {"dilation": 1, "kernel_size": (3, 3, 3), "activation": "gelu"},
-}
-SHAPES = (  # (B, T, N, P, D, R)
-    (2, 8, 196, 1, 768, 64),
-    (2, 5, 37, 5, 200, 96),
-    (1, 16, 49, 0, 384, 384),
-    (1, 12, 50, 1, 768, 512),
-    (3, 1, 7, 1, 33, 17),
-)
+PASSED, NOT_RUN = "passed", "not run"
+HANGS = 120  # seconds after which a check is taken to hang; compiling its kernels takes some ten
+SHARE_OF_CHECKS = 5 / 9  # of all the time
 
 
-def failures() -> dict[str, str]:
-    """Check every design, dtype, form and shape; what went wrong, by case."""
-    device = torch.device("cuda")
-    dtypes = [d for d in (torch.bfloat16, torch.float16, torch.float32) if not unsupported_reasons(device, d)]
-    found = {}
-    for dtype, shape, form in itertools.product(dtypes, SHAPES, FORMS):
-        if form == "stream" and dtype == torch.float32:
-            continue
-        for design in served(dtype, shape, FORMS[form], device):
-            try:
-                check(design, dtype, shape, FORMS[form], device)
-            except Exception as error:  # one failure must not hide the others
-                found[f"{design} {dtype} {form} {shape}"] = f"{type(error).__name__}: {error}".splitlines()[0]
-    return found
+def main(arguments: list[str] | None = None) -> int:
+    """What ``make gpu`` runs; 1 where a check failed or a provider was wrong."""
+    parser = argparse.ArgumentParser("python -m bench.gpu", description=__doc__, allow_abbrev=False)
+    parser.add_argument("--out", type=Path, help="JSON file of the results; default bench/results/CARD-DATE.json")
+    parser.add_argument("--seconds", type=float, default=540, help="be done after about this time")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it runs; on a CPU, too")
+    parser.add_argument("--check", metavar="TEXT", help="only checks with this in their name, and no timing")
+    options = parser.parse_args(arguments)
+    start, has_gpu = time.monotonic(), torch.cuda.is_available()
+    if not has_gpu and not options.quick:
+        raise InputError("there is no GPU here; --quick runs on a CPU, with TRITON_INTERPRET=1 the kernels as well")
+    device = torch.device("cuda" if has_gpu else "cpu")
+    card = torch.cuda.get_device_name().lower().replace(" ", "-") if has_gpu else "cpu"
+    keeps = not options.quick and options.check is None
+    results = Results(options.out or (FOLDER / f"{card}-{date.today()}.json" if keeps else None), quick=options.quick)
+
+    checks = partial(get_checks, device, options.quick)
+    run_checks(results, checks, start + SHARE_OF_CHECKS * options.seconds, options.check or "")
+    outcomes = results.content["checks"]
+    if not outcomes:
+        raise InputError(f"no check has {options.check!r} in its name")
+    counts = collections.Counter(outcome.partition(":")[0] for outcome in outcomes.values())
+    print(f"{', '.join(f'{n} {what}' for what, n in counts.items())}, {time.monotonic() - start:.0f} s")
+    for name, outcome in outcomes.items():
+        if outcome != PASSED:
+            print(f"  {name}: {outcome}")
+    if options.check is None:
+        names = sorted(get_cases(), key=lambda name: name != "layer")  # the design by design one first
+        deadline = start + options.seconds
+        for record in suite.run(results, names, options.quick, deadline=deadline, thorough=False):
+            show(record)
+    return int(bool(counts["failed"]) or any(record["failures"] for record in results.content["records"]))
 
 
-def served(dtype: torch.dtype, shape: tuple[int, ...], options: dict[str, Any], device: torch.device) -> list[str]:
-    """The designs that can serve a shape and a form on this device."""
-    _, T, N, P, D, R = shape
-    kernel = options.get("kernel_size", 3)
-    if isinstance(kernel, tuple) and math.isqrt(N) ** 2 != N:
-        return []  # no square of patches
-    x = torch.empty(1, T, P + N, D, device=device, dtype=torch.float32 if options.get("fp32_stream") else dtype)
-    taps = torch.empty(R, 1, *(kernel if isinstance(kernel, tuple) else (kernel, 1, 1)))
-    return [design for design in DESIGNS if not refusals(design, x, dtype, R, taps)]
+def run_checks(results: Results, get: Callable[[], dict[str, Callable]], deadline: float, only: str = "") -> None:
+    """Put what becomes of every check of ``get()`` with ``only`` in its name into ``results``, on disk after each.
 
-
-def check(
-    design: str, dtype: torch.dtype, shape: tuple[int, ...], options: dict[str, Any], device: torch.device
-) -> None:
-    """Output and gradients of one layer against float64 on the same device; two runs give the same bits.
-
-    Raises:
-        AssertionError: they do not agree.
+    "passed", "skipped: why" or "failed: why"; "not run" is what was not done by ``deadline`` (of `time.monotonic`).
+    Several processes share the checks. One in which a check failed ends: a CUDA error would spoil all that follow.
     """
-    os.environ["FE_ADAPTER_DESIGN"] = design
-    B, T, N, P, D, R = shape
-    options = {**options, "num_frames": T, "num_prefix_tokens": P, "device": device}
-    recompute, fp32_stream = options.pop("recompute", None), options.pop("fp32_stream", False)
-    stored = torch.float32 if fp32_stream else dtype
-    exact, _ = pair(D, R, dtype=torch.float64, **options)
-    layer = FusedFEAdapter(D, R, backend="triton", recompute=recompute, dtype=stored, **options)
-    layer.load_state_dict(exact.state_dict())
-    exact.load_state_dict(layer.state_dict())
-    x, dy = torch.randn(2, B * T, P + N, D, device=device).to(stored)
-    with torch.autocast(device.type, dtype, enabled=fp32_stream):
-        actual, again = forward_backward(layer, x, dy), forward_backward(layer, x, dy)
-    assert all(torch.equal(value, again[name]) for name, value in actual.items()), "two runs differ"
-    assert torch.equal(actual["y"][:, :P], x[:, :P]), "prefix tokens changed"
-    assert_within(actual, forward_backward(exact, x.double(), dy.double()), dtype, length=B * T * N * 15)
+    outcomes = {name: NOT_RUN for name in get() if only in name}
+    results.content["checks"] = outcomes
+    results.write()
+    todo, lock = collections.deque(outcomes), threading.Lock()
+
+    def work() -> None:
+        worker = None
+        while time.monotonic() < deadline:
+            with lock:
+                if not todo:
+                    break
+                name = todo.popleft()
+            worker = worker or Worker(get)
+            outcome = worker.run(name, deadline)
+            with lock:
+                outcomes[name] = outcome
+                results.write()
+                print(f"{outcome.partition(':')[0]}  {name}", flush=True)
+            if outcome.startswith(("failed", NOT_RUN)):
+                worker.end()
+                worker = None
+        if worker is not None:
+            worker.end()
+
+    num_workers = max(1, min(8, (os.cpu_count() or 1) // 2))
+    with ThreadPoolExecutor(num_workers) as pool:
+        futures = [pool.submit(work) for _ in range(num_workers)]
+        try:
+            for future in futures:
+                future.result()
+        finally:
+            todo.clear()  # interrupted, or out of disk: only what is under way still ends
+
+
+class Worker:
+    """A process that runs checks of ``get()``, one after the other."""
+
+    def __init__(self, get: Callable[[], dict[str, Callable]]) -> None:
+        context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs, get))
+        self.process.start()
+        theirs.close()  # that its end shows here
+
+    def run(self, name: str, deadline: float) -> str:
+        """The outcome of a check: see `run_checks`."""
+        left = deadline - time.monotonic()
+        try:
+            self.connection.send(name)
+            if self.connection.poll(max(0, min(HANGS, left))):
+                return self.connection.recv()
+        except (EOFError, OSError):
+            self.process.join()
+            return f"failed: its process ended with code {self.process.exitcode}"
+        return NOT_RUN if left < HANGS else f"failed: not done after {HANGS} s"
+
+    def end(self) -> None:
+        """End the process, whatever it is doing."""
+        self.connection.close()  # which it takes as the end, if it still listens
+        self.process.join(timeout=5)
+        self.process.kill()
+        self.process.join()
+
+
+def _serve(connection: Connection, get: Callable[[], dict[str, Callable]]) -> None:
+    """What a worker's process does."""
+    checks = get()
+    while True:
+        try:
+            name = connection.recv()
+        except EOFError:  # the parent is gone
+            return
+        torch.manual_seed(0)
+        try:
+            checks[name]()
+        except SkippedError as reason:
+            outcome = f"skipped: {reason}"
+        except Exception as error:
+            traceback.print_exc()
+            outcome = f"failed: {type(error).__name__}: {error}".splitlines()[0]
+        else:
+            outcome = PASSED
+        if torch.cuda.is_initialized() and not outcome.startswith("failed"):
+            gc.collect()  # the processes share the GPU's memory
+            torch.cuda.empty_cache()
+        connection.send(outcome)
+
+
+def show(record: dict[str, Any]) -> None:
+    """One point of the suite, as text."""
+    point = " ".join(f"{name}={value}" for name, value in record["point"].items())
+    print(f"{record['case']} {point} ({record['seconds']:.0f} s)")
+    medians = {name: statistics.median(provider["ms"]) for name, provider in record["providers"].items()}
+    for name, ms in medians.items():
+        print(f"  {ms:9.3f} ms  {ms / medians[record['baseline']]:6.2f} of {record['baseline']}  {name}")
+    for what in ("skipped", "failures"):
+        for name, why in record[what].items():
+            print(f"  {what}: {name}: {why}")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except InputError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)

@@ -52,7 +52,7 @@ def text(contents: dict[str, dict[str, Any]]) -> str:
         machine = ", ".join(f"{name} {value}" for name, value in content["machine"].items() if name != "device")
         lines += [f"## {content['machine']['device']}", "", f"{machine}. Raw rounds: `{stem}.json`; `{stem}.csv`.", ""]
         lines += [f"![{name}](plots/{stem}-{name}.png)" for name in plots.names(content)]
-        lines += [""]
+        lines += ["", *_checks(content)]
         done = [f"{record['case']} {point_name(record)}" for record in content["records"]]
         missing = [name for name in content.get("planned", ()) if name not in done]
         if missing:
@@ -60,6 +60,14 @@ def text(contents: dict[str, dict[str, Any]]) -> str:
         for record in content["records"]:
             lines += _table(record)
     return "\n".join(lines)
+
+
+def _checks(content: dict[str, Any]) -> list[str]:
+    """Of a run of `bench.gpu`: how many checks passed, and what became of the others."""
+    outcomes = content.get("checks", {})
+    others = [f"- **{name}**: {outcome}" for name, outcome in outcomes.items() if outcome != "passed"]
+    passed = f"Checks before the timing: {len(outcomes) - len(others)} of {len(outcomes)} passed."
+    return [passed, "", *others, *[""] * bool(others)] if outcomes else []
 
 
 def to_baseline(record: dict[str, Any], name: str) -> Ratio:
