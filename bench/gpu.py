@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
 import gc
 import multiprocessing
 import os
+import signal
 import statistics
 import sys
 import threading
@@ -143,26 +145,25 @@ class Worker:
 
 def _serve(connection: Connection, get: Callable[[], dict[str, Callable]]) -> None:
     """What a worker's process does."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted; a check under way still ends
     checks = get()
-    while True:
-        try:
+    with contextlib.suppress(EOFError, BrokenPipeError):  # the parent needs this process no longer
+        while True:
             name = connection.recv()
-        except EOFError:  # the parent is gone
-            return
-        torch.manual_seed(0)
-        try:
-            checks[name]()
-        except SkippedError as reason:
-            outcome = f"skipped: {reason}"
-        except Exception as error:
-            traceback.print_exc()
-            outcome = f"failed: {type(error).__name__}: {error}".splitlines()[0]
-        else:
-            outcome = PASSED
-        if torch.cuda.is_initialized() and not outcome.startswith("failed"):
-            gc.collect()  # the processes share the GPU's memory
-            torch.cuda.empty_cache()
-        connection.send(outcome)
+            torch.manual_seed(0)
+            try:
+                checks[name]()
+            except SkippedError as reason:
+                outcome = f"skipped: {reason}"
+            except Exception as error:
+                traceback.print_exc()
+                outcome = f"failed: {type(error).__name__}: {error}".splitlines()[0]
+            else:
+                outcome = PASSED
+            if torch.cuda.is_initialized() and not outcome.startswith("failed"):
+                gc.collect()  # the processes share the GPU's memory
+                torch.cuda.empty_cache()
+            connection.send(outcome)
 
 
 def show(record: dict[str, Any]) -> None:
