@@ -22,7 +22,7 @@ def predicted() -> Iterator[tuple[str, Rows, Rows]]:
 
 
 def measured(content: dict[str, Any]) -> Rows:
-    """Of a result file that `python -m bench gpu` or ``layer`` wrote on a GPU; both ways, static dilation."""
+    """Of a result file that `make gpu` or ``layer`` wrote on a GPU; both ways, static dilation."""
     fastest: dict[int, str] = {}
     for record in content["records"]:
         times = {d: record["providers"].get(f"static {d}") for d in DESIGNS}
