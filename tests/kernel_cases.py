@@ -16,10 +16,13 @@ from unittest import mock
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 from torch import nn
 
-from bench.agreement import assert_within, forward_backward, pair
+from bench.agreement import RECOMPUTED_SLACK, assert_within, expect, forward_backward, pair
 from fe_adapter import FEAdapter, FusedFEAdapter
+from fe_adapter.kernels.common import rounded
 from fe_adapter.kernels.spec import AdapterSpec, Weights
 from tests.interpreter import memory_checks, run_time_ranges
 
@@ -41,12 +44,11 @@ def check(
     change: Callable[[torch.Tensor], torch.Tensor] = lambda x: x,
     prepare: Callable[[FEAdapter], None] | None = None,
     twice: bool = False,
-    beside_eager: bool = False,
     **options,
 ) -> None:
     """Output and every gradient within the rounding of ``dtype``, prefix tokens bit-identical.
 
-    ``twice``: a second run gives all bits. ``beside_eager``: see `assert_within`.
+    ``twice``: a second run gives all bits.
     """
     B, T, N, P, D, R = shape
     os.environ["FE_ADAPTER_DESIGN"] = design
@@ -67,11 +69,7 @@ def check(
         assert all(torch.equal(value, again[name]) for name, value in actual.items()), "two runs differ"
     for name, source in (("y", x), ("x", dy)):
         assert torch.equal(actual[name][:, :P], source[:, :P]), f"prefix tokens of {name}"
-    eager = None
-    if beside_eager:
-        layer.backend = "eager"
-        eager = forward_backward(layer, x, dy)
-    assert_within(actual, forward_backward(exact, x.double(), dy.double()), dtype, B * T * N * 15, eager)
+    assert_within(actual, expect(exact, x, dy, dtype), RECOMPUTED_SLACK if recompute == "input" else 1)
 
 
 DESIGNS = ("gemm", "fused", "resident", "tail")
@@ -138,6 +136,31 @@ for _kernel, _form in (((3, 3, 3), "dynamic"), ((1, 3, 5), "static"), ((3, 5, 1)
     )
 
 
+@triton.jit
+def _round_kernel(p_x, p_y, SIZE: tl.constexpr):
+    o = tl.arange(0, SIZE)
+    tl.store(p_y + o, rounded(tl.load(p_x + o), p_y.dtype.element_ty))
+
+
+@case
+def rounding_to_bf16_is_to_nearest_even() -> None:
+    """All bits of PyTorch, at every exponent, sign and last bit, and however the 16 lacking bits lie; to infinity too.
+
+    Left out is what Triton's interpreter itself stores wrongly in bf16: subnormals, and NaNs that live in the lacking
+    bits alone.
+    """
+    lacking = torch.tensor([0, 1, 0x1000, 0x7FFF, 0x8000, 0x8001, 0xC000, 0xFFFF])
+    bits = (torch.arange(0x10000).view(-1, 1) << 16 | lacking).flatten()
+    x = torch.where(bits < 2**31, bits, bits - 2**32).int().view(torch.float32)
+    x[(x != 0) & (x.abs() < torch.finfo(torch.float32).tiny)] = 0
+    x[x.isnan()] = torch.nan
+    y = torch.empty_like(x, dtype=torch.bfloat16)
+    _round_kernel[(1,)](x, y, SIZE=x.numel())
+    assert torch.equal(y.isnan(), x.isnan())
+    is_number = ~x.isnan()
+    assert torch.equal(y[is_number].view(torch.int16), x.to(torch.bfloat16)[is_number].view(torch.int16))
+
+
 @case
 def step_codes_and_slopes() -> None:
     """Memory policy gelu2bit: every interval, a tail that fills no byte, and both types."""
@@ -156,7 +179,7 @@ def step_codes_and_slopes() -> None:
 
 
 def sweep(dtypes: list[str], examples: int) -> None:
-    """Random shapes, designs and forms; D and R from 4, as the scale of a tensor's values needs some ("ones" has 1)."""
+    """Random shapes, designs and forms."""
     from hypothesis import Phase, given, settings
     from hypothesis import strategies as st
 
@@ -169,8 +192,7 @@ def sweep(dtypes: list[str], examples: int) -> None:
         st.sampled_from(["identity", "silu"]),
     )  # fmt: skip
     def run(design, dtype, B, T, N, P, D, R, dilation, activation):
-        options = {"dilation": dilation, "activation": activation, "beside_eager": True}
-        check(design, DTYPES[dtype], (B, T, N, P, D, R), **options)
+        check(design, DTYPES[dtype], (B, T, N, P, D, R), dilation=dilation, activation=activation)
 
     run()
 
