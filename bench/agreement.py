@@ -54,6 +54,8 @@ class Expected(NamedTuple):
     exact: Tensor
     error: Tensor  # σ_i: root mean square of the errors of each element
     spread: Tensor  # s: standard deviation of the norm of all errors
+    along: Tensor  # s': root mean square of the errors' component along the exact result
+    bias: Tensor  # of that component, what is systematic
 
 
 def expect(
@@ -74,6 +76,7 @@ def expect(
     rounding = _Rounding(dtype, x.device)
     squares = {name: torch.zeros_like(value) for name, value in exact.items()}
     norms: dict[str, list[Tensor]] = {name: [] for name in exact}
+    components: dict[str, list[Tensor]] = {name: [] for name in exact}
     for _ in range(_SAMPLES):
         with rounding:
             results = run(layer, x, dy)
@@ -82,33 +85,49 @@ def expect(
             error = rounding.round(value, eps) - exact[name]
             squares[name] += error.square() / _SAMPLES
             norms[name].append(error.norm())
+            components[name].append(_component(error, exact[name]))
     return {
-        name: Expected(value, squares[name].sqrt(), torch.stack(norms[name]).std()) for name, value in exact.items()
+        name: Expected(
+            value,
+            squares[name].sqrt(),
+            torch.stack(norms[name]).std(),
+            torch.stack(components[name]).square().mean().sqrt(),
+            rounding.bias * value.norm(),
+        )
+        for name, value in exact.items()
     }
 
 
 def assert_within(actual: dict[str, Tensor], expected: dict[str, Expected], slack: float = 1) -> None:
-    """Each tensor is as near to float64 as rounding allows, as a whole and in every element.
+    """Each tensor is as near to float64 as rounding allows: as a whole, in every element, and in its scale.
 
     With σ² the mean of the σ_i² of a tensor's n elements (see `Expected`):
 
     - ``‖error‖ ≤ √n·σ + 6·√(σ² + s²)``: the norm of n independent normal errors exceeds √n·σ + 6 σ with a probability
       below exp(−18); s is for those that are not, as where one slope that jumps changes a sum over all tokens;
-    - ``|error_i| ≤ 8·√(σ² + σ_i²)``: of 10¹⁵ normal errors one exceeds 8 σ.
+    - ``|error_i| ≤ 8·max σ_i``: of 10¹⁵ normal errors one exceeds 8 σ; the largest, as slopes jump in rows of their own;
+    - ``|error · exact| / ‖exact‖ ≤ 6·√(σ² + s'²) + bias``: rounding has no direction, so that a component of n normal
+      errors is one such error; cutting off instead of rounding shrinks all that it meets.
 
-    ``slack`` widens both for a way that rounds more often than `expect` does.
+    ``slack`` widens all for a way that rounds more often than `expect` does.
     """
-    for name, (exact, error, spread) in expected.items():
-        found = (actual[name].double() - exact).abs()
+    for name, (exact, error, spread, along, bias) in expected.items():
+        found = actual[name].double() - exact
         typical = error.square().mean().sqrt()
         tiny = torch.finfo(actual[name].dtype).tiny
         bounds = {
             "as a whole": (found.norm(), exact.numel() ** 0.5 * typical + 6 * torch.hypot(typical, spread)),
-            "in one element": (found, 8 * torch.hypot(typical, error)),
+            "in one element": (found.abs(), 8 * error.max()),
+            "in scale": (_component(found, exact).abs(), 6 * torch.hypot(typical, along) + bias),
         }
         for where, (size, allowed) in bounds.items():
             ratio = (size / (slack * allowed + tiny)).max()  # of NaN it is NaN, which is not within
             assert ratio <= 1, f"{name}: {ratio:.3g} times the allowed error {where}"
+
+
+def _component(error: Tensor, exact: Tensor) -> Tensor:
+    """Of ``error`` along ``exact``."""
+    return (error * exact).sum() / (exact.norm() + torch.finfo(exact.dtype).tiny)
 
 
 _SAMPLES = 8
@@ -128,6 +147,8 @@ class _Rounding(TorchFunctionMode):
         self.sum_eps = torch.finfo(torch.promote_types(dtype, torch.float32)).eps
         uses_tf32 = dtype == torch.float32 and device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32
         self.operand_eps = 2**-9 if uses_tf32 else self.eps  # 2^-10, doubled: tensor cores may cut off
+        # systematic: functions that are good to some ulps, or operands that are cut off
+        self.bias = self.operand_eps if uses_tf32 else self.sum(_STEPS**2)
         self.generator = torch.Generator(device).manual_seed(0)
 
     def result(self, length: int) -> float:
