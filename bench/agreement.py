@@ -145,7 +145,9 @@ class _Rounding(TorchFunctionMode):
         super().__init__()
         self.eps = torch.finfo(dtype).eps
         self.sum_eps = torch.finfo(torch.promote_types(dtype, torch.float32)).eps
-        uses_tf32 = dtype == torch.float32 and device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32
+        uses_tf32 = (
+            dtype == torch.float32 and device.type == "cuda" and torch.backends.cuda.matmul.fp32_precision == "tf32"
+        )
         self.operand_eps = 2**-9 if uses_tf32 else self.eps  # 2^-10, doubled: tensor cores may cut off
         # systematic: functions that are good to some ulps, or operands that are cut off
         self.bias = self.operand_eps if uses_tf32 else self.sum(_STEPS**2)

@@ -14,7 +14,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from bench.agreement import assert_within, forward_backward, pair
+from bench.agreement import RECOMPUTED_SLACK, assert_within, expect, forward_backward, pair
 from bench.case import SkippedError
 from bench.harness import Graphed
 from bench.modules import settle_dilation
@@ -148,9 +148,10 @@ def assert_right(
     actual: dict[str, Tensor], exact: FEAdapter, x: Tensor, dy: Tensor, dtype: torch.dtype, tf32: bool = False
 ) -> None:
     """What ``actual`` holds of output and gradients is what ``exact`` gives in float64, within rounding."""
-    expected = forward_backward(exact, x.double(), dy.double())
-    rounded_to = torch.float16 if tf32 else dtype  # its mantissa is that of TF32
-    assert_within(actual, {name: expected[name] for name in actual}, rounded_to, length=15 * x.shape[:-1].numel())
+    with chosen("eager", tf32):
+        expected = expect(exact, x, dy, dtype)
+    slack = RECOMPUTED_SLACK if exact.recompute == "input" else 1
+    assert_within(actual, {name: expected[name] for name in actual}, slack)
 
 
 def assert_same_bits(actual: dict[str, Tensor], expected: dict[str, Tensor], what: str) -> None:

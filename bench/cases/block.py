@@ -32,13 +32,14 @@ def providers(point: Point, device: torch.device) -> Mapping[str, Provider]:
     torch.manual_seed(0)
     work = Work.random((B * T, N + 1, D), "both", device, dtype)
     block = functools.cache(lambda: _frozen_block(D).to(device, dtype))
+    adapted = functools.cache(lambda adapter: _adapted(adapter, block()))
     options: dict[str, Any] = {"num_frames": T, "device": device, "dtype": dtype}
     static, fused_static = pair(D, R, dilation=1, **options)
     dynamic, fused_dynamic = settled_pair(D, R, **options)
     without = Formulation(static, None)
 
     def provider(build: Callable[[], nn.Module], reference: nn.Module, role: str = "rival") -> Provider:
-        return Provider(lambda: work.contender(_adapted(build(), block()), _adapted(reference, block())), role)
+        return Provider(lambda: work.contender(_adapted(build(), block()), adapted(reference)), role)
 
     def st_adapter() -> STAdapter:
         return STAdapter(D, R, T).to(device, dtype).load(static)
