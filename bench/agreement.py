@@ -33,6 +33,12 @@ def pair(embed_dim: int, bottleneck: int, *, seed: int = 0, **options) -> tuple[
     return reference, fused
 
 
+def share_weights(exact: nn.Module, layer: nn.Module) -> None:
+    """Give both the weights of ``exact``, rounded to the dtype of ``layer``."""
+    layer.load_state_dict(exact.state_dict())
+    exact.load_state_dict(layer.state_dict())
+
+
 def forward_backward(layer: nn.Module, x: Tensor, dy: Tensor) -> dict[str, Tensor]:
     """Output and every gradient of ``layer`` at ``x``, by name."""
     x = x.detach().requires_grad_()

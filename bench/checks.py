@@ -14,7 +14,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from bench.agreement import RECOMPUTED_SLACK, assert_within, expect, forward_backward, pair
+from bench.agreement import RECOMPUTED_SLACK, assert_within, expect, forward_backward, pair, share_weights
 from bench.case import SkippedError
 from bench.harness import Graphed
 from bench.modules import settle_dilation
@@ -132,8 +132,7 @@ def layers(
     exact, _ = pair(D, R, dtype=torch.float64, **options)
     settle_dilation(exact)
     layer = FusedFEAdapter(D, R, dtype=dtype, **options)
-    layer.load_state_dict(exact.state_dict())
-    exact.load_state_dict(layer.state_dict())
+    share_weights(exact, layer)
     return exact, layer
 
 

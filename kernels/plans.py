@@ -1,7 +1,7 @@
 """Which design and which tiles serve a call: one table per kernel family, by architecture. Never tuned at run time.
 
-The figures come from compiling ahead of time (`python -m bench compile`): no plan here spills registers, and each fits
-its architecture's shared memory. No GPU has timed them yet.
+The figures come from compiling ahead of time (`python -m bench compile`): on Triton 3.6 and 3.8 no plan here spills
+registers (on 3.9 some of ``resident`` do), and each fits its architecture's shared memory. No GPU has timed them yet.
 """
 
 from __future__ import annotations
@@ -195,10 +195,12 @@ def choose_design(x: Tensor, compute_dtype: torch.dtype, bottleneck: int, conv: 
 
 def _has_few_programs(design: str, x: Tensor, compute_dtype: torch.dtype, bottleneck: int) -> bool:
     """Whether a grid leaves most of the card idle, and long, as each program goes through all of both matrices."""
+    share, widest = FEW
+    if bottleneck <= widest:
+        return False
     B, T, L, _ = x.shape
     programs = B * triton.cdiv(L, launch_plan(design, x, compute_dtype, bottleneck).BLOCK_M // T)
-    share, widest = FEW
-    return bottleneck > widest and programs * share < multiprocessors(x.device)
+    return programs * share < multiprocessors(x.device)
 
 
 def refusals(design: str, x: Tensor, compute_dtype: torch.dtype, bottleneck: int, conv: Tensor) -> list[str]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
-from types import ModuleType
 
 import torch
+from torch.torch_version import TorchVersion
 
 SUPPORTED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -44,12 +44,7 @@ def _can_interpret() -> bool:
     import numpy
     import triton
 
-    return _version(triton) >= (3, 7) or _version(numpy) < (2, 4)
-
-
-def _version(module: ModuleType) -> tuple[int, int]:
-    major, minor = module.__version__.split(".")[:2]
-    return int(major), int(minor)
+    return TorchVersion(triton.__version__) >= "3.7" or TorchVersion(numpy.__version__) < "2.4"
 
 
 @functools.cache

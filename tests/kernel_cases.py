@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from torch import nn
 
-from bench.agreement import RECOMPUTED_SLACK, assert_within, expect, forward_backward, pair
+from bench.agreement import RECOMPUTED_SLACK, assert_within, expect, forward_backward, pair, share_weights
 from fe_adapter import FEAdapter, FusedFEAdapter
 from fe_adapter.kernels.common import rounded
 from fe_adapter.kernels.spec import AdapterSpec, Weights
@@ -59,8 +59,7 @@ def check(
         with torch.no_grad():
             prepare(exact)
     layer = FusedFEAdapter(D, R, backend="triton", recompute=recompute, dtype=dtype, **options)
-    layer.load_state_dict(exact.state_dict())
-    exact.load_state_dict(layer.state_dict())  # the same, rounded, weights
+    share_weights(exact, layer)
     x, dy = (change(z) for z in torch.randn(2, B * T, P + N, D).to(stream or dtype))
     with memory_checks(), torch.autocast("cpu", dtype, enabled=stream is not None):
         actual = forward_backward(layer, x, dy)

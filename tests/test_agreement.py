@@ -12,7 +12,7 @@ from torch import Tensor
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
-from bench.agreement import Expected, assert_within, expect, forward_backward, pair
+from bench.agreement import Expected, assert_within, expect, forward_backward, pair, share_weights
 from bench.checks import SHAPES
 from fe_adapter import FusedFEAdapter
 
@@ -47,8 +47,7 @@ def results(shape: tuple[int, ...], dtype: torch.dtype, dilation: int | str) -> 
     options = {"num_frames": T, "num_prefix_tokens": P, "dilation": dilation, "activation": "silu"}
     exact, _ = pair(D, R, dtype=torch.float64, **options)
     layer = FusedFEAdapter(D, R, backend="eager", dtype=dtype, **options)
-    layer.load_state_dict(exact.state_dict())
-    exact.load_state_dict(layer.state_dict())  # the same, rounded, weights
+    share_weights(exact, layer)
     x, dy = torch.randn(2, B * T, P + N, D).to(dtype)
     return forward_backward(layer, x, dy), expect(exact, x, dy, dtype)
 

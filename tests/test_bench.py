@@ -270,7 +270,7 @@ WITHOUT = ("einops", "numpy", "rich", "safetensors", "tomli", "typer", "timm", "
 def bare(tmp_path):
     """Run Python as if torch, Triton and NumPy for its interpreter alone were installed; or not even NumPy."""
 
-    def run(*arguments: str, numpy: bool, **environment: str) -> None:
+    def run(*arguments: str, numpy: bool, **environment: str) -> str:
         for name in WITHOUT:
             error = f"raise ModuleNotFoundError('no {name}', name='{name}')\n"
             (tmp_path / f"{name}.py").write_text(error * (name != "numpy" or not numpy))
@@ -281,6 +281,7 @@ def bare(tmp_path):
         environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **environment}
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr[-4000:]
+        return done.stdout
 
     return run
 
@@ -305,8 +306,10 @@ checks = get_checks(torch.device("cpu"), quick=True)
 with run_time_ranges():
     for name in ("gemm: static, bf16, tiny", "resident: dynamic, bf16, tiny", "steps of gelu2bit"):
         checks[name]()
+        print(name)
 """
-    bare("-c", script, numpy=True, TRITON_INTERPRET="1")
+    done = bare("-c", script, numpy=True, TRITON_INTERPRET="1").splitlines()
+    assert done == ["gemm: static, bf16, tiny", "resident: dynamic, bf16, tiny", "steps of gelu2bit"]
 
 
 def test_without_a_gpu_make_gpu_says_so(monkeypatch):

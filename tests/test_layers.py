@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from bench.agreement import PLAIN_SLACK, RECOMPUTED_SLACK, assert_within, expect, forward_backward, pair
+from bench.agreement import PLAIN_SLACK, RECOMPUTED_SLACK, assert_within, expect, forward_backward, pair, share_weights
 from fe_adapter import FEAdapter, FusedFEAdapter
 from fe_adapter.memory import measure_saved_memory
 
@@ -43,8 +43,7 @@ def test_low_precision_is_within_rounding(dtype, dilation, parameter_dtype):
     options = {"num_frames": T, "activation": "silu", "dilation": dilation}
     exact_layer, _ = pair(D, R, **options, dtype=torch.float64)
     layer = FusedFEAdapter(D, R, **options, dtype=dtype if parameter_dtype == "same" else parameter_dtype)
-    layer.load_state_dict(exact_layer.state_dict())
-    exact_layer.load_state_dict(layer.state_dict())  # the same, rounded, weights
+    share_weights(exact_layer, layer)
     x, dy = torch.randn(2, 3 * T, N + 1, D).to(dtype)
     actual = forward_backward(layer, x, dy)
     assert actual["y"].dtype == actual["x"].dtype == dtype
