@@ -103,7 +103,7 @@ def run_checks(results: Results, get: Callable[[], dict[str, Callable]], deadlin
         if worker is not None:
             worker.end()
 
-    num_workers = max(1, min(8, (os.cpu_count() or 1) // 2))
+    num_workers = max(1, min(15, (os.cpu_count() or 1) - 1))  # compiling takes most of the time, a core each
     with ThreadPoolExecutor(num_workers) as pool:
         futures = [pool.submit(work) for _ in range(num_workers)]
         try:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fe_adapter import _eager_conv, _gemm
 from fe_adapter._backend import choose_design
+from fe_adapter._library import register, register_autograd
 from fe_adapter.kernels.spec import AdapterSpec, Weights, as_clips
 
 
@@ -66,7 +67,12 @@ def _on_its_device(function: Callable, **options: Any) -> Callable:
     return run
 
 
-@torch.library.custom_op("fe_adapter::adapter_forward", mutates_args=())
+def _without_autocast(device_type: str) -> contextlib.AbstractContextManager:
+    if torch.is_autocast_enabled(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return contextlib.nullcontext()
+
+
 def adapter_forward(
     x: Tensor,
     weights: Sequence[Tensor],
@@ -83,7 +89,7 @@ def adapter_forward(
 ) -> tuple[Tensor, Tensor]:
     """``y`` like ``x``, and ``h`` (B, T, N, R), empty unless backward wants it."""
     spec = AdapterSpec(dilation, max_dilation, activation, num_prefix_tokens, _pair(grid_size), compute_dtype)
-    with torch.autocast(x.device.type, enabled=False):
+    with _without_autocast(x.device.type):
         clips = as_clips(x, num_frames)
         forward, _ = _backend(backend, clips, Weights(*weights), spec)
         y, h = forward(clips, Weights(*weights), spec)
@@ -91,8 +97,7 @@ def adapter_forward(
     return y, h if needs_backward and recompute != "hidden" else h.new_empty(0)
 
 
-@adapter_forward.register_fake
-def _(
+def _fake_forward(
     x, weights, num_frames, dilation, max_dilation, activation, num_prefix_tokens, grid_size, compute_dtype, recompute,
     needs_backward, backend,
 ):  # fmt: skip
@@ -102,7 +107,6 @@ def _(
     return x.new_empty(x.shape), x.new_empty(shape, dtype=compute_dtype)
 
 
-@torch.library.custom_op("fe_adapter::adapter_backward", mutates_args=())
 def adapter_backward(
     dy: Tensor,
     x: Tensor | None,
@@ -120,8 +124,9 @@ def adapter_backward(
     needs_dx: bool,
 ) -> list[Tensor]:
     """``dx`` (empty if not needed), then the gradient of each weight in the weight's dtype."""
-    spec = AdapterSpec(dilation, max_dilation, activation, num_prefix_tokens, _pair(grid_size), compute_dtype)
-    with torch.autocast(dy.device.type, enabled=False):
+    grid = _pair(grid_size)
+    spec = AdapterSpec(dilation, max_dilation, activation, num_prefix_tokens, grid, compute_dtype, weights[0].dtype)
+    with _without_autocast(dy.device.type):
         dy_clips = as_clips(dy, num_frames)
         x, y = (None if z is None else as_clips(z, num_frames) for z in (x, y))
         _, backward = _backend(backend, dy_clips, Weights(*weights), spec)
@@ -133,8 +138,7 @@ def adapter_backward(
     return outputs
 
 
-@adapter_backward.register_fake
-def _(
+def _fake_backward(
     dy, x, y, h, weights, num_frames, dilation, max_dilation, activation, num_prefix_tokens, grid_size, compute_dtype,
     backend, needs_dx,
 ):  # fmt: skip
@@ -142,41 +146,61 @@ def _(
     return [dx, *(weight.new_empty(weight.shape) for weight in weights)]
 
 
-def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
-    x, weights, *spec, recompute, _, backend = inputs
-    y, h = output
-    ctx.mark_non_differentiable(h)
-    ctx.set_materialize_grads(False)
-    ctx.spec, ctx.backend = spec, backend
-    ctx.save_for_backward(
-        None if recompute == "input" else x,
-        y if recompute == "input" else None,
-        None if recompute == "hidden" else h,
-        *weights,
-    )
+forward_op = register(adapter_forward, _fake_forward)
+backward_op = register(adapter_backward, _fake_backward)
 
 
-def _backward(ctx: Any, dy: Tensor | None, dh: None) -> tuple:
-    x, y, h, *weights = ctx.saved_tensors
-    rest = (None,) * (len(ctx.spec) + 3)
-    if dy is None:
-        return None, [None] * len(weights), *rest
-    dx, *gradients = adapter_backward(dy, x, y, h, weights, *ctx.spec, ctx.backend, ctx.needs_input_grad[0])
-    return dx if ctx.needs_input_grad[0] else None, gradients, *rest
+class _Differentiable(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, below: Callable, options: tuple, x: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor]:
+        y, h = below(x, weights, *options)
+        *spec, recompute, _, backend = options
+        ctx.mark_non_differentiable(h)
+        ctx.set_materialize_grads(False)
+        ctx.options = *spec, backend
+        ctx.save_for_backward(
+            None if recompute == "input" else x,
+            y if recompute == "input" else None,
+            None if recompute == "hidden" else h,
+            *weights,
+        )
+        return y, h
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        dy, needs_dx = gradients[0], ctx.needs_input_grad[2]
+        x, y, h, *weights = ctx.saved_tensors
+        if dy is None:
+            return None, None, None, *[None] * len(weights)
+        dx, *dweights = backward_op(dy, x, y, h, weights, *ctx.options, needs_dx)
+        return None, None, dx if needs_dx else None, *dweights
 
 
-adapter_forward.register_autograd(_backward, setup_context=_setup_context)
+class _Once(torch.autograd.Function):
+    """The backward operator where a gradient of its results might be asked for."""
+
+    @staticmethod
+    def forward(ctx: Any, below: Callable, arguments: tuple, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return tuple(below(*arguments))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple:
+        raise RuntimeError(
+            "the fused adapter can be differentiated once; for second derivatives use FEAdapter, its plain PyTorch form"
+        )
 
 
-def _refuse_double_backward(ctx: Any, grads: list[Tensor]) -> None:
-    raise RuntimeError(
-        "the fused adapter can be differentiated once; for second derivatives use FEAdapter, its plain PyTorch form"
-    )
-
-
-adapter_backward.register_autograd(_refuse_double_backward)
+register_autograd(
+    forward_op, lambda below, x, weights, *options: _Differentiable.apply(below, options, x, *weights)
+)
+register_autograd(
+    backward_op,
+    lambda below, dy, x, y, h, weights, *options: list(
+        _Once.apply(below, (dy, x, y, h, weights, *options), dy, x, y, h, *weights)
+    ),
+)
 
 IMPLEMENTATIONS: dict[Any, Callable] = {  # what runs when an operator is called, for who wants to look inside
-    torch.ops.fe_adapter.adapter_forward.default: adapter_forward._init_fn,
-    torch.ops.fe_adapter.adapter_backward.default: adapter_backward._init_fn,
+    forward_op: adapter_forward,
+    backward_op: adapter_backward,
 }

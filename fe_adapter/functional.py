@@ -82,7 +82,7 @@ def adapter(
     )  # fmt: skip
     tensors = [p for p in weights if p is not None]
     needs_backward = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *tensors))
-    y, _ = _ops.adapter_forward(
+    y, _ = _ops.forward_op(
         x,
         tensors,
         clip.shape[1],
@@ -176,16 +176,17 @@ def _check_tensors(x: Tensor, weights: Weights) -> None:
         raise TypeError(f"x is a {type(x).__name__}; pass a tensor (B*T, L, D) or (B, T, L, D)")
     if x.dtype not in _DTYPES:
         raise TypeError(f"x is {x.dtype}; the adapter takes float32, bfloat16, float16 or float64")
-    dtypes = sorted({str(p.dtype) for p in weights if p is not None})
-    if len(dtypes) > 1:
+    dtype, device = weights.down.dtype, x.device
+    if any(p is not None and p.dtype != dtype for p in weights):
+        dtypes = sorted({str(p.dtype) for p in weights if p is not None})
         raise TypeError(f"the adapter's parameters have several dtypes ({', '.join(dtypes)}); give them all one")
-    devices = sorted({str(p.device) for p in weights if p is not None} | {str(x.device)})
-    if len(devices) > 1:
+    if any(p is not None and p.device != device for p in weights):
+        devices = sorted({str(p.device) for p in weights if p is not None} | {str(device)})
         raise ValueError(f"x and the adapter's parameters are on several devices ({', '.join(devices)})")
-    if weights.down.dtype not in _DTYPES:
-        raise TypeError(f"the adapter's parameters are {dtypes[0]}; they must be floating point")
-    if (x.dtype == torch.float64) != (weights.down.dtype == torch.float64):
-        raise TypeError(f"x is {x.dtype} and the adapter's parameters are {dtypes[0]}; float64 mixes with nothing else")
+    if dtype not in _DTYPES:
+        raise TypeError(f"the adapter's parameters are {dtype}; they must be floating point")
+    if (x.dtype == torch.float64) != (dtype == torch.float64):
+        raise TypeError(f"x is {x.dtype} and the adapter's parameters are {dtype}; float64 mixes with nothing else")
 
 
 def _check_weights(weights: Weights, dilation: int | str) -> None:

@@ -8,7 +8,7 @@
 ``h``, ``dφ``, ``dc`` are (B, T, N, R), ``rows`` (B, T, L, R + PAD), all contiguous, made here or by ``gemm``.
 The extra columns and the zero prefix rows make both products of the up-projection single GEMMs over the matrix that
 ``x`` is, bias included. ``h`` is read once a kernel, 3 (K) times through the cache; nothing else is saved for backward.
-Every element is written by one program; sums are fp32 partials, one row a program, added on the host: no atomics.
+Every element is written by one program; sums are fp32 partials, one row a program, which a last kernel adds up: no atomics.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fe_adapter.kernels.common import activate, activation_slope, load_f32, rounded
-from fe_adapter.kernels.plans import conv_plan
+from fe_adapter.kernels.plans import SUMS, conv_plan, platform
 from fe_adapter.kernels.spec import PAD, AdapterSpec, ConvGradients, Weights
 from fe_adapter.kernels.taps import convolve, convolve_transposed, predict_dilation, rows_at, tap_value
 
@@ -225,7 +225,7 @@ def backward_activation(dphi: Tensor, h: Tensor, weights: Weights, spec: Adapter
 def backward_hidden(
     dc: Tensor, h: Tensor, weights: Weights, spec: AdapterSpec, out: Tensor, state: tuple
 ) -> ConvGradients:
-    """Write ``dh`` into the first R columns of ``out`` (B, T, L, R + PAD); returns the other gradients in fp32."""
+    """Write ``dh`` into the first R columns of ``out`` (B, T, L, R + PAD); returns the other gradients."""
     B, T, N, R = h.shape
     P, plan, (sums, d, da) = spec.num_prefix_tokens, conv_plan(h, weights.conv), state
     programs = B * triton.cdiv(T * N, plan.BLOCK_M)
@@ -236,20 +236,53 @@ def backward_hidden(
         dc, h, weights.conv, dilation_weights(weights)[0], d, da, out, sums_h,
         T, N, R, *spec.grid_size, P, R + PAD, spec.dilation, **options, **plan.options(),
     )  # fmt: skip
-    return add_sums(sums, sums_h, da, weights)
+    return add_sums(sums, sums_h, da, weights, spec.gradient_dtype)
 
 
-def add_sums(sums: Tensor, sums_h: Tensor, da: Tensor, weights: Weights) -> ConvGradients:
-    """The second stage of the reductions: partial sums of the programs to gradients, in fp32."""
-    by_tap, dynamic = sums.sum(0), weights.dilation is not None
-    by_row = sums_h.sum(0) if dynamic else sums_h[:, :1].sum(0)  # a static kernel writes no others
-    return ConvGradients(
-        conv=by_tap[:-1].t().clone(memory_format=torch.contiguous_format).view(weights.conv.shape),
-        conv_bias=by_tap[-1].clone(),  # outputs of an operator share no memory
-        down_bias=by_row[0].clone(),
-        dilation=by_row[1:].clone() if dynamic else None,
-        dilation_bias=da.sum().reshape(1) if dynamic else None,
-    )
+@triton.jit(do_not_specialize=("programs", "programs_h"))
+def _add_sums_kernel(
+    p_sums, p_sums_h, p_conv, p_conv_bias, p_down_bias, p_dilation, programs, programs_h, R,
+    TAPS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_R: tl.constexpr,
+):  # fmt: skip
+    """One program: one row of the sums, BLOCK_R channels, over all programs that left their part of it."""
+    i_row = tl.program_id(1)
+    o_m = tl.arange(0, BLOCK_M)
+    o_r = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
+    m_r = o_r < R
+    if i_row > TAPS:
+        p_sums = p_sums_h + (i_row - TAPS - 1) * R
+        programs = programs_h
+        stride = 4 * R
+    else:
+        p_sums += i_row * R
+        stride = (TAPS + 1) * R
+    b_sum = tl.zeros((BLOCK_M, BLOCK_R), tl.float32)
+    for m0 in range(0, programs, BLOCK_M):
+        o_row = (m0 + o_m).to(tl.int64) * stride
+        b_sum += tl.load(p_sums + o_row[:, None] + o_r[None, :], (m0 + o_m < programs)[:, None] & m_r[None, :], 0.0)
+    b_out = rounded(tl.sum(b_sum, 0), p_conv.dtype.element_ty)
+    if i_row < TAPS:
+        tl.store(p_conv + o_r * TAPS + i_row, b_out, m_r)
+    elif i_row == TAPS:
+        tl.store(p_conv_bias + o_r, b_out, m_r)
+    elif i_row == TAPS + 1:
+        tl.store(p_down_bias + o_r, b_out, m_r)
+    else:
+        tl.store(p_dilation + (i_row - TAPS - 2) * R + o_r, b_out, m_r)
+
+
+def add_sums(sums: Tensor, sums_h: Tensor, da: Tensor, weights: Weights, dtype: torch.dtype) -> ConvGradients:
+    """The second stage of the reductions: partial sums of the programs to gradients in ``dtype``."""
+    (programs, rows, R), dynamic = sums.shape, weights.dilation is not None
+    parameters = weights.conv, weights.conv_bias, weights.down_bias
+    conv, conv_bias, down_bias = (torch.empty_like(p, dtype=dtype) for p in parameters)
+    dilation = None if weights.dilation is None else torch.empty_like(weights.dilation, dtype=dtype)
+    plan = SUMS[platform()]
+    _add_sums_kernel[(triton.cdiv(R, plan.BLOCK_R), rows + (4 if dynamic else 1))](  # a static kernel left one of four
+        sums, sums_h, conv, conv_bias, down_bias, conv if dilation is None else dilation, programs, len(sums_h), R,
+        TAPS=rows - 1, **plan.options(),
+    )  # fmt: skip
+    return ConvGradients(conv, conv_bias, down_bias, dilation, da.sum().reshape(1) if dynamic else None)
 
 
 def dilation_weights(weights: Weights) -> tuple[Tensor, Tensor]:

@@ -14,8 +14,8 @@ frames of BLOCK_M // T patches of one clip, so the phases (between the bars) han
 through global memory, that is L1 and L2, with a block barrier in between. One program more per clip copies the prefix
 tokens. ``h`` is stored for backward anyway; ``c`` is scratch. DRAM traffic forward: x, y and h once. Weight gradients
 are library products of what backward leaves in ``rows`` and ``dh``, both over all L tokens with zero prefix rows. The
-convolution's steps are those of `fe_adapter.kernels.conv`. Sums are fp32 partials, one row a program, added on the
-host: no atomics.
+convolution's steps are those of `fe_adapter.kernels.conv`. Sums are fp32 partials, one row a program, which a last
+kernel adds up: no atomics.
 """
 
 from __future__ import annotations
@@ -229,7 +229,7 @@ def backward(
         ACTIVATION=spec.activation, NEEDS_DX=needs_dx, **_time_flags(weights, spec), HAS_DOWN=dphi is None,
         PRECISION=precision(), **plan.options(D, R),
     )  # fmt: skip
-    return (dx if needs_dx else None), rows, dh, add_sums(sums, sums_h, da, weights)
+    return (dx if needs_dx else None), rows, dh, add_sums(sums, sums_h, da, weights, spec.gradient_dtype)
 
 
 def _time_flags(weights: Weights, spec: AdapterSpec) -> dict[str, int | bool]:

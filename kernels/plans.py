@@ -26,6 +26,7 @@ class ConvPlan:
     num_warps: int = 4
     maxnreg: int | None = None
 
+    @functools.cache  # noqa: B019  # of the few plans in the tables
     def options(self) -> dict[str, int]:
         """Keyword arguments of a launch."""
         return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
@@ -52,6 +53,7 @@ class LaunchPlan:
     num_stages: int = 3
     maxnreg: int | None = None
 
+    @functools.cache  # noqa: B019  # of few plans and widths, all in the tables
     def options(self, D: int, R: int) -> dict[str, int | bool]:
         """Keyword arguments of a launch; EVEN drops the masks of the products."""
         even = D % self.BLOCK_D == R % (self.ACCUMULATORS * self.BLOCK_R) == D % self.BLOCK_N == R % self.BLOCK_K == 0
@@ -137,6 +139,11 @@ CONV_SPATIAL = CONV | {  # an element a thread: with two, a bounded dynamic dila
     "cuda": ConvPlan(BLOCK_M=16, BLOCK_R=16, num_warps=8, maxnreg=ALL_REGISTERS),
     "hip": ConvPlan(BLOCK_M=16, BLOCK_R=16, num_warps=2),
 }
+SUMS = {
+    "interpreter": ConvPlan(BLOCK_M=16, BLOCK_R=16, num_warps=1),
+    "cuda": ConvPlan(BLOCK_M=256, BLOCK_R=16),
+    "hip": ConvPlan(BLOCK_M=256, BLOCK_R=16),
+}
 
 
 @functools.cache
@@ -147,11 +154,13 @@ def platform() -> str:
     return "hip" if torch.version.hip else "cuda"
 
 
+@functools.cache
 def capability(device: torch.device) -> tuple[int, int]:
     """The compute capability of an NVIDIA card; of all else, (0, 0)."""
     return torch.cuda.get_device_capability(device) if platform() == "cuda" else (0, 0)
 
 
+@functools.cache
 def multiprocessors(device: torch.device) -> int:
     """How many an NVIDIA card has; of all else, 0."""
     return torch.cuda.get_device_properties(device).multi_processor_count if platform() == "cuda" else 0
@@ -169,9 +178,12 @@ def launch_plan(design: str, x: Tensor, compute_dtype: torch.dtype, bottleneck: 
     if design == "fused":
         return FUSED[platform()][sizes]
     if platform() == "interpreter":
-        plan = dataclasses.replace(SMALL, ACCUMULATORS=2)
-    else:
-        plan = plan_in_shared_memory(design, capability(x.device), sizes[0], bottleneck)
+        return _with_parts(dataclasses.replace(SMALL, ACCUMULATORS=2), bottleneck)
+    return _with_parts(plan_in_shared_memory(design, capability(x.device), sizes[0], bottleneck), bottleneck)
+
+
+@functools.cache
+def _with_parts(plan: LaunchPlan, bottleneck: int) -> LaunchPlan:
     return dataclasses.replace(plan, PARTS=triton.cdiv(bottleneck, plan.BLOCK_K))
 
 

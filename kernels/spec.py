@@ -25,10 +25,12 @@ class Weights(NamedTuple):
 
     def to(self, dtype: torch.dtype) -> Weights:
         """In ``dtype``, as kernels read them: contiguous, and aligned as an allocation of their own is."""
-        return Weights(*(None if p is None else _alone(p.to(dtype)) for p in self))  # type: ignore[arg-type]
+        return Weights(*(None if p is None else _alone(p, dtype) for p in self))  # type: ignore[arg-type]
 
 
-def _alone(p: Tensor) -> Tensor:
+def _alone(p: Tensor, dtype: torch.dtype) -> Tensor:
+    if p.dtype != dtype:
+        return p.to(dtype, memory_format=torch.contiguous_format)
     is_aligned = p.storage_offset() * p.element_size() % 16 == 0
     return p.contiguous() if is_aligned else p.clone(memory_format=torch.contiguous_format)
 
@@ -53,6 +55,7 @@ class AdapterSpec:
     num_prefix_tokens: int
     grid_size: tuple[int, int]  # (H, W); (N, 1) where the kernel has no spatial extent
     compute_dtype: torch.dtype
+    gradient_dtype: torch.dtype = torch.float32  # in which the convolution's gradients are best made: their own
 
     @property
     def accumulate_dtype(self) -> torch.dtype:
@@ -62,4 +65,4 @@ class AdapterSpec:
 
 def as_clips(x: Tensor, num_frames: int) -> Tensor:
     """(B*T, L, D) or (B, T, L, D) as the latter, a view."""
-    return x if x.dim() == 4 else x.unflatten(0, (x.shape[0] // num_frames, num_frames))
+    return x if x.dim() == 4 else x.view(x.shape[0] // num_frames, num_frames, *x.shape[1:])
