@@ -189,7 +189,7 @@ def launches(case: Case, target: str, chosen_only: bool = False) -> list[tuple[s
             if design == "gemm" or D % 16 or R % 16 or plans.refusals(design, x, case.dtype, R, weights.conv):
                 continue
             given = h if design == "tail" else None
-            with recorded_calls(fused) as calls:
+            with recorded_calls(conv), recorded_calls(fused) as calls:
                 fused.forward(x, given, weights, spec, design)
                 fused.backward(x, given, h, weights, spec, case.needs_dx, design)
             found += [(design, call) for call in calls]

@@ -19,9 +19,11 @@ import triton.language as tl
 from torch import Tensor
 
 from fe_adapter.kernels.common import activate, activation_slope, load_f32, rounded
-from fe_adapter.kernels.plans import SUMS, conv_plan, platform
+from fe_adapter.kernels.plans import conv_plan, sums_plan
 from fe_adapter.kernels.spec import PAD, AdapterSpec, ConvGradients, Weights
 from fe_adapter.kernels.taps import convolve, convolve_transposed, predict_dilation, rows_at, tap_value
+
+PAD_COLUMNS = tl.constexpr(PAD)
 
 
 @triton.jit
@@ -46,12 +48,15 @@ def activation_step(
 
 @triton.jit
 def backward_activation_step(
-    p_dphi, p_h, p_conv, p_conv_bias, b_d, p_dc, p_sums, o_t, o_n, m_row,
-    T, N, R, H, W, dilation,
+    p_dphi, p_h, p_conv, p_conv_bias, b_d, p_rows, p_dc, p_sums, o_t, o_n, m_row, o_out, m_out,
+    T, N, R, H, W, C, dilation,
     K: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, ACTIVATION: tl.constexpr, DYNAMIC: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
-    """Write ``dc`` and the sums of dw (K·KH·KW, R) and dbc (R,) over these rows; returns dd, of a dynamic dilation."""
+    """Write what `activation_step` writes, ``dc``, and the sums of dw (K·KH·KW, R) and dbc (R,) over these rows.
+
+    Returns dd, of a dynamic dilation. Taps are read once; before an activation, whose slope needs ``c``, twice.
+    """
     o_row = o_t * N + o_n
     b_dd = tl.zeros((BLOCK_M,), tl.float32)
     for r0 in range(0, R, BLOCK_R):
@@ -59,7 +64,9 @@ def backward_activation_step(
         m_r = o_r < R
         m_here = m_row[:, None] & m_r[None, :]
         b_dc = load_f32(p_dphi + (o_row * R)[:, None] + o_r[None, :], m_here)
-        if ACTIVATION != "identity":
+        if ACTIVATION == "identity":
+            b_c = tl.zeros((BLOCK_M, BLOCK_R), tl.float32) + load_f32(p_conv_bias + o_r, m_r)[None, :]
+        else:
             b_c = convolve(
                 p_h, p_conv, p_conv_bias, b_d, o_t, o_n, T, N, R, H, W, dilation, m_row, o_r, m_r, K, KH, KW, DYNAMIC,
                 BLOCK_M, BLOCK_R,
@@ -74,10 +81,17 @@ def backward_activation_step(
                         p_h, k - K // 2, i - KH // 2, j - KW // 2, b_d, o_t, o_n, T, N, R, H, W, dilation, m_row, o_r,
                         m_r, KH, KW, DYNAMIC,
                     )  # fmt: skip
+                    b_w = load_f32(p_conv + o_r * (K * KH * KW) + (k * KH + i) * KW + j, m_r)
+                    if ACTIVATION == "identity":
+                        b_c += b_value * b_w[None, :]
                     tl.store(p_sums + ((k * KH + i) * KW + j) * R + o_r, tl.sum(b_dc * b_value, 0), m_r)
                     if DYNAMIC and k != K // 2:
-                        b_w = load_f32(p_conv + o_r * (K * KH * KW) + (k * KH + i) * KW + j, m_r)
                         b_dd += (k - K // 2) * tl.sum(b_dc * b_rise * b_w[None, :], 1)
+        b_out = rounded(tl.where(m_row[:, None], activate(b_c, ACTIVATION), 0.0), p_rows.dtype.element_ty)
+        tl.store(p_rows + (o_out * C)[:, None] + o_r[None, :], b_out, m_out[:, None] & m_r[None, :])
+    o_pad = tl.arange(0, PAD_COLUMNS)
+    b_pad = (m_row[:, None] & (o_pad == 0)[None, :]).to(p_rows.dtype.element_ty)
+    tl.store(p_rows + (o_out * C)[:, None] + (R + o_pad)[None, :], b_pad, m_out[:, None])
     return b_dd
 
 
@@ -158,14 +172,11 @@ def _conv_bwd_activation_kernel(
         b_d, b_slope = predict_dilation(
             p_h, p_dilation, p_dilation_bias, o_t, o_n, T, N, R, m_row, max_dilation, HAS_MAX, BLOCK_M, BLOCK_R
         )
-    activation_step(
-        p_h, p_conv, p_conv_bias, b_d, p_rows + i_clip * T * (P + N) * C, o_t, o_n, m_row, o_m, m_token,
-        T, N, R, H, W, C, dilation, K, KH, KW, ACTIVATION, DYNAMIC, BLOCK_M, BLOCK_R,
-    )  # fmt: skip
     b_dd = backward_activation_step(
-        p_dphi + i_clip * T * N * R, p_h, p_conv, p_conv_bias, b_d, p_dc + i_clip * T * N * R,
-        p_sums + tl.program_id(0).to(tl.int64) * (K * KH * KW + 1) * R, o_t, o_n, m_row,
-        T, N, R, H, W, dilation, K, KH, KW, ACTIVATION, DYNAMIC, BLOCK_M, BLOCK_R,
+        p_dphi + i_clip * T * N * R, p_h, p_conv, p_conv_bias, b_d, p_rows + i_clip * T * (P + N) * C,
+        p_dc + i_clip * T * N * R, p_sums + tl.program_id(0).to(tl.int64) * (K * KH * KW + 1) * R,
+        o_t, o_n, m_row, o_m, m_token,
+        T, N, R, H, W, C, dilation, K, KH, KW, ACTIVATION, DYNAMIC, BLOCK_M, BLOCK_R,
     )  # fmt: skip
     if DYNAMIC:
         o_row = i_clip * T * N + o_t * N + o_n
@@ -274,10 +285,9 @@ def _add_sums_kernel(
 def add_sums(sums: Tensor, sums_h: Tensor, da: Tensor, weights: Weights, dtype: torch.dtype) -> ConvGradients:
     """The second stage of the reductions: partial sums of the programs to gradients in ``dtype``."""
     (programs, rows, R), dynamic = sums.shape, weights.dilation is not None
-    parameters = weights.conv, weights.conv_bias, weights.down_bias
+    plan, parameters = sums_plan(), (weights.conv, weights.conv_bias, weights.down_bias)
     conv, conv_bias, down_bias = (torch.empty_like(p, dtype=dtype) for p in parameters)
     dilation = None if weights.dilation is None else torch.empty_like(weights.dilation, dtype=dtype)
-    plan = SUMS[platform()]
     _add_sums_kernel[(triton.cdiv(R, plan.BLOCK_R), rows + (4 if dynamic else 1))](  # a static kernel left one of four
         sums, sums_h, conv, conv_bias, down_bias, conv if dilation is None else dilation, programs, len(sums_h), R,
         TAPS=rows - 1, **plan.options(),

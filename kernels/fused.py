@@ -165,13 +165,10 @@ def _fused_bwd_kernel(
             b_d, b_slope = predict_dilation(
                 p_h, p_dilation, p_dilation_bias, o_t, o_n, T, N, R, m_row, max_dilation, HAS_MAX, BLOCK_M, BLOCK_S
             )
-        activation_step(
-            p_h, p_conv, p_conv_bias, b_d, p_rows, o_t, o_n, m_row, o_token, m_row, T, N, R, N, 1, C, dilation,
-            K, 1, 1, ACTIVATION, DYNAMIC, BLOCK_M, BLOCK_S,
-        )  # fmt: skip
         b_dd = backward_activation_step(
-            p_dc, p_h, p_conv, p_conv_bias, b_d, p_dc, p_sums + i_program * (K + 1) * R, o_t, o_n, m_row,
-            T, N, R, N, 1, dilation, K, 1, 1, ACTIVATION, DYNAMIC, BLOCK_M, BLOCK_S,
+            p_dc, p_h, p_conv, p_conv_bias, b_d, p_rows, p_dc, p_sums + i_program * (K + 1) * R,
+            o_t, o_n, m_row, o_token, m_row,
+            T, N, R, N, 1, C, dilation, K, 1, 1, ACTIVATION, DYNAMIC, BLOCK_M, BLOCK_S,
         )  # fmt: skip
         if DYNAMIC:
             tl.store(p_d + o_row, b_d, m_row)
@@ -227,7 +224,7 @@ def backward(
         d, da, sums, sums_h,
         tiles, T, N, L - N, D, R, R + PAD, *dy.stride()[:3], spec.dilation, spec.max_dilation or 0.0,
         ACTIVATION=spec.activation, NEEDS_DX=needs_dx, **_time_flags(weights, spec), HAS_DOWN=dphi is None,
-        PRECISION=precision(), **plan.options(D, R),
+        PRECISION=precision(), **plan.options(D, R, backward=True),
     )  # fmt: skip
     return (dx if needs_dx else None), rows, dh, add_sums(sums, sums_h, da, weights, spec.gradient_dtype)
 

@@ -36,16 +36,18 @@ class ConvPlan:
 class LaunchPlan:
     """Tiles of the kernels that hold a whole adapter, or its tail.
 
-    Rows; D and R of the down-product; channels of the convolution; D and R of the up-product; tiles of ``h`` that the
-    down-product keeps at a time; tiles of ``c`` that the up-product keeps in shared memory, 0 where ``c`` passes by.
+    Rows; D and R of the down-product; D and R of the up-product; channels of the convolution, forward and backward;
+    tiles of ``h`` that the down-product keeps at a time; tiles of ``c`` that the up-product keeps in shared memory, 0
+    where ``c`` passes by.
     """
 
     BLOCK_M: int
     BLOCK_D: int
     BLOCK_R: int
-    BLOCK_S: int
     BLOCK_N: int
     BLOCK_K: int
+    BLOCK_S: int = 64
+    BLOCK_S_BACKWARD: int = 32
     ACCUMULATORS: int = 1
     PARTS: int = 0
     UP_STAGES: int = 3
@@ -54,20 +56,22 @@ class LaunchPlan:
     maxnreg: int | None = None
 
     @functools.cache  # noqa: B019  # of few plans and widths, all in the tables
-    def options(self, D: int, R: int) -> dict[str, int | bool]:
+    def options(self, D: int, R: int, backward: bool = False) -> dict[str, int | bool]:
         """Keyword arguments of a launch; EVEN drops the masks of the products."""
         even = D % self.BLOCK_D == R % (self.ACCUMULATORS * self.BLOCK_R) == D % self.BLOCK_N == R % self.BLOCK_K == 0
-        return {**{name: value for name, value in dataclasses.asdict(self).items() if value is not None}, "EVEN": even}
+        options = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+        backward_channels = options.pop("BLOCK_S_BACKWARD")
+        return {**options, **({"BLOCK_S": backward_channels} if backward else {}), "EVEN": even}
 
 
-# 16 channels at a time in the convolution: with 32, the backward of a dynamic dilation spills on several targets
 SMALL = LaunchPlan(
-    BLOCK_M=16, BLOCK_D=16, BLOCK_R=16, BLOCK_S=16, BLOCK_N=16, BLOCK_K=16, num_warps=1, num_stages=1, UP_STAGES=1
-)
-HALF = LaunchPlan(BLOCK_M=128, BLOCK_D=64, BLOCK_R=64, BLOCK_S=16, BLOCK_N=64, BLOCK_K=64, maxnreg=ALL_REGISTERS)
+    BLOCK_M=16, BLOCK_D=16, BLOCK_R=16, BLOCK_N=16, BLOCK_K=16, BLOCK_S=16, BLOCK_S_BACKWARD=16, num_warps=1,
+    num_stages=1, UP_STAGES=1,
+)  # fmt: skip
+HALF = LaunchPlan(BLOCK_M=128, BLOCK_D=64, BLOCK_R=64, BLOCK_N=64, BLOCK_K=64, maxnreg=ALL_REGISTERS)
 WIDE_STREAM = dataclasses.replace(HALF, BLOCK_M=64)
 SINGLE = LaunchPlan(
-    BLOCK_M=64, BLOCK_D=32, BLOCK_R=32, BLOCK_S=16, BLOCK_N=32, BLOCK_K=32, num_stages=2, UP_STAGES=2,
+    BLOCK_M=64, BLOCK_D=32, BLOCK_R=32, BLOCK_N=32, BLOCK_K=32, num_stages=2, UP_STAGES=2,
     maxnreg=ALL_REGISTERS,
 )  # fmt: skip
 
@@ -170,6 +174,11 @@ def conv_plan(h: Tensor, conv: Tensor) -> ConvPlan:
     """For a hidden ``h`` (B, T, N, R) and a convolution's weight."""
     is_spatial = conv.shape[-2] * conv.shape[-1] > 1
     return (CONV_SPATIAL if is_spatial else CONV)[platform()]
+
+
+def sums_plan() -> ConvPlan:
+    """Of the second stage of the reductions."""
+    return SUMS[platform()]
 
 
 def launch_plan(design: str, x: Tensor, compute_dtype: torch.dtype, bottleneck: int) -> LaunchPlan:
