@@ -227,7 +227,7 @@ def chosen(targets: tuple[str, ...]) -> Iterator[tuple[int, int, list[str]]]:
                 if design != "gemm":
                     plan = plans.launch_plan(design, x, x.dtype, R)
                     width = f"{plan.PARTS}x{plan.BLOCK_K} " if plan.PARTS else ""
-                    design += f" {width}{'even' if plan.options(D, R)['EVEN'] else 'masked'}"
+                    design += f" {width}{'even' if plan.options(D, R, 3, False, False)['EVEN'] else 'masked'}"
             variants.append(design)
         yield R, D, variants
 

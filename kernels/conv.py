@@ -90,7 +90,7 @@ def backward_activation_step(
         b_out = rounded(tl.where(m_row[:, None], activate(b_c, ACTIVATION), 0.0), p_rows.dtype.element_ty)
         tl.store(p_rows + (o_out * C)[:, None] + o_r[None, :], b_out, m_out[:, None] & m_r[None, :])
     o_pad = tl.arange(0, PAD_COLUMNS)
-    b_pad = (m_row[:, None] & (o_pad == 0)[None, :]).to(p_rows.dtype.element_ty)
+    b_pad = rounded((m_row[:, None] & (o_pad == 0)[None, :]).to(tl.float32), p_rows.dtype.element_ty)
     tl.store(p_rows + (o_out * C)[:, None] + (R + o_pad)[None, :], b_pad, m_out[:, None])
     return b_dd
 
