@@ -77,15 +77,13 @@ def adapter(
     )
     check_choice("recompute", recompute, RECOMPUTE)
     check_choice("backend", backend, BACKENDS)
-    clip, spec = prepare(
-        x, weights, num_frames, dilation, max_dilation, activation, num_prefix_tokens, grid_size
-    )  # fmt: skip
+    T, spec = prepare(x, weights, num_frames, dilation, max_dilation, activation, num_prefix_tokens, grid_size)
     tensors = [p for p in weights if p is not None]
     needs_backward = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *tensors))
     y, _ = _ops.forward_op(
         x,
         tensors,
-        clip.shape[1],
+        T,
         spec.dilation,
         spec.max_dilation,
         spec.activation,
@@ -108,28 +106,28 @@ def prepare(
     activation: str,
     num_prefix_tokens: int,
     grid_size: tuple[int, int] | None,
-) -> tuple[Tensor, AdapterSpec]:
-    """``x`` as ``(B, T, L, D)`` and the spec of the call; raises what `adapter` says it raises."""
+) -> tuple[int, AdapterSpec]:
+    """The frames T of a clip and the spec of the call; raises what `adapter` says it raises."""
     check_choice("activation", activation, ACTIVATIONS)
     check_dilation(dilation, max_dilation)
     check_count("num_prefix_tokens", num_prefix_tokens, 0)
     _check_tensors(x, weights)
     _check_weights(weights, dilation)
-    clip = _as_clips(x, num_frames)
-    L, D = clip.shape[2:]
+    T = _frames(x, num_frames)
+    L, D = x.shape[-2:]
     if weights.down.shape[1] != D:
         raise ValueError(f"x has width {D}, but the adapter was built for embed_dim={weights.down.shape[1]}")
     if num_prefix_tokens >= L:
         raise ValueError(f"num_prefix_tokens={num_prefix_tokens} leaves no patch tokens of the {L} tokens in x")
     spec = AdapterSpec(
-        dilation=1 if dilation == "dynamic" else min(int(dilation), clip.shape[1]),  # from T on, all taps are outside
+        dilation=1 if dilation == "dynamic" else min(int(dilation), T),  # from T on, all taps are outside
         max_dilation=None if max_dilation is None else float(max_dilation),
         activation=activation,
         num_prefix_tokens=num_prefix_tokens,
         grid_size=_grid(L - num_prefix_tokens, weights.conv.shape[-2:], grid_size),
         compute_dtype=_compute_dtype(x),
     )
-    return clip, spec
+    return T, spec
 
 
 def _compute_dtype(x: Tensor) -> torch.dtype:
@@ -138,13 +136,13 @@ def _compute_dtype(x: Tensor) -> torch.dtype:
     return x.dtype
 
 
-def _as_clips(x: Tensor, num_frames: int | None) -> Tensor:
+def _frames(x: Tensor, num_frames: int | None) -> int:
     if x.dim() == 4:
         if num_frames is not None and num_frames != x.shape[1]:
             raise ValueError(f"num_frames={num_frames}, but x (B, T, L, D) = {tuple(x.shape)} has T={x.shape[1]}")
         if x.shape[1] == 0:
             raise ValueError(f"x (B, T, L, D) = {tuple(x.shape)} has no frames; an empty batch is (0, T, L, D)")
-        return x
+        return x.shape[1]
     if x.dim() != 3:
         raise ValueError(f"x has {x.dim()} dimensions; pass it as (B*T, L, D) or (B, T, L, D)")
     if num_frames is None:
@@ -154,7 +152,7 @@ def _as_clips(x: Tensor, num_frames: int | None) -> Tensor:
         raise ValueError(
             f"num_frames={T} does not divide batch {x.shape[0]} of x; pass x as (B*T, L, D) with T=num_frames"
         )
-    return x.unflatten(0, (x.shape[0] // T, T))
+    return T
 
 
 def _grid(num_patches: int, kernel: tuple[int, ...], grid_size: tuple[int, int] | None) -> tuple[int, int]:
@@ -196,7 +194,8 @@ def _check_weights(weights: Weights, dilation: int | str) -> None:
             "(R, 1, K, kh, kw)"
         )
     R, D = weights.down.shape
-    check_kernel_size(tuple(weights.conv.shape[2:]))  # type: ignore[arg-type]
+    if any(size % 2 == 0 for size in weights.conv.shape[2:]):
+        check_kernel_size(tuple(weights.conv.shape[2:]))  # type: ignore[arg-type]  # says what is wrong
     if (weights.dilation is None) != (weights.dilation_bias is None) or (weights.dilation is None) != (
         dilation != "dynamic"
     ):

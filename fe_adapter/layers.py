@@ -117,7 +117,7 @@ class FEAdapter(nn.Module):
                 nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor, num_frames: int | None = None) -> Tensor:
-        clip, spec = functional.prepare(
+        T, spec = functional.prepare(
             x,
             self._weights(),
             self._frames(x, num_frames),
@@ -128,7 +128,7 @@ class FEAdapter(nn.Module):
             self.grid_size,
         )
         with torch.autocast(x.device.type, enabled=False):  # the compute dtype is settled
-            return reference.adapter(x, self._weights(), spec, clip.shape[1])
+            return reference.adapter(x, self._weights(), spec, T)
 
     def extra_repr(self) -> str:
         parts = [f"{self.embed_dim}, {self.bottleneck}, num_frames={self.num_frames}"]

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fe_adapter.kernels.common import activate, activation_slope, load_f32, rounded
 from fe_adapter.kernels.plans import conv_plan, sums_plan
-from fe_adapter.kernels.spec import PAD, AdapterSpec, ConvGradients, Weights
+from fe_adapter.kernels.spec import PAD, AdapterSpec, ConvGradients, Weights, ceil_div
 from fe_adapter.kernels.taps import convolve, convolve_transposed, predict_dilation, rows_at, tap_value
 
 PAD_COLUMNS = tl.constexpr(PAD)
@@ -208,7 +208,7 @@ def activated_rows(h: Tensor, weights: Weights, spec: AdapterSpec) -> Tensor:
     B, T, N, R = h.shape
     P, plan = spec.num_prefix_tokens, conv_plan(h, weights.conv)
     rows = h.new_empty(B, T, P + N, R + PAD)
-    _conv_fwd_kernel[(B * triton.cdiv(T * (P + N), plan.BLOCK_M),)](
+    _conv_fwd_kernel[(B * ceil_div(T * (P + N), plan.BLOCK_M),)](
         h, weights.conv, weights.conv_bias, *dilation_weights(weights), rows,
         T, N, R, *spec.grid_size, P, R + PAD, spec.dilation, spec.max_dilation or 0.0,
         ACTIVATION=spec.activation, **flags(weights, spec), **plan.options(),
@@ -220,7 +220,7 @@ def backward_activation(dphi: Tensor, h: Tensor, weights: Weights, spec: Adapter
     """``rows`` again; ``dc`` in the place of ``dphi`` (B, T, N, R); and what `backward_hidden` wants to be given."""
     B, T, N, R = h.shape
     P, plan = spec.num_prefix_tokens, conv_plan(h, weights.conv)
-    programs, taps = B * triton.cdiv(T * (P + N), plan.BLOCK_M), weights.conv[0].numel()
+    programs, taps = B * ceil_div(T * (P + N), plan.BLOCK_M), weights.conv[0].numel()
     rows = h.new_empty(B, T, P + N, R + PAD)
     sums = h.new_empty(programs, taps + 1, R, dtype=torch.float32)
     dynamic = weights.dilation is not None
@@ -239,7 +239,7 @@ def backward_hidden(
     """Write ``dh`` into the first R columns of ``out`` (B, T, L, R + PAD); returns the other gradients."""
     B, T, N, R = h.shape
     P, plan, (sums, d, da) = spec.num_prefix_tokens, conv_plan(h, weights.conv), state
-    programs = B * triton.cdiv(T * N, plan.BLOCK_M)
+    programs = B * ceil_div(T * N, plan.BLOCK_M)
     sums_h = h.new_empty(programs, 4, R, dtype=torch.float32)
     options = flags(weights, spec)
     del options["HAS_MAX"]
@@ -288,7 +288,7 @@ def add_sums(sums: Tensor, sums_h: Tensor, da: Tensor, weights: Weights, dtype: 
     plan, parameters = sums_plan(), (weights.conv, weights.conv_bias, weights.down_bias)
     conv, conv_bias, down_bias = (torch.empty_like(p, dtype=dtype) for p in parameters)
     dilation = None if weights.dilation is None else torch.empty_like(weights.dilation, dtype=dtype)
-    _add_sums_kernel[(triton.cdiv(R, plan.BLOCK_R), rows + (4 if dynamic else 1))](  # a static kernel left one of four
+    _add_sums_kernel[(ceil_div(R, plan.BLOCK_R), rows + (4 if dynamic else 1))](  # a static kernel left one of four
         sums, sums_h, conv, conv_bias, down_bias, conv if dilation is None else dilation, programs, len(sums_h), R,
         TAPS=rows - 1, **plan.options(),
     )  # fmt: skip

@@ -35,7 +35,7 @@ from fe_adapter.kernels.conv import (
 )
 from fe_adapter.kernels.plans import launch_plan, precision
 from fe_adapter.kernels.products import down, up
-from fe_adapter.kernels.spec import PAD, AdapterSpec, ConvGradients, Weights
+from fe_adapter.kernels.spec import PAD, AdapterSpec, ConvGradients, Weights, ceil_div
 from fe_adapter.kernels.taps import predict_dilation
 
 SHAPE = ("tiles", "T", "N", "P", "dilation")  # one compile serves all values, T = 1 and N = 256 as well
@@ -191,7 +191,7 @@ def forward(x: Tensor, h: Tensor | None, weights: Weights, spec: AdapterSpec, de
     B, T, L, D = x.shape
     N, R = L - spec.num_prefix_tokens, weights.down.shape[0]
     plan = launch_plan(design, x, weights.down.dtype, R)
-    tiles, has_down = triton.cdiv(N, plan.BLOCK_M // T), h is None
+    tiles, has_down = ceil_div(N, plan.BLOCK_M // T), h is None
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     h = weights.down.new_empty(B, T, N, R) if h is None else h
     c = torch.empty_like(h)
@@ -212,7 +212,7 @@ def backward(
     gradients of the projections; and the other gradients. ``dphi`` is computed if not given, else overwritten."""
     B, T, L, D = dy.shape
     N, R, plan = L - spec.num_prefix_tokens, h.shape[-1], launch_plan(design, dy, h.dtype, h.shape[-1])
-    tiles, dynamic = triton.cdiv(N, plan.BLOCK_M // T), weights.dilation is not None
+    tiles, dynamic = ceil_div(N, plan.BLOCK_M // T), weights.dilation is not None
     dx = torch.empty(dy.shape, dtype=dy.dtype, device=dy.device) if needs_dx else dy
     dc = torch.empty_like(h) if dphi is None else dphi
     rows, dh = h.new_empty(B, T, L, R + PAD), h.new_empty(B, T, L, R)

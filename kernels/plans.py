@@ -13,6 +13,8 @@ import torch
 import triton
 from torch import Tensor
 
+from fe_adapter.kernels.spec import ceil_div
+
 DESIGNS = ("fused", "gemm", "resident", "tail")
 ALL_REGISTERS = 255  # of a thread: left to itself, ptxas may spill a few bytes to stay below a threshold of its own
 
@@ -104,12 +106,15 @@ def _hopper(BLOCK_R: int, ACCUMULATORS: int, BLOCK_K: int, BLOCK_N: int = 64, **
 
 # by the largest R, and by the size of an element of x in bytes: tiles of h, how many at a time, tiles of c and of D
 RESIDENT = {
-    64: {2: _hopper(64, 1, 64, 128, UP_STAGES=3), 4: _hopper(64, 1, 64, 32)},
+    64: {2: _hopper(64, 1, 64, 64, UP_STAGES=3, BLOCK_M=64, num_warps=4), 4: _hopper(64, 1, 64, 32)},
     128: {2: _hopper(64, 2, 64, 128), 4: _hopper(128, 1, 64, 32)},
     192: {2: _hopper(64, 3, 64, UP_STAGES=3), 4: _hopper(64, 3, 64, 32)},
     256: {2: _hopper(128, 2, 128), 4: _hopper(64, 4, 64, 32, BLOCK_D=32)},
     384: {2: _hopper(64, 3, 128, num_stages=4), 4: _hopper(64, 3, 64, 32)},
-    512: {2: _hopper(128, 4, 64, BLOCK_M=64), 4: _hopper(128, 2, 64, 32, BLOCK_M=64)},
+    512: {
+        2: _hopper(128, 4, 64, BLOCK_M=64, BLOCK_S_BACKWARD=64, BLOCK_S_DYNAMIC=64),
+        4: _hopper(128, 2, 64, 32, BLOCK_M=64),
+    },
 }
 # where accumulators are in a memory of their own, all of R is one pass over x
 RESIDENT_TENSOR_MEMORY = RESIDENT | {384: {2: _hopper(128, 3, 128), 4: _hopper(128, 3, 64, 32)}}
@@ -137,7 +142,7 @@ CHOICE = {
     (8, 0): {96: "fused", 512: "tail"},
     (8, 6): {640: "fused"},
     (8, 9): {640: "fused"},
-    (9, 0): {512: "resident", 128: "fused"},
+    (9, 0): {384: "resident", 128: "fused"},
     (10, 0): {512: "resident", 128: "fused"},
     (12, 0): {640: "fused"},
 }
@@ -145,7 +150,7 @@ OTHERS = {128: "fused"}
 FEW = 4, 128  # with less than a program to so many multiprocessors, and with more than so many columns, gemm is faster
 CONV = {
     "interpreter": ConvPlan(BLOCK_M=16, BLOCK_R=16, num_warps=1),
-    "cuda": ConvPlan(BLOCK_M=32, BLOCK_R=32, maxnreg=ALL_REGISTERS),
+    "cuda": ConvPlan(BLOCK_M=64, BLOCK_R=64, maxnreg=ALL_REGISTERS),
     "hip": ConvPlan(BLOCK_M=32, BLOCK_R=32),
 }
 CONV_SPATIAL = CONV | {  # an element a thread: with two, a bounded dynamic dilation before an activation spills
@@ -202,7 +207,7 @@ def launch_plan(design: str, x: Tensor, compute_dtype: torch.dtype, bottleneck: 
 
 @functools.cache
 def _with_parts(plan: LaunchPlan, bottleneck: int) -> LaunchPlan:
-    return dataclasses.replace(plan, PARTS=triton.cdiv(bottleneck, plan.BLOCK_K))
+    return dataclasses.replace(plan, PARTS=ceil_div(bottleneck, plan.BLOCK_K))
 
 
 def plan_in_shared_memory(design: str, arch: tuple[int, int], stream_size: int, bottleneck: int) -> LaunchPlan:
@@ -229,7 +234,7 @@ def _has_few_programs(design: str, x: Tensor, compute_dtype: torch.dtype, bottle
     if bottleneck <= widest:
         return False
     B, T, L, _ = x.shape
-    programs = B * triton.cdiv(L, launch_plan(design, x, compute_dtype, bottleneck).BLOCK_M // T)
+    programs = B * ceil_div(L, launch_plan(design, x, compute_dtype, bottleneck).BLOCK_M // T)
     return programs * share < multiprocessors(x.device)
 
 

@@ -11,6 +11,11 @@ from torch import Tensor
 PAD = 8  # columns after φ(c): one for the bias, the rest zeros that keep rows aligned
 
 
+def ceil_div(a: int, b: int) -> int:
+    """``a / b``, rounded up; `triton.cdiv` takes several microseconds."""
+    return -(-a // b)
+
+
 class Weights(NamedTuple):
     """The adapter's parameters, or their gradients. A static adapter has no dilation predictor."""
 

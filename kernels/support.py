@@ -12,6 +12,17 @@ SUPPORTED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 def unsupported_reasons(device: torch.device, dtype: torch.dtype) -> list[str]:
     """Every reason why the Triton backend cannot compute in ``dtype`` on ``device``; empty if it can."""
+    if device.type == "cuda":
+        return list(_reasons_on_gpu(device, dtype))
+    return _find_reasons(device, dtype)
+
+
+@functools.cache  # asked on every call, and the same every time
+def _reasons_on_gpu(device: torch.device, dtype: torch.dtype) -> tuple[str, ...]:
+    return tuple(_find_reasons(device, dtype))
+
+
+def _find_reasons(device: torch.device, dtype: torch.dtype) -> list[str]:
     reasons = []
     if not _has_triton():
         reasons.append("Triton is not installed or cannot be imported")
