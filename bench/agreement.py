@@ -131,7 +131,10 @@ def assert_within(actual: dict[str, Tensor], expected: dict[str, Expected], slac
         typical = error.square().mean().sqrt()
         tiny = torch.finfo(actual[name].dtype).tiny
         bounds = {
-            "as a whole": (found.norm(), exact.numel() ** 0.5 * typical + 6 * torch.hypot(typical, spread) + bias * exact.norm()),
+            "as a whole": (
+                found.norm(),
+                exact.numel() ** 0.5 * typical + 6 * torch.hypot(typical, spread) + bias * exact.norm(),
+            ),
             "in one element": (found.abs(), 8 * error.max() + bias * exact.abs()),
             "in scale": (_component(found, exact).abs(), 6 * torch.hypot(typical, along) + bias * exact.norm()),
         }

@@ -209,6 +209,8 @@ def problems(report: Report) -> list[str]:
     if not (report.tensor_core or report.design in ("gemm", "") or (report.design == "tail" and no_dx)):
         found.append("no tensor-core instruction")
     phases = {"": 0, "gemm": 0, "tail": 1}.get(report.design, 2) + ("fused_bwd" in report.kernel) - no_dx
+    if "static" not in report.case or "identity" not in report.case:
+        phases += "fused_bwd" in report.kernel or "bwd_activation" in report.kernel  # between two readings of the taps
     if report.barriers < phases:
         found.append(f"{report.barriers} block barriers between the phases")
     if report.is_serialized:
@@ -227,7 +229,7 @@ def chosen(targets: tuple[str, ...]) -> Iterator[tuple[int, int, list[str]]]:
                 if design != "gemm":
                     plan = plans.launch_plan(design, x, x.dtype, R)
                     width = f"{plan.PARTS}x{plan.BLOCK_K} " if plan.PARTS else ""
-                    design += f" {width}{'even' if plan.options(D, R, 3, False, False)['EVEN'] else 'masked'}"
+                    design += f" {width}{'even' if plan.options(D, R, 3, backward=False)['EVEN'] else 'masked'}"
             variants.append(design)
         yield R, D, variants
 

@@ -190,9 +190,7 @@ class _Once(torch.autograd.Function):
         )
 
 
-register_autograd(
-    forward_op, lambda below, x, weights, *options: _Differentiable.apply(below, options, x, *weights)
-)
+register_autograd(forward_op, lambda below, x, weights, *options: _Differentiable.apply(below, options, x, *weights))
 register_autograd(
     backward_op,
     lambda below, dy, x, y, h, weights, *options: list(

@@ -8,7 +8,8 @@
 ``h``, ``dφ``, ``dc`` are (B, T, N, R), ``rows`` (B, T, L, R + PAD), all contiguous, made here or by ``gemm``.
 The extra columns and the zero prefix rows make both products of the up-projection single GEMMs over the matrix that
 ``x`` is, bias included. ``h`` is read once a kernel, 3 (K) times through the cache; nothing else is saved for backward.
-Every element is written by one program; sums are fp32 partials, one row a program, which a last kernel adds up: no atomics.
+Every element is written by one program; sums are fp32 partials, one row a program, which a last kernel adds up: there
+are no atomics.
 """
 
 from __future__ import annotations
@@ -55,22 +56,28 @@ def backward_activation_step(
 ):  # fmt: skip
     """Write what `activation_step` writes, ``dc``, and the sums of dw (K·KH·KW, R) and dbc (R,) over these rows.
 
-    Returns dd, of a dynamic dilation. Taps are read once; before an activation, whose slope needs ``c``, twice.
+    Returns dd, of a dynamic dilation. Taps are read once where registers allow; before an activation, whose slope needs
+    ``c``, and with a dynamic dilation twice.
     """
+    READS_ONCE: tl.constexpr = ACTIVATION == "identity" and not DYNAMIC
     o_row = o_t * N + o_n
     b_dd = tl.zeros((BLOCK_M,), tl.float32)
     for r0 in range(0, R, BLOCK_R):
         o_r = r0 + tl.arange(0, BLOCK_R)
         m_r = o_r < R
         m_here = m_row[:, None] & m_r[None, :]
-        b_dc = load_f32(p_dphi + (o_row * R)[:, None] + o_r[None, :], m_here)
-        if ACTIVATION == "identity":
+        if READS_ONCE:
             b_c = tl.zeros((BLOCK_M, BLOCK_R), tl.float32) + load_f32(p_conv_bias + o_r, m_r)[None, :]
         else:
             b_c = convolve(
                 p_h, p_conv, p_conv_bias, b_d, o_t, o_n, T, N, R, H, W, dilation, m_row, o_r, m_r, K, KH, KW, DYNAMIC,
                 BLOCK_M, BLOCK_R,
             )  # fmt: skip
+            b_out = rounded(tl.where(m_row[:, None], activate(b_c, ACTIVATION), 0.0), p_rows.dtype.element_ty)
+            tl.store(p_rows + (o_out * C)[:, None] + o_r[None, :], b_out, m_out[:, None] & m_r[None, :])
+            tl.debug_barrier()  # keeps the compiler from loading the taps of both readings at once, which would spill
+        b_dc = load_f32(p_dphi + (o_row * R)[:, None] + o_r[None, :], m_here)
+        if not READS_ONCE:
             b_dc *= activation_slope(b_c, ACTIVATION)
         tl.store(p_dc + (o_row * R)[:, None] + o_r[None, :], rounded(b_dc, p_dc.dtype.element_ty), m_here)
         tl.store(p_sums + K * KH * KW * R + o_r, tl.sum(b_dc, 0), m_r)
@@ -82,13 +89,14 @@ def backward_activation_step(
                         m_r, KH, KW, DYNAMIC,
                     )  # fmt: skip
                     b_w = load_f32(p_conv + o_r * (K * KH * KW) + (k * KH + i) * KW + j, m_r)
-                    if ACTIVATION == "identity":
+                    if READS_ONCE:
                         b_c += b_value * b_w[None, :]
                     tl.store(p_sums + ((k * KH + i) * KW + j) * R + o_r, tl.sum(b_dc * b_value, 0), m_r)
                     if DYNAMIC and k != K // 2:
                         b_dd += (k - K // 2) * tl.sum(b_dc * b_rise * b_w[None, :], 1)
-        b_out = rounded(tl.where(m_row[:, None], activate(b_c, ACTIVATION), 0.0), p_rows.dtype.element_ty)
-        tl.store(p_rows + (o_out * C)[:, None] + o_r[None, :], b_out, m_out[:, None] & m_r[None, :])
+        if READS_ONCE:
+            b_out = rounded(tl.where(m_row[:, None], b_c, 0.0), p_rows.dtype.element_ty)
+            tl.store(p_rows + (o_out * C)[:, None] + o_r[None, :], b_out, m_out[:, None] & m_r[None, :])
     o_pad = tl.arange(0, PAD_COLUMNS)
     b_pad = rounded((m_row[:, None] & (o_pad == 0)[None, :]).to(tl.float32), p_rows.dtype.element_ty)
     tl.store(p_rows + (o_out * C)[:, None] + (R + o_pad)[None, :], b_pad, m_out[:, None])

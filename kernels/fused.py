@@ -200,7 +200,7 @@ def forward(x: Tensor, h: Tensor | None, weights: Weights, spec: AdapterSpec, de
         weights.up_bias, y, h, c,
         tiles, T, N, L - N, D, R, *x.stride()[:3], spec.dilation, spec.max_dilation or 0.0,
         ACTIVATION=spec.activation, **_time_flags(weights, spec), HAS_DOWN=has_down, PRECISION=precision(),
-        **plan.options(D, R, weights.conv.shape[2], weights.dilation is not None, backward=False),
+        **plan.options(D, R, weights.conv.shape[2], backward=False),
     )  # fmt: skip
     return y, h
 
@@ -224,7 +224,7 @@ def backward(
         d, da, sums, sums_h,
         tiles, T, N, L - N, D, R, R + PAD, *dy.stride()[:3], spec.dilation, spec.max_dilation or 0.0,
         ACTIVATION=spec.activation, NEEDS_DX=needs_dx, **_time_flags(weights, spec), HAS_DOWN=dphi is None,
-        PRECISION=precision(), **plan.options(D, R, weights.conv.shape[2], dynamic, backward=True),
+        PRECISION=precision(), **plan.options(D, R, weights.conv.shape[2], backward=True),
     )  # fmt: skip
     return (dx if needs_dx else None), rows, dh, add_sums(sums, sums_h, da, weights, spec.gradient_dtype)
 

@@ -38,9 +38,9 @@ class ConvPlan:
 class LaunchPlan:
     """Tiles of the kernels that hold a whole adapter, or its tail.
 
-    Rows; D and R of the down-product; D and R of the up-product; channels of the convolution forward, backward, and
-    backward of a dynamic dilation; tiles of ``h`` that the down-product keeps at a time; tiles of ``c`` that the
-    up-product keeps in shared memory, 0 where ``c`` passes by.
+    Rows; D and R of the down-product; D and R of the up-product; channels of the convolution, forward and backward;
+    tiles of ``h`` that the down-product keeps at a time; tiles of ``c`` that the up-product keeps in shared memory, 0
+    where ``c`` passes by.
     """
 
     BLOCK_M: int
@@ -50,7 +50,6 @@ class LaunchPlan:
     BLOCK_K: int
     BLOCK_S: int = 64
     BLOCK_S_BACKWARD: int = 32
-    BLOCK_S_DYNAMIC: int = 16
     ACCUMULATORS: int = 1
     PARTS: int = 0
     UP_STAGES: int = 3
@@ -59,13 +58,13 @@ class LaunchPlan:
     maxnreg: int | None = None
 
     @functools.cache  # noqa: B019  # of few plans and widths, all in the tables
-    def options(self, D: int, R: int, taps: int, dynamic: bool, backward: bool) -> dict[str, int | bool]:
+    def options(self, D: int, R: int, taps: int, backward: bool) -> dict[str, int | bool]:
         """Keyword arguments of a launch; EVEN drops the masks of the products."""
         even = D % self.BLOCK_D == R % (self.ACCUMULATORS * self.BLOCK_R) == D % self.BLOCK_N == R % self.BLOCK_K == 0
         options = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
-        backward_channels, dynamic_channels = options.pop("BLOCK_S_BACKWARD"), options.pop("BLOCK_S_DYNAMIC")
+        backward_channels = options.pop("BLOCK_S_BACKWARD")
         if backward:
-            options["BLOCK_S"] = dynamic_channels if dynamic else backward_channels
+            options["BLOCK_S"] = backward_channels
         if taps > 3:  # each has its values in registers
             options["BLOCK_S"] = max(16, options["BLOCK_S"] // 2)
         return options | {"EVEN": even}
@@ -100,24 +99,24 @@ def _resident(BLOCK_R: int, ACCUMULATORS: int, BLOCK_K: int, BLOCK_N: int = 64, 
     return dataclasses.replace(plan, **{"UP_STAGES": 2, **others})
 
 
-def _hopper(BLOCK_R: int, ACCUMULATORS: int, BLOCK_K: int, BLOCK_N: int = 64, **others: int) -> LaunchPlan:
-    return _resident(BLOCK_R, ACCUMULATORS, BLOCK_K, BLOCK_N, **{"BLOCK_S_DYNAMIC": 32, **others})
-
-
+TWO_A_MULTIPROCESSOR = _resident(64, 2, 64, UP_STAGES=1, BLOCK_M=64, num_warps=4)  # programs at a time
 # by the largest R, and by the size of an element of x in bytes: tiles of h, how many at a time, tiles of c and of D
 RESIDENT = {
-    64: {2: _hopper(64, 1, 64, 64, UP_STAGES=3, BLOCK_M=64, num_warps=4), 4: _hopper(64, 1, 64, 32)},
-    128: {2: _hopper(64, 2, 64, 128), 4: _hopper(128, 1, 64, 32)},
-    192: {2: _hopper(64, 3, 64, UP_STAGES=3), 4: _hopper(64, 3, 64, 32)},
-    256: {2: _hopper(128, 2, 128), 4: _hopper(64, 4, 64, 32, BLOCK_D=32)},
-    384: {2: _hopper(64, 3, 128, num_stages=4), 4: _hopper(64, 3, 64, 32)},
+    64: {2: _resident(64, 1, 64, UP_STAGES=3, BLOCK_M=64, num_warps=4), 4: _resident(64, 1, 64, 32)},
+    128: {2: _resident(64, 2, 64, 128), 4: _resident(128, 1, 64, 32)},
+    192: {2: _resident(64, 3, 64, UP_STAGES=3), 4: TWO_A_MULTIPROCESSOR},
+    256: {2: _resident(64, 4, 64, BLOCK_D=32, num_stages=4), 4: TWO_A_MULTIPROCESSOR},
+    384: {2: _resident(64, 3, 128, num_stages=4), 4: TWO_A_MULTIPROCESSOR},
     512: {
-        2: _hopper(128, 4, 64, BLOCK_M=64, BLOCK_S_BACKWARD=64, BLOCK_S_DYNAMIC=64),
-        4: _hopper(128, 2, 64, 32, BLOCK_M=64),
+        2: _resident(128, 2, 64, BLOCK_M=64, BLOCK_S_BACKWARD=64),
+        4: _resident(64, 2, 64, UP_STAGES=1, BLOCK_M=64),
     },
 }
 # where accumulators are in a memory of their own, all of R is one pass over x
-RESIDENT_TENSOR_MEMORY = RESIDENT | {384: {2: _hopper(128, 3, 128), 4: _hopper(128, 3, 64, 32)}}
+RESIDENT_TENSOR_MEMORY = RESIDENT | {
+    64: {2: _resident(64, 1, 64, 128, UP_STAGES=3), 4: _resident(64, 1, 64, 32)},
+    384: {2: _resident(128, 3, 128), 4: _resident(128, 3, 64, 32)},
+}
 TAIL_128_ROWS = _resident(32, 1, 32, 32, BLOCK_D=32, num_stages=2)
 TAIL_64_ROWS = _resident(64, 1, 64, 32, BLOCK_D=32, BLOCK_M=64, num_stages=2)
 TAIL_163_KIB = {384: dict.fromkeys((2, 4), TAIL_128_ROWS), 512: dict.fromkeys((2, 4), TAIL_64_ROWS)}
@@ -150,7 +149,7 @@ OTHERS = {128: "fused"}
 FEW = 4, 128  # with less than a program to so many multiprocessors, and with more than so many columns, gemm is faster
 CONV = {
     "interpreter": ConvPlan(BLOCK_M=16, BLOCK_R=16, num_warps=1),
-    "cuda": ConvPlan(BLOCK_M=64, BLOCK_R=64, maxnreg=ALL_REGISTERS),
+    "cuda": ConvPlan(BLOCK_M=16, BLOCK_R=32, num_warps=2, maxnreg=ALL_REGISTERS),
     "hip": ConvPlan(BLOCK_M=32, BLOCK_R=32),
 }
 CONV_SPATIAL = CONV | {  # an element a thread: with two, a bounded dynamic dilation before an activation spills
