@@ -20,7 +20,7 @@ from bench import readme as readme_tables
 from bench import report as reports
 from bench import suite as suites
 from bench.case import get_cases
-from bench.results import FOLDER, ROOT, Results, is_suite
+from bench.results import FOLDER, ROOT, Results, environment, is_suite
 from fe_adapter._io import read_json
 from fe_adapter._report import write_json
 from fe_adapter.environment import machine
@@ -248,6 +248,33 @@ def cost() -> None:
                 table.add_row(str(R), name, *shown, best, bound, share)
         table.title = f"PREDICTED µs, forward + backward: bf16, {title}, B=8 T=8 N=196 D=768"
         Console(width=120).print(table)
+
+
+@app.command()
+def kernels(
+    bottleneck: Annotated[list[int] | None, typer.Option(min=1, help="R; may be repeated; default 384 and 64.")] = None,
+    out: Annotated[Path | None, typer.Option(help="JSON file of the figures.")] = None,
+) -> None:
+    """On a GPU: what each kernel of a layer's forward and backward takes, design by design, and what the host takes.
+
+    Example: python -m bench kernels --bottleneck 384
+    """
+    if not torch.cuda.is_available():
+        raise InputError("there is no GPU here; `python -m bench cost` predicts")
+    from bench import kernels as profiler  # not before it is needed: it imports Triton
+
+    records = []
+    for record in profiler.records(tuple(bottleneck or (384, 64))):
+        records.append(record)
+        title = f"R={record['R']} dilation={record['dilation']} {record['design']}"
+        table = Table(
+            "kernel", "launches", "µs", title=f"{title}: GPU {record['gpu_us']} µs, host {record['host_us']} µs"
+        )
+        for row in record["kernels"]:
+            table.add_row(row["name"][:80], f"{row['launches']:g}", f"{row['us']:.1f}")
+        Console(width=120).print(table)
+        if out is not None:
+            write_json(out, {"machine": environment(), "shape": profiler.SHAPE, "layers": records})
 
 
 @app.command()

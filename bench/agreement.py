@@ -120,7 +120,8 @@ def assert_within(actual: dict[str, Tensor], expected: dict[str, Expected], slac
     - ``‖error‖ ≤ √n·σ + 6·√(σ² + s²) + bias``: the norm of n independent normal errors exceeds √n·σ + 6 σ with a
       probability below exp(−18); s is for those that are not, as where one slope that jumps changes a sum over all
       tokens; cutting off instead of rounding shrinks all that it meets, which is the bias;
-    - ``|error_i| ≤ 8·max σ_i + bias``: of 10¹⁵ normal errors one exceeds 8 σ; the largest, as slopes jump in single rows;
+    - ``|error_i| ≤ 8·max σ_i + bias``: of 10¹⁵ normal errors one exceeds 8 σ; the largest, as slopes jump in single
+      rows;
     - ``|error · exact| / ‖exact‖ ≤ 6·√(σ² + s'²) + bias``: rounding has no direction, so that a component of n normal
       errors is one such error.
 

@@ -11,6 +11,7 @@ import time
 import types
 from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -205,16 +206,17 @@ def test_a_design_can_be_forced_for_one_provider_alone(monkeypatch):
     seen = []
     layer = get_cases()["layer"]
     contender = Contender(lambda _: seen.append(os.environ.get("FE_ADAPTER_BACKEND")))
-    fixed = layer._with_design(lambda: contender, "eager")
-    fixed.step(fixed.prepare())
-    contender.step(contender.prepare())
-    assert seen == ["eager", "eager", None]
+    work = mock.Mock(**{"contender.return_value": contender, "graphed_contender.return_value": contender})
+    graphed = layer._graphed_design(work, torch.nn.Identity(), torch.nn.Identity(), "eager")
+    graphed.step(graphed.prepare())
+    assert seen == ["eager", None]
 
     def refuse(_: object) -> None:
         raise RuntimeError("FE_ADAPTER_DESIGN=fused cannot run here")
 
+    work.contender.return_value = Contender(refuse)
     with pytest.raises(SkippedError, match="cannot run here"):
-        layer._with_design(lambda: Contender(refuse), "fused")
+        layer._graphed_design(work, torch.nn.Identity(), torch.nn.Identity(), "fused")
 
 
 def test_a_check_leaves_the_environment_as_it_was(monkeypatch):

@@ -86,7 +86,7 @@ def test_the_table_of_designs_is_made_anew():
     assert {name: rows for name, rows, _ in choice.predicted()}["A100"] == {96: "fused", 512: "tail"}
 
     def record(R: int, **ms: float) -> dict:
-        providers = {f"static {design}": {"ms": [value]} for design, value in ms.items()}
+        providers = {f"static {design} graphed": {"ms": [value]} for design, value in ms.items()}
         return {"case": "layer", "point": {"pass": "both", "R": R}, "providers": providers}
 
     found = choice.measured({"records": [record(64, gemm=2, fused=1), record(384, gemm=2, fused=3, tail=1)]})

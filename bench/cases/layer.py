@@ -83,8 +83,9 @@ def providers(point: Point, device: torch.device) -> Mapping[str, Provider]:
         for name, fused, reference in (("static", fused_static, static), ("dynamic", fused_dynamic, dynamic)):
             found[f"{name} graphed"] = Provider(partial(work.graphed_contender, fused), "ours")
             for design in ("eager", *DESIGNS):
-                build = partial(work.contender, fused, reference)
-                found[f"{name} {design}"] = Provider(partial(_with_design, build, design), "ours")
+                found[f"{name} {design} graphed"] = Provider(
+                    partial(_graphed_design, work, fused, reference, design), "ours"
+                )
     return found
 
 
@@ -98,28 +99,20 @@ def _without_cudnn(contender: Contender) -> Contender:
     return dataclasses.replace(contender, step=step)
 
 
-def _with_design(build: Callable[[], Contender], design: str) -> Contender:
-    """What ``build`` makes, on one design, whatever the launch plans would choose; "eager" is none.
+def _graphed_design(work: Work, module: nn.Module, reference: nn.Module, design: str) -> Contender:
+    """``module`` on one design ("eager" is none), whatever the launch plans would choose, as a graph: the GPU's time.
 
     Raises:
         SkippedError: the design cannot run here.
     """
-    contender = build()
-    variable = "FE_ADAPTER_BACKEND" if design == "eager" else "FE_ADAPTER_DESIGN"
-
-    def inside(function: Callable) -> Callable:
-        def call(*args: Any) -> Any:
-            with _environment(variable, design):
-                return function(*args)
-
-        return call
-
-    fixed = Contender(*(inside(getattr(contender, field.name)) for field in dataclasses.fields(contender)))
-    try:
-        fixed.step(fixed.prepare())
-    except RuntimeError as error:
-        raise SkippedError(str(error)) from None
-    return fixed
+    with _environment("FE_ADAPTER_BACKEND" if design == "eager" else "FE_ADAPTER_DESIGN", design):
+        contender = work.contender(module, reference)
+        try:
+            contender.step(contender.prepare())
+        except RuntimeError as error:
+            raise SkippedError(str(error)) from None
+        contender.check()
+        return work.graphed_contender(module)
 
 
 @contextlib.contextmanager

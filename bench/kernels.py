@@ -1,0 +1,85 @@
+"""Where a layer's time goes on a GPU: every kernel of one forward and backward, and the host that queues them."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
+
+from bench.checks import chosen, serves
+from bench.harness import empty_l2
+from bench.modules import settled_pair
+from fe_adapter import FusedFEAdapter
+from fe_adapter.kernels.plans import DESIGNS
+
+SHAPE = {"B": 8, "T": 8, "N": 196, "P": 1, "D": 768}
+EMPTIES = "FillFunctor<signed char>"  # in the name of the kernel that empties the L2 cache
+
+
+def records(bottlenecks: tuple[int, ...] = (384, 64)) -> Iterator[dict[str, Any]]:
+    """One record for every R, form and design that serves it: ``kernels`` by name, ``host_us`` and ``gpu_us``."""
+    device, dtype = torch.device("cuda"), torch.bfloat16
+    B, T, N, P, D = SHAPE.values()
+    for R, dilation, design in itertools.product(bottlenecks, (1, "dynamic"), DESIGNS):
+        if not serves(device, design, dtype, (B, T, N, P, D, R), {}):
+            continue
+        options: dict[str, Any] = {"num_frames": T, "device": device, "dtype": dtype}
+        if dilation == "dynamic":
+            _, layer = settled_pair(D, R, **options)
+        else:
+            layer = FusedFEAdapter(D, R, dilation=dilation, **options)
+        x, dy = torch.randn(2, B * T, P + N, D, device=device).to(dtype)
+        step = partial(_step, layer, x.requires_grad_(), dy)
+        with chosen(design):
+            kernels = kernel_times(step)
+            yield {
+                "R": R,
+                "dilation": dilation,
+                "design": design,
+                "gpu_us": round(sum(row["us"] for row in kernels), 1),
+                "host_us": round(host_time(step), 1),
+                "kernels": kernels,
+            }
+
+
+def _step(layer: nn.Module, x: torch.Tensor, dy: torch.Tensor) -> None:
+    layer.zero_grad(set_to_none=True)
+    x.grad = None
+    layer(x).backward(dy)
+
+
+def kernel_times(step: Callable[[], None], rounds: int = 5) -> list[dict[str, Any]]:
+    """Every kernel that ``step`` runs, in their order: its name, launches and µs a step, from an empty L2 cache."""
+    step()
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+        for _ in range(rounds):
+            empty_l2()
+            step()
+        torch.cuda.synchronize()
+    found: dict[str, list[float]] = {}
+    events = [event for event in profiler.events() or () if event.device_type == DeviceType.CUDA]
+    for event in sorted(events, key=lambda event: event.time_range.start):
+        if EMPTIES not in event.name:
+            found.setdefault(event.name, []).append(event.time_range.elapsed_us())
+    return [
+        {"name": name, "launches": len(us) / rounds, "us": round(sum(us) / rounds, 1)} for name, us in found.items()
+    ]
+
+
+def host_time(step: Callable[[], None], rounds: int = 30) -> float:
+    """Median µs until ``step`` returns, with nothing queued before it."""
+    times = []
+    for _ in range(rounds):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        step()
+        times.append(1e6 * (time.perf_counter() - start))
+    return statistics.median(times)
