@@ -278,6 +278,25 @@ def kernels(
 
 
 @app.command()
+def tiles(
+    bottleneck: Annotated[int, typer.Option(min=1, help="R.")] = 384,
+    dynamic: Annotated[bool, typer.Option("--dynamic", help="A dynamic dilation.")] = False,
+) -> None:
+    """On a GPU: what other tiles than the launch plans' would take, one change at a time. Compiles for a minute or two.
+
+    Example: python -m bench tiles --bottleneck 64
+    """
+    if not torch.cuda.is_available():
+        raise InputError("there is no GPU here; `python -m bench compile` says what fits one")
+    from bench import tiles as sweep  # not before it is needed: it imports Triton
+
+    table = Table("plan", "kernels, µs", "all, µs", title=f"R={bottleneck} {'dynamic' if dynamic else 'static'}")
+    for row in track(sweep.rows(bottleneck, "dynamic" if dynamic else 1), "timing", transient=True):
+        table.add_row(*row)
+    Console(width=160).print(table)
+
+
+@app.command()
 def choice(
     results: Annotated[Path | None, typer.Argument(help="What was measured on a GPU; without it, predictions.")] = None,
 ) -> None:

@@ -28,7 +28,8 @@ class Provider:
 
     Args:
         build: a `Contender` for one point; raises `SkippedError` where it cannot run.
-        role: "ours"; "rival", which does the same work another way; or "floor", which does less and so is no rival.
+        role: "ours"; "design", ours whatever the launch plans would choose; "rival", which does the same work
+            another way; or "floor", which does less and so is no rival.
     """
 
     build: Callable[[], Contender]

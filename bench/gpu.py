@@ -28,7 +28,7 @@ from typing import Any
 
 import torch
 
-from bench import suite
+from bench import kernels, suite
 from bench.case import SkippedError, get_cases
 from bench.checks import get_checks
 from bench.results import FOLDER, Results
@@ -36,7 +36,8 @@ from fe_adapter.errors import InputError
 
 PASSED, NOT_RUN = "passed", "not run"
 HANGS = 120  # seconds after which a check is taken to hang; compiling its kernels takes some ten
-SHARE_OF_CHECKS = 5 / 9  # of all the time
+SHARE_OF_CHECKS = 5 / 9  # of all the time, from its start
+SHARE_OF_KERNELS = 6 / 9
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -65,12 +66,26 @@ def main(arguments: list[str] | None = None) -> int:
     for name, outcome in outcomes.items():
         if outcome != PASSED:
             print(f"  {name}: {outcome}")
+    if options.check is None and has_gpu:
+        profile_kernels(results, start + SHARE_OF_KERNELS * options.seconds)
     if options.check is None:
         names = sorted(get_cases(), key=lambda name: name != "layer")  # the design by design one first
         deadline = start + options.seconds
         for record in suite.run(results, names, options.quick, deadline=deadline, thorough=False):
             show(record)
     return int(bool(counts["failed"]) or any(record["failures"] for record in results.content["records"]))
+
+
+def profile_kernels(results: Results, deadline: float) -> None:
+    """Put what each kernel takes, by design, into ``results``, until ``deadline`` (of `time.monotonic`)."""
+    results.content["kernels"] = []
+    for record in kernels.records():
+        results.content["kernels"].append(record)
+        results.write()
+        name = f"R={record['R']} dilation={record['dilation']} {record['design']}"
+        print(f"kernels of {name}: {record['gpu_us']:.0f} µs, host {record['host_us']:.0f} µs", flush=True)
+        if time.monotonic() > deadline:
+            break
 
 
 def run_checks(results: Results, get: Callable[[], dict[str, Callable]], deadline: float, only: str = "") -> None:

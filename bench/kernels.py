@@ -6,18 +6,15 @@ import itertools
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from bench.checks import chosen, serves
 from bench.harness import empty_l2
 from bench.modules import settled_pair
-from fe_adapter import FusedFEAdapter
 from fe_adapter.kernels.plans import DESIGNS
 
 SHAPE = {"B": 8, "T": 8, "N": 196, "P": 1, "D": 768}
@@ -26,18 +23,10 @@ EMPTIES = "FillFunctor<signed char>"  # in the name of the kernel that empties t
 
 def records(bottlenecks: tuple[int, ...] = (384, 64)) -> Iterator[dict[str, Any]]:
     """One record for every R, form and design that serves it: ``kernels`` by name, ``host_us`` and ``gpu_us``."""
-    device, dtype = torch.device("cuda"), torch.bfloat16
-    B, T, N, P, D = SHAPE.values()
     for R, dilation, design in itertools.product(bottlenecks, (1, "dynamic"), DESIGNS):
-        if not serves(device, design, dtype, (B, T, N, P, D, R), {}):
+        if not serves(torch.device("cuda"), design, torch.bfloat16, (*SHAPE.values(), R), {}):
             continue
-        options: dict[str, Any] = {"num_frames": T, "device": device, "dtype": dtype}
-        if dilation == "dynamic":
-            _, layer = settled_pair(D, R, **options)
-        else:
-            layer = FusedFEAdapter(D, R, dilation=dilation, **options)
-        x, dy = torch.randn(2, B * T, P + N, D, device=device).to(dtype)
-        step = partial(_step, layer, x.requires_grad_(), dy)
+        step = layer_step(R, dilation)
         with chosen(design):
             kernels = kernel_times(step)
             yield {
@@ -50,10 +39,19 @@ def records(bottlenecks: tuple[int, ...] = (384, 64)) -> Iterator[dict[str, Any]
             }
 
 
-def _step(layer: nn.Module, x: torch.Tensor, dy: torch.Tensor) -> None:
-    layer.zero_grad(set_to_none=True)
-    x.grad = None
-    layer(x).backward(dy)
+def layer_step(R: int, dilation: int | str) -> Callable[[], None]:
+    """Forward and backward of a layer in bf16 on a GPU."""
+    B, T, N, P, D = SHAPE.values()
+    _, layer = settled_pair(D, R, dilation=dilation, num_frames=T, device="cuda", dtype=torch.bfloat16)
+    x, dy = torch.randn(2, B * T, P + N, D, device="cuda").to(torch.bfloat16)
+    x.requires_grad_()
+
+    def step() -> None:
+        layer.zero_grad(set_to_none=True)
+        x.grad = None
+        layer(x).backward(dy)
+
+    return step
 
 
 def kernel_times(step: Callable[[], None], rounds: int = 5) -> list[dict[str, Any]]:

@@ -101,9 +101,9 @@ def _results(module: nn.Module, leaf: Tensor, dy: Tensor) -> dict[str, Tensor]:
     return {"y": y.detach(), **dict(zip(names, gradients, strict=True))}
 
 
-def settled_pair(D: int, R: int, **options: Any) -> tuple[nn.Module, nn.Module]:
-    """As `bench.agreement.pair`, of dynamic dilations that `settle_dilation` has settled."""
-    plain, fused = pair(D, R, dilation="dynamic", **options)
+def settled_pair(D: int, R: int, dilation: int | str = "dynamic", **options: Any) -> tuple[nn.Module, nn.Module]:
+    """As `bench.agreement.pair`, a dynamic dilation settled by `settle_dilation`."""
+    plain, fused = pair(D, R, dilation=dilation, **options)
     settle_dilation(plain)
     fused.load_state_dict(plain.state_dict())
     return plain, fused

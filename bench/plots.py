@@ -13,7 +13,7 @@ from bench.case import DTYPES
 from bench.harness import ratio
 from fe_adapter._report import new_figure
 
-COLORS = {"ours": "tab:blue", "rival": "tab:orange", "floor": "tab:gray"}
+COLORS = {"ours": "tab:blue", "design": "tab:cyan", "rival": "tab:orange", "floor": "tab:gray"}
 GROWING = ("B", "T", "N")
 Draw = Callable[[Any], None]  # onto matplotlib axes
 
@@ -59,7 +59,9 @@ def _ratios(records: list[dict[str, Any]], axes: Any) -> None:
             axes.barh(len(labels), value, xerr=whiskers, color=COLORS[provider["role"]])
             labels.append(name)
     axes.axvline(1, color="black", linewidth=1)
-    axes.set(xlabel=f"time over {records[0]['baseline']}'s (blue: ours; grey: does less); whiskers: 95 %")
+    axes.set(
+        xlabel=f"time over {records[0]['baseline']}'s (blue: ours; cyan: other designs; grey: less work); whiskers: 95 %"
+    )
     axes.set_yticks(range(len(labels)), labels, fontsize=6)
     axes.invert_yaxis()
 

@@ -1,7 +1,7 @@
 """Which design and which tiles serve a call: one table per kernel family, by architecture. Never tuned at run time.
 
-The figures come from compiling ahead of time (`python -m bench compile`): on Triton 3.6 and 3.8 no plan here spills
-registers (on 3.9 some of ``resident`` do), and each fits its architecture's shared memory. No GPU has timed them yet.
+What is here fits each architecture's shared memory and spills no registers (`python -m bench compile`). Of what does,
+an H100 was asked what is fast (`python -m bench tiles`); for other cards a model was (`python -m bench cost`).
 """
 
 from __future__ import annotations
@@ -134,9 +134,10 @@ IN_SHARED_MEMORY = {
         (12, 0): TAIL_99_KIB,
     },
 }
-# what is predicted to be the fastest (`python -m bench cost`), by compute capability: up to which R, which design, the
-# next where one refuses (``resident`` does fp32); beyond, gemm. Every program of ``fused`` reads both matrices through
-# L2: cards with fast DRAM wait for that from 128 on, those for gaming and inference still for DRAM
+# what is the fastest, by compute capability: up to which R, which design, the next where one refuses (``resident`` does
+# fp32); beyond, gemm. On 9.0 measured: at 384 gemm's kernels take 8 % less than resident's, but its launches take the
+# host longer. Else predicted (`python -m bench cost`): every program of ``fused`` reads both matrices through L2, for
+# which cards with fast DRAM wait from 128 on, while those for gaming and inference still wait for DRAM
 CHOICE = {
     (8, 0): {96: "fused", 512: "tail"},
     (8, 6): {640: "fused"},
@@ -152,7 +153,7 @@ CONV = {
     "cuda": ConvPlan(BLOCK_M=16, BLOCK_R=32, num_warps=2, maxnreg=ALL_REGISTERS),
     "hip": ConvPlan(BLOCK_M=32, BLOCK_R=32),
 }
-CONV_SPATIAL = CONV | {  # an element a thread: with two, a bounded dynamic dilation before an activation spills
+CONV_NARROW = CONV | {  # an element a thread, for spatial kernels and rows that are not aligned: with two, some spill
     "cuda": ConvPlan(BLOCK_M=16, BLOCK_R=16, num_warps=8, maxnreg=ALL_REGISTERS),
     "hip": ConvPlan(BLOCK_M=16, BLOCK_R=16, num_warps=2),
 }
@@ -185,8 +186,8 @@ def multiprocessors(device: torch.device) -> int:
 
 def conv_plan(h: Tensor, conv: Tensor) -> ConvPlan:
     """For a hidden ``h`` (B, T, N, R) and a convolution's weight."""
-    is_spatial = conv.shape[-2] * conv.shape[-1] > 1
-    return (CONV_SPATIAL if is_spatial else CONV)[platform()]
+    is_spatial, is_aligned = conv.shape[-2] * conv.shape[-1] > 1, h.shape[-1] % 16 == 0
+    return (CONV_NARROW if is_spatial or not is_aligned else CONV)[platform()]
 
 
 def sums_plan() -> ConvPlan:

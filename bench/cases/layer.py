@@ -84,7 +84,7 @@ def providers(point: Point, device: torch.device) -> Mapping[str, Provider]:
             found[f"{name} graphed"] = Provider(partial(work.graphed_contender, fused), "ours")
             for design in ("eager", *DESIGNS):
                 found[f"{name} {design} graphed"] = Provider(
-                    partial(_graphed_design, work, fused, reference, design), "ours"
+                    partial(_graphed_design, work, fused, reference, design), "design"
                 )
     return found
 
