@@ -59,9 +59,7 @@ def _ratios(records: list[dict[str, Any]], axes: Any) -> None:
             axes.barh(len(labels), value, xerr=whiskers, color=COLORS[provider["role"]])
             labels.append(name)
     axes.axvline(1, color="black", linewidth=1)
-    axes.set(
-        xlabel=f"time over {records[0]['baseline']}'s (blue: ours; cyan: other designs; grey: less work); whiskers: 95 %"
-    )
+    axes.set(xlabel=f"time over {records[0]['baseline']}'s (blue: ours; cyan: other designs; grey: less work); 95 %")
     axes.set_yticks(range(len(labels)), labels, fontsize=6)
     axes.invert_yaxis()
 
