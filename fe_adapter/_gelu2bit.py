@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fe_adapter._library import register
 from fe_adapter.kernels.support import is_interpreting, unsupported_reasons
 
 
@@ -58,7 +59,7 @@ def gelu2bit(x: Tensor, kind: str = "erf") -> Tensor:
 class _GELU2Bit(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, kind: str) -> Tensor:
-        ctx.save_for_backward(step_codes(x, STEPS[kind][0]))
+        ctx.save_for_backward(step_codes_op(x, STEPS[kind][0]))
         ctx.kind = kind
         return GELUS[kind](x)
 
@@ -66,10 +67,9 @@ class _GELU2Bit(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
         (codes,) = ctx.saved_tensors
-        return multiply_steps(dy, codes, STEPS[ctx.kind][1]), None
+        return multiply_steps_op(dy, codes, STEPS[ctx.kind][1]), None
 
 
-@torch.library.custom_op("fe_adapter::step_codes", mutates_args=())
 def step_codes(x: Tensor, positions: Sequence[float]) -> Tensor:
     """How many of three ``positions`` lie below each element of ``x``: two bits an element, four elements a byte."""
     x = x.contiguous().view(-1)
@@ -92,12 +92,10 @@ def step_codes(x: Tensor, positions: Sequence[float]) -> Tensor:
     return codes
 
 
-@step_codes.register_fake
-def _(x, positions):
+def _fake_step_codes(x, positions):
     return x.new_empty(-(-x.numel() // 4), dtype=torch.uint8)
 
 
-@torch.library.custom_op("fe_adapter::multiply_steps", mutates_args=())
 def multiply_steps(dy: Tensor, codes: Tensor, values: Sequence[float]) -> Tensor:
     """``dy`` with each element multiplied by the one of four ``values`` that its two bits in ``codes`` name."""
     dy = dy.contiguous()
@@ -121,8 +119,7 @@ def multiply_steps(dy: Tensor, codes: Tensor, values: Sequence[float]) -> Tensor
     return dx
 
 
-@multiply_steps.register_fake
-def _(dy, codes, values):
+def _fake_multiply_steps(dy, codes, values):
     return dy.new_empty(dy.shape)
 
 
@@ -130,7 +127,10 @@ def _uses_triton(x: Tensor) -> bool:
     return (x.is_cuda or is_interpreting()) and not unsupported_reasons(x.device, x.dtype)
 
 
+step_codes_op = register(step_codes, _fake_step_codes)
+multiply_steps_op = register(multiply_steps, _fake_multiply_steps)
+
 IMPLEMENTATIONS: dict[Any, Callable] = {  # as of fe_adapter._ops
-    torch.ops.fe_adapter.step_codes.default: step_codes._init_fn,
-    torch.ops.fe_adapter.multiply_steps.default: multiply_steps._init_fn,
+    step_codes_op: step_codes,
+    multiply_steps_op: multiply_steps,
 }

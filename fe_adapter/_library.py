@@ -1,8 +1,7 @@
 """Operators registered with PyTorch at little cost to a call.
 
-`torch.library.custom_op` does the same, but walks the arguments as trees and looks for aliases on every call: of the
-two milliseconds that an adapter's forward and backward took the host of an H100, half. Here the dispatcher calls the
-function itself.
+`torch.library.custom_op` does the same, but walks the arguments as trees and looks for aliases on every call: where the
+kernels take some tens of microseconds, a step waits for that. Here the dispatcher calls the function itself.
 """
 
 from __future__ import annotations

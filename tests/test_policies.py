@@ -14,7 +14,7 @@ from torch import nn
 
 from fe_adapter import FEAdapterConfig, VideoClassifier, _xformers, adapt, apply_memory_policy, estimate_memory
 from fe_adapter._frozen_weights import PackedLinear
-from fe_adapter._gelu2bit import GELUS, STEPS, gelu2bit, multiply_steps, step_codes
+from fe_adapter._gelu2bit import GELUS, STEPS, gelu2bit, multiply_steps_op, step_codes_op
 from fe_adapter.adapt import get_adapters, trainable_parameters, unadapt
 from fe_adapter.errors import InputError
 from fe_adapter.memory import measure_saved_memory
@@ -130,8 +130,8 @@ def test_gelu2bit_by_its_definition(kind, dtype):
         code = sum((x.detach() > position).long() for position in positions)
         slope = torch.tensor(values, dtype=dtype)[code]
         torch.testing.assert_close(dx, (dy * slope).to(dtype), rtol=torch.finfo(dtype).eps, atol=0)
-    torch.library.opcheck(step_codes, (x.detach(), positions))
-    torch.library.opcheck(multiply_steps, (dy, step_codes(x.detach(), positions), values))
+    torch.library.opcheck(step_codes_op, (x.detach(), positions))
+    torch.library.opcheck(multiply_steps_op, (dy, step_codes_op(x.detach(), positions), values))
 
 
 def test_gelu2bit_of_an_empty_batch():
