@@ -266,11 +266,9 @@ def kernels(
     records = []
     for record in profiler.records(tuple(bottleneck or (384, 64))):
         records.append(record)
-        title = f"R={record['R']} dilation={record['dilation']} {record['design']}"
-        table = Table(
-            "kernel", "launches", "µs", title=f"{title}: GPU {record['gpu_us']} µs, host {record['host_us']} µs"
-        )
-        for row in record["kernels"]:
+        title = f"R={record['R']} dilation={record['dilation']} {record['design']}: {profiler.summary(record)}"
+        table = Table("kernel", "launches", "µs", title=title)
+        for row in record.get("kernels", ()):
             table.add_row(row["name"][:80], f"{row['launches']:g}", f"{row['us']:.1f}")
         Console(width=120).print(table)
         if out is not None:
@@ -288,10 +286,13 @@ def tiles(
     """
     if not torch.cuda.is_available():
         raise InputError("there is no GPU here; `python -m bench compile` says what fits one")
-    from bench import tiles as sweep  # not before it is needed: it imports Triton
+    from bench.tiles import sweep  # not before it is needed: it imports Triton
+
+    if bottleneck % 16:
+        raise InputError(f"R={bottleneck} is no multiple of 16: such rows have one plan")
 
     table = Table("plan", "kernels, µs", "all, µs", title=f"R={bottleneck} {'dynamic' if dynamic else 'static'}")
-    for row in track(sweep.rows(bottleneck, "dynamic" if dynamic else 1), "timing", transient=True):
+    for row in track(sweep(bottleneck, "dynamic" if dynamic else 1), "timing", transient=True):
         table.add_row(*row)
     Console(width=160).print(table)
 
@@ -315,7 +316,9 @@ def choice(
     content = read_json(results)
     rows = choices.measured(content) if is_suite(content) else {}
     if not rows:
-        raise InputError(f"{results} has no times of several designs: it takes a run of `make gpu`")
+        raise InputError(
+            f"{results} has no times of several designs as graphs: it takes a run of `make gpu` of this version"
+        )
     print(f"{content['machine']['device']}, measured: {rows}")
 
 

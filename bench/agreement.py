@@ -112,7 +112,7 @@ def _rounded_weights(layer: nn.Module, rounding: _Rounding) -> nn.Module:
     return layer
 
 
-def assert_within(actual: dict[str, Tensor], expected: dict[str, Expected], slack: float = 1) -> None:
+def assert_within(actual: dict[str, Tensor], expected: dict[str, Expected], slack: float = 1, copies: int = 1) -> None:
     """Each tensor is as near to float64 as rounding allows: as a whole, in every element, and in its scale.
 
     With σ² the mean of the σ_i² of a tensor's n elements (see `Expected`):
@@ -125,7 +125,8 @@ def assert_within(actual: dict[str, Tensor], expected: dict[str, Expected], slac
     - ``|error · exact| / ‖exact‖ ≤ 6·√(σ² + s'²) + bias``: rounding has no direction, so that a component of n normal
       errors is one such error.
 
-    ``slack`` widens all for a way that rounds more often than `expect` does.
+    ``slack`` widens all for a way that rounds more often than `expect` does. ``copies`` of each token are equal, and so
+    are their errors: a sum over tokens, as a weight's gradient and a component are, is off √copies times as far.
     """
     for name, (exact, error, spread, along, bias) in expected.items():
         found = actual[name].double() - exact
@@ -140,7 +141,9 @@ def assert_within(actual: dict[str, Tensor], expected: dict[str, Expected], slac
             "in scale": (_component(found, exact).abs(), 6 * torch.hypot(typical, along) + bias * exact.norm()),
         }
         for where, (size, allowed) in bounds.items():
-            ratio = (size / (slack * allowed + tiny)).max()  # of NaN it is NaN, which is not within
+            sums = name not in ("y", "x") or where == "in scale"
+            widened = slack * (math.sqrt(copies) if sums else 1) * allowed
+            ratio = (size / (widened + tiny)).max()  # of NaN it is NaN, which is not within
             assert ratio <= 1, f"{name}: {ratio:.3g} times the allowed error {where}"
 
 

@@ -44,7 +44,7 @@ class Point:
         parameters: sizes and modes, by name.
         rounds: how often every provider is timed.
         warmup: rounds before that.
-        thorough: also what takes long to prepare or holds much: compiled and graphed providers, processes of their own.
+        thorough: also what takes long to prepare or holds much: compiled providers, processes of their own.
         only: providers to measure; None is all.
     """
 

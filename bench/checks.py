@@ -153,14 +153,11 @@ def assert_right(
     tf32: bool = False,
     copies: int = 1,
 ) -> None:
-    """What ``actual`` holds of output and gradients is what ``exact`` gives in float64, within rounding.
-
-    ``copies`` of each token have the same error, not independent ones: a sum of them is off √copies times as far.
-    """
+    """What ``actual`` holds of output and gradients is what ``exact`` gives in float64, within rounding."""
     with chosen("eager", tf32):
         expected = expect(exact, x, dy, dtype)
-    slack = math.sqrt(copies) * (RECOMPUTED_SLACK if exact.recompute == "input" else 1)
-    assert_within(actual, {name: expected[name] for name in actual}, slack)
+    slack = RECOMPUTED_SLACK if exact.recompute == "input" else 1
+    assert_within(actual, {name: expected[name] for name in actual}, slack, copies)
 
 
 def assert_same_bits(actual: dict[str, Tensor], expected: dict[str, Tensor], what: str) -> None:

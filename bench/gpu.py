@@ -83,7 +83,7 @@ def profile_kernels(results: Results, deadline: float) -> None:
         results.content["kernels"].append(record)
         results.write()
         name = f"R={record['R']} dilation={record['dilation']} {record['design']}"
-        print(f"kernels of {name}: {record['gpu_us']:.0f} µs, host {record['host_us']:.0f} µs", flush=True)
+        print(f"kernels of {name}: {kernels.summary(record)}", flush=True)
         if time.monotonic() > deadline:
             break
 
@@ -170,6 +170,8 @@ def _serve(connection: Connection, get: Callable[[], dict[str, Callable]]) -> No
                 checks[name]()
             except SkippedError as reason:
                 outcome = f"skipped: {reason}"
+            except torch.OutOfMemoryError:
+                outcome = "skipped: out of memory, beside the other processes"
             except Exception as error:
                 traceback.print_exc()
                 outcome = f"failed: {type(error).__name__}: {error}".splitlines()[0]

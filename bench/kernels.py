@@ -22,21 +22,25 @@ EMPTIES = "FillFunctor<signed char>"  # in the name of the kernel that empties t
 
 
 def records(bottlenecks: tuple[int, ...] = (384, 64)) -> Iterator[dict[str, Any]]:
-    """One record for every R, form and design that serves it: ``kernels`` by name, ``host_us`` and ``gpu_us``."""
+    """For every R, form and design that serves it a record: its ``kernels``, ``gpu_us``, ``host_us``; or ``failed``."""
     for R, dilation, design in itertools.product(bottlenecks, (1, "dynamic"), DESIGNS):
         if not serves(torch.device("cuda"), design, torch.bfloat16, (*SHAPE.values(), R), {}):
             continue
-        step = layer_step(R, dilation)
-        with chosen(design):
-            kernels = kernel_times(step)
-            yield {
-                "R": R,
-                "dilation": dilation,
-                "design": design,
-                "gpu_us": round(sum(row["us"] for row in kernels), 1),
-                "host_us": round(host_time(step), 1),
-                "kernels": kernels,
-            }
+        record: dict[str, Any] = {"R": R, "dilation": dilation, "design": design}
+        try:
+            step = layer_step(R, dilation)
+            with chosen(design):
+                kernels, host_us = kernel_times(step), host_time(step)
+        except Exception as error:  # what a launch that fails raises, or too little memory: the others go on
+            yield record | {"failed": f"{type(error).__name__}: {error}".splitlines()[0]}
+        else:
+            gpu_us = round(sum(row["us"] for row in kernels), 1)
+            yield record | {"gpu_us": gpu_us, "host_us": round(host_us, 1), "kernels": kernels}
+
+
+def summary(record: dict[str, Any]) -> str:
+    """A record of `records` in a few words."""
+    return record.get("failed") or f"GPU {record['gpu_us']:.0f} µs, host {record['host_us']:.0f} µs"
 
 
 def layer_step(R: int, dilation: int | str) -> Callable[[], None]:

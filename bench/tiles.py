@@ -32,10 +32,11 @@ CHANGES: tuple[dict[str, int], ...] = (
     {"BLOCK_N": 128, "UP_STAGES": 2},
 )
 CONVOLUTIONS = ((16, 32, 2), (16, 64, 4), (32, 32, 4), (32, 64, 4), (64, 32, 4), (64, 64, 4))  # rows, channels, warps
+OURS = ("_fused", "_conv", "_add_sums")  # what the names of our kernels begin with
 Row = tuple[str, str, str]  # what was changed; µs of each kernel; µs of all
 
 
-def rows(R: int, dilation: int | str) -> Iterator[Row]:
+def sweep(R: int, dilation: int | str) -> Iterator[Row]:
     """Of every design but ``tail``, whose plans are those of ``resident``."""
     step = layer_step(R, dilation)
     for design, change in itertools.product(("resident", "fused"), CHANGES):
@@ -57,7 +58,7 @@ def _changed(change: dict[str, int]) -> Any:
 def _row(design: str, change: dict[str, int], step: Any) -> Row:
     name = f"{design} {' '.join(f'{key}={value}' for key, value in change.items())}"
     try:
-        kernels = {row["name"]: row["us"] for row in kernel_times(step) if row["name"].startswith(("_fused", "_conv"))}
+        kernels = {row["name"]: row["us"] for row in kernel_times(step) if row["name"].startswith(OURS)}
     except Exception as reason:  # too much shared memory, or what else Triton says of a plan
         return name, f"{type(reason).__name__}: {reason}".splitlines()[0][:100], ""
     return name, ", ".join(f"{kernel} {us}" for kernel, us in kernels.items()), f"{sum(kernels.values()):.1f}"

@@ -217,7 +217,7 @@ def plan_in_shared_memory(design: str, arch: tuple[int, int], stream_size: int, 
 
 
 def choose_design(x: Tensor, compute_dtype: torch.dtype, bottleneck: int, conv: Tensor) -> str:
-    """The design for an input (B, T, L, D): what is predicted to be the fastest of those that can serve it."""
+    """The design for an input (B, T, L, D): what is measured or predicted as the fastest that can serve it."""
     if platform() == "hip" or (compute_dtype == torch.float32 and precision() == "ieee"):
         return "gemm"  # no AMD card has run a barrier between phases yet
     if x.shape[-1] % 16 or bottleneck % 16:

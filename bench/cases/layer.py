@@ -30,7 +30,7 @@ def points(device: torch.device, quick: bool) -> Sequence[Point]:
         widths, growth, rounds = (64, 384), {"B": (1, 4), "T": (2, 16, 32), "N": (49, 784)}, 30
     else:
         size = {"B": 8, "T": 8, "N": 196, "D": 768, "R": 384, "dtype": "bfloat16"}
-        widths, growth, rounds = (64, 128, 384), {"B": (1, 4, 16, 32), "T": (2, 16, 32), "N": (49, 256, 784)}, 50
+        widths, growth, rounds = (64, 128, 384, 512), {"B": (1, 4, 16, 32), "T": (2, 16, 32), "N": (49, 256, 784)}, 50
     main = [_point("both", rounds, thorough=True, **size | {"R": R}) for R in widths]
     parts = [_point(part, rounds, **size | {"R": R}) for part, R in itertools.product(("forward", "backward"), widths)]
     grown = [_point("both", rounds // 3, **size | {name: value}) for name in growth for value in growth[name]]
