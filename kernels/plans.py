@@ -99,22 +99,22 @@ def _resident(BLOCK_R: int, ACCUMULATORS: int, BLOCK_K: int, BLOCK_N: int = 64, 
     return dataclasses.replace(plan, **{"UP_STAGES": 2, **others})
 
 
-TWO_A_MULTIPROCESSOR = _resident(64, 2, 64, UP_STAGES=1, BLOCK_M=64, num_warps=4)  # programs at a time
 # by the largest R, and by the size of an element of x in bytes: tiles of h, how many at a time, tiles of c and of D
 RESIDENT = {
     64: {2: _resident(64, 1, 64, UP_STAGES=3, BLOCK_M=64, num_warps=4), 4: _resident(64, 1, 64, 32)},
     128: {2: _resident(64, 2, 64, 128), 4: _resident(128, 1, 64, 32)},
-    192: {2: _resident(64, 3, 64, UP_STAGES=3), 4: TWO_A_MULTIPROCESSOR},
-    256: {2: _resident(64, 4, 64, BLOCK_D=32, num_stages=4), 4: TWO_A_MULTIPROCESSOR},
-    384: {2: _resident(64, 3, 128, num_stages=4), 4: TWO_A_MULTIPROCESSOR},
+    192: {2: _resident(64, 3, 64, UP_STAGES=3), 4: _resident(64, 3, 64, 32, BLOCK_D=32)},
+    256: {2: _resident(64, 4, 64, BLOCK_D=32, num_stages=4), 4: _resident(64, 2, 64, 32)},
+    384: {2: _resident(64, 3, 128, num_stages=4), 4: _resident(64, 3, 64, 32, BLOCK_D=32)},
     512: {
-        2: _resident(128, 2, 64, BLOCK_M=64, BLOCK_S_BACKWARD=64),
-        4: _resident(64, 2, 64, UP_STAGES=1, BLOCK_M=64),
+        2: _resident(128, 4, 64, BLOCK_M=64, BLOCK_D=32, num_stages=4, BLOCK_S_BACKWARD=64),
+        4: _resident(128, 2, 64, 32, BLOCK_M=64),
     },
 }
-# where accumulators are in a memory of their own, all of R is one pass over x
+# where accumulators are in a memory of their own, all of R is one pass over a 16-bit x
 RESIDENT_TENSOR_MEMORY = RESIDENT | {
     64: {2: _resident(64, 1, 64, 128, UP_STAGES=3), 4: _resident(64, 1, 64, 32)},
+    256: {2: _resident(128, 2, 128), 4: _resident(64, 4, 64, 32, BLOCK_D=32)},
     384: {2: _resident(128, 3, 128), 4: _resident(128, 3, 64, 32)},
 }
 TAIL_128_ROWS = _resident(32, 1, 32, 32, BLOCK_D=32, num_stages=2)
