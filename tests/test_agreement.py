@@ -81,3 +81,15 @@ def test_a_missing_or_negated_bias_gradient_is_refused(name):
         actual, expected = results(shape, dtype, "dynamic")
         for fault in (torch.zeros_like(actual[name]), -actual[name]):
             assert refused({**actual, name: fault}, expected)
+
+
+def test_equal_tokens_widen_sums_alone():
+    exact, _ = pair(24, 12, num_frames=2, dilation=1, dtype=torch.float64)
+    layer = FusedFEAdapter(24, 12, num_frames=2, dilation=1, backend="eager", dtype=torch.bfloat16)
+    share_weights(exact, layer)
+    x, dy = (z[:, :1].expand(2, 197, 24) for z in torch.randn(2, 2, 1, 24).bfloat16())
+    actual, expected = forward_backward(layer, x, dy), expect(exact, x, dy, torch.bfloat16)
+    assert_within(actual, expected, copies=197)
+    actual["y"][0, 5] *= 1.2
+    with pytest.raises(AssertionError, match=r"y: .* times the allowed error"):
+        assert_within(actual, expected, copies=197)

@@ -322,6 +322,28 @@ def test_without_a_gpu_make_gpu_says_so(monkeypatch):
         gpu.main(["--quick", "--check", "nothing"])
 
 
+def test_without_a_gpu_its_kernels_are_not_shown(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for command in ("kernels", "tiles"):
+        with pytest.raises(InputError, match="there is no GPU here"):
+            bench_app([command], standalone_mode=False)
+
+
+def test_a_kernel_that_fails_stops_no_other(monkeypatch, tmp_path, capsys):
+    pytest.importorskip("triton")
+    from bench import kernels
+
+    def layer_step(R: int, dilation: int | str) -> None:
+        raise RuntimeError("a launch failed")
+
+    monkeypatch.setattr(kernels, "serves", lambda *_: True)
+    monkeypatch.setattr(kernels, "layer_step", layer_step)
+    results = Results(tmp_path / "results.json")
+    gpu.profile_kernels(results, deadline=math.inf)
+    assert {record["failed"] for record in results.content["kernels"]} == {"RuntimeError: a launch failed"}
+    assert "kernels of R=64 dilation=dynamic tail: RuntimeError: a launch failed" in capsys.readouterr().out
+
+
 def test_the_report_puts_what_we_lose_first(toy, tmp_path):
     results = Results(tmp_path / "suite-cpu.json")
     list(suite.run(results, ["toy"]))
