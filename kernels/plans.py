@@ -117,6 +117,10 @@ RESIDENT_TENSOR_MEMORY = RESIDENT | {
     256: {2: _resident(128, 2, 128), 4: _resident(64, 4, 64, 32, BLOCK_D=32)},
     384: {2: _resident(128, 3, 128), 4: _resident(128, 3, 64, 32)},
 }
+RESIDENT_TENSOR_MEMORY = {  # with 32 channels backward, a dynamic dilation spills there
+    R: {size: dataclasses.replace(plan, BLOCK_S_BACKWARD=16) for size, plan in by_size.items()}
+    for R, by_size in RESIDENT_TENSOR_MEMORY.items()
+}
 TAIL_128_ROWS = _resident(32, 1, 32, 32, BLOCK_D=32, num_stages=2)
 TAIL_64_ROWS = _resident(64, 1, 64, 32, BLOCK_D=32, BLOCK_M=64, num_stages=2)
 TAIL_163_KIB = {384: dict.fromkeys((2, 4), TAIL_128_ROWS), 512: dict.fromkeys((2, 4), TAIL_64_ROWS)}
