@@ -62,6 +62,7 @@ POLICIES = ("none", "recompute_hidden", "recompute_input", "selective", "full", 
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 @pytest.mark.parametrize("dilation", [1, "dynamic"])
+@pytest.mark.filterwarnings("ignore:TF32 acceleration on top of oneDNN")
 def test_every_policy_as_measured(precision, dilation):
     config = FEAdapterConfig(bottleneck=8, dilation=dilation)
     model = VideoClassifier(build("timm vit"), 3, num_frames=4, config=config).train()
@@ -81,7 +82,10 @@ def test_every_policy_as_measured(precision, dilation):
     for policy in POLICIES:
         estimate = estimate_memory(model, *x.shape, dtype=x.dtype, precision=precision, policy=policy)
         apply_memory_policy(model, policy)
-        measured = estimate.resident + state + measure_peak_memory(step)
+        with torch.backends.mkldnn.flags(
+            enabled=precision == "no"
+        ):  # on CPUs with AVX-512 alone, it copies bf16 tensors
+            measured = estimate.resident + state + measure_peak_memory(step)
         assert estimate.peak == pytest.approx(measured, rel=0.02), policy
         apply_memory_policy(model, "none")
 
