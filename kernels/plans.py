@@ -86,6 +86,12 @@ def _amd(plan: LaunchPlan) -> LaunchPlan:
     return dataclasses.replace(plan, num_stages=2, UP_STAGES=2, maxnreg=None)
 
 
+@functools.cache
+def _narrow(plan: LaunchPlan) -> LaunchPlan:
+    """For compute capability 10.0 and 12.0, where the backward of a dynamic dilation spills with 32 channels."""
+    return dataclasses.replace(plan, BLOCK_S_BACKWARD=16)
+
+
 # by the sizes of an element of x and of the weights, in bytes
 FUSED = {
     "interpreter": {(2, 2): SMALL, (4, 2): SMALL, (4, 4): SMALL},
@@ -117,9 +123,8 @@ RESIDENT_TENSOR_MEMORY = RESIDENT | {
     256: {2: _resident(128, 2, 128), 4: _resident(64, 4, 64, 32, BLOCK_D=32)},
     384: {2: _resident(128, 3, 128), 4: _resident(128, 3, 64, 32)},
 }
-RESIDENT_TENSOR_MEMORY = {  # with 32 channels backward, a dynamic dilation spills there
-    R: {size: dataclasses.replace(plan, BLOCK_S_BACKWARD=16) for size, plan in by_size.items()}
-    for R, by_size in RESIDENT_TENSOR_MEMORY.items()
+RESIDENT_TENSOR_MEMORY = {
+    R: {size: _narrow(plan) for size, plan in by_size.items()} for R, by_size in RESIDENT_TENSOR_MEMORY.items()
 }
 TAIL_128_ROWS = _resident(32, 1, 32, 32, BLOCK_D=32, num_stages=2)
 TAIL_64_ROWS = _resident(64, 1, 64, 32, BLOCK_D=32, BLOCK_M=64, num_stages=2)
@@ -203,7 +208,8 @@ def launch_plan(design: str, x: Tensor, compute_dtype: torch.dtype, bottleneck: 
     """Of a design that `refusals` does not refuse, for an input ``x`` (B, T, L, D)."""
     sizes = max(x.element_size(), compute_dtype.itemsize), compute_dtype.itemsize
     if design == "fused":
-        return FUSED[platform()][sizes]
+        plan = FUSED[platform()][sizes]
+        return _narrow(plan) if capability(x.device) >= (10, 0) else plan
     if platform() == "interpreter":
         return _with_parts(dataclasses.replace(SMALL, ACCUMULATORS=2), bottleneck)
     return _with_parts(plan_in_shared_memory(design, capability(x.device), sizes[0], bottleneck), bottleneck)
