@@ -89,6 +89,9 @@ def test_a_grid_that_leaves_the_card_idle_is_for_gemm():
         for R, B, design in ((384, 2, "gemm"), (384, 3, "resident"), (128, 1, "resident")):
             x = torch.empty(B, 8, 197, 768, dtype=torch.bfloat16, device="meta")
             assert plans.choose_design(x, x.dtype, R, taps) == design
+    with cases.plans_for("sm_100"), mock.patch.object(plans, "multiprocessors", return_value=132):
+        x = torch.empty(2, 8, 197, 768, dtype=torch.bfloat16, device="meta")
+        assert plans.choose_design(x, x.dtype, 512, taps) == "resident"  # of 64 rows, so that there are twice as many
 
 
 def test_resident_is_refused_where_it_has_no_plan():

@@ -82,9 +82,8 @@ def test_every_policy_as_measured(precision, dilation):
     for policy in POLICIES:
         estimate = estimate_memory(model, *x.shape, dtype=x.dtype, precision=precision, policy=policy)
         apply_memory_policy(model, policy)
-        with torch.backends.mkldnn.flags(
-            enabled=precision == "no"
-        ):  # on CPUs with AVX-512 alone, it copies bf16 tensors
+        # oneDNN copies bf16 tensors on CPUs with AVX-512 alone
+        with torch.backends.mkldnn.flags(enabled=precision == "no"):
             measured = estimate.resident + state + measure_peak_memory(step)
         assert estimate.peak == pytest.approx(measured, rel=0.02), policy
         apply_memory_policy(model, "none")

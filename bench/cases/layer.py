@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import itertools
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import nn
@@ -105,7 +105,8 @@ def _graphed_design(work: Work, module: nn.Module, reference: nn.Module, design:
     Raises:
         SkippedError: the design cannot run here.
     """
-    with _environment("FE_ADAPTER_BACKEND" if design == "eager" else "FE_ADAPTER_DESIGN", design):
+    variable = "FE_ADAPTER_BACKEND" if design == "eager" else "FE_ADAPTER_DESIGN"
+    with mock.patch.dict(os.environ, {variable: design}):
         contender = work.contender(module, reference)
         try:
             contender.step(contender.prepare())
@@ -113,19 +114,6 @@ def _graphed_design(work: Work, module: nn.Module, reference: nn.Module, design:
             raise SkippedError(str(error)) from None
         contender.check()
         return work.graphed_contender(module)
-
-
-@contextlib.contextmanager
-def _environment(variable: str, value: str) -> Iterator[None]:
-    before = os.environ.get(variable)
-    os.environ[variable] = value
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[variable]
-        else:
-            os.environ[variable] = before
 
 
 def _point(part: str, rounds: int, thorough: bool = False, **size: Any) -> Point:
