@@ -71,6 +71,7 @@ CASES = (
     Case(kernel=(3, 3, 3), dynamic=True),
     Case(bottleneck=33, width=200),  # rows that are not aligned
     Case(bottleneck=33, width=200, dynamic=True),
+    Case(bottleneck=33, width=200, dynamic=True, activation="gelu", max_dilation=2.0, kernel=(3, 3, 3)),
     *(Case(bottleneck=R, dynamic=dynamic) for R in (64, 128, 192, 256, 512) for dynamic in (False, True)),
     *(Case(bottleneck=R - 16, dynamic=True) for R in (64, 128, 192, 256, 384, 512)),
     *(Case(bottleneck=R, dynamic=True, stream_dtype=torch.float32) for R in (64, 128, 192, 256, 512)),

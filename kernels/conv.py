@@ -28,6 +28,13 @@ PAD_COLUMNS = tl.constexpr(PAD)
 
 
 @triton.jit
+def _store_rows(p_rows, b_rows, o_out, o_r, C, m_row, m_out, m_column):
+    """Columns ``o_r`` of the rows ``o_out``, C wide; zeros where a row is no patch."""
+    b_rows = rounded(tl.where(m_row[:, None], b_rows, 0.0), p_rows.dtype.element_ty)
+    tl.store(p_rows + (o_out * C)[:, None] + o_r[None, :], b_rows, m_out[:, None] & m_column[None, :])
+
+
+@triton.jit
 def activation_step(
     p_h, p_conv, p_conv_bias, b_d, p_rows, o_t, o_n, m_row, o_out, m_out,
     T, N, R, H, W, C, dilation,
@@ -43,8 +50,7 @@ def activation_step(
             BLOCK_M, BLOCK_R,
         )  # fmt: skip
         b_out = tl.where(m_r[None, :], activate(b_c, ACTIVATION), (o_r == R).to(tl.float32)[None, :])
-        b_out = rounded(tl.where(m_row[:, None], b_out, 0.0), p_rows.dtype.element_ty)
-        tl.store(p_rows + (o_out * C)[:, None] + o_r[None, :], b_out, m_out[:, None] & (o_r < C)[None, :])
+        _store_rows(p_rows, b_out, o_out, o_r, C, m_row, m_out, o_r < C)
 
 
 @triton.jit
@@ -73,8 +79,7 @@ def backward_activation_step(
                 p_h, p_conv, p_conv_bias, b_d, o_t, o_n, T, N, R, H, W, dilation, m_row, o_r, m_r, K, KH, KW, DYNAMIC,
                 BLOCK_M, BLOCK_R,
             )  # fmt: skip
-            b_out = rounded(tl.where(m_row[:, None], activate(b_c, ACTIVATION), 0.0), p_rows.dtype.element_ty)
-            tl.store(p_rows + (o_out * C)[:, None] + o_r[None, :], b_out, m_out[:, None] & m_r[None, :])
+            _store_rows(p_rows, activate(b_c, ACTIVATION), o_out, o_r, C, m_row, m_out, m_r)
             tl.debug_barrier()  # keeps the compiler from loading the taps of both readings at once, which would spill
         b_dc = load_f32(p_dphi + (o_row * R)[:, None] + o_r[None, :], m_here)
         if not READS_ONCE:
@@ -82,7 +87,7 @@ def backward_activation_step(
         tl.store(p_dc + (o_row * R)[:, None] + o_r[None, :], rounded(b_dc, p_dc.dtype.element_ty), m_here)
         tl.store(p_sums + K * KH * KW * R + o_r, tl.sum(b_dc, 0), m_r)
         for k in tl.static_range(K):
-            for i in tl.static_range(KH):
+            for i in range(KH):
                 for j in tl.static_range(KW):
                     b_value, b_rise = tap_value(
                         p_h, k - K // 2, i - KH // 2, j - KW // 2, b_d, o_t, o_n, T, N, R, H, W, dilation, m_row, o_r,
@@ -95,11 +100,10 @@ def backward_activation_step(
                     if DYNAMIC and k != K // 2:
                         b_dd += (k - K // 2) * tl.sum(b_dc * b_rise * b_w[None, :], 1)
         if READS_ONCE:
-            b_out = rounded(tl.where(m_row[:, None], b_c, 0.0), p_rows.dtype.element_ty)
-            tl.store(p_rows + (o_out * C)[:, None] + o_r[None, :], b_out, m_out[:, None] & m_r[None, :])
+            _store_rows(p_rows, b_c, o_out, o_r, C, m_row, m_out, m_r)
     o_pad = tl.arange(0, PAD_COLUMNS)
-    b_pad = rounded((m_row[:, None] & (o_pad == 0)[None, :]).to(tl.float32), p_rows.dtype.element_ty)
-    tl.store(p_rows + (o_out * C)[:, None] + (R + o_pad)[None, :], b_pad, m_out[:, None])
+    b_pad = (o_pad == 0).to(tl.float32)[None, :]
+    _store_rows(p_rows, b_pad, o_out, R + o_pad, C, m_row, m_out, o_pad < PAD_COLUMNS)
     return b_dd
 
 
@@ -214,7 +218,7 @@ def _conv_bwd_hidden_kernel(
 def activated_rows(h: Tensor, weights: Weights, spec: AdapterSpec) -> Tensor:
     """``[φ(c) | 1 | 0 …]`` (B, T, L, R + PAD) in the dtype of ``h`` (B, T, N, R); see the module's text."""
     B, T, N, R = h.shape
-    P, plan = spec.num_prefix_tokens, conv_plan(h, weights.conv)
+    P, plan = spec.num_prefix_tokens, conv_plan(R)
     rows = h.new_empty(B, T, P + N, R + PAD)
     _conv_fwd_kernel[(B * ceil_div(T * (P + N), plan.BLOCK_M),)](
         h, weights.conv, weights.conv_bias, *dilation_weights(weights), rows,
@@ -227,7 +231,7 @@ def activated_rows(h: Tensor, weights: Weights, spec: AdapterSpec) -> Tensor:
 def backward_activation(dphi: Tensor, h: Tensor, weights: Weights, spec: AdapterSpec) -> tuple[Tensor, Tensor, tuple]:
     """``rows`` again; ``dc`` in the place of ``dphi`` (B, T, N, R); and what `backward_hidden` wants to be given."""
     B, T, N, R = h.shape
-    P, plan = spec.num_prefix_tokens, conv_plan(h, weights.conv)
+    P, plan = spec.num_prefix_tokens, conv_plan(R)
     programs, taps = B * ceil_div(T * (P + N), plan.BLOCK_M), weights.conv[0].numel()
     rows = h.new_empty(B, T, P + N, R + PAD)
     sums = h.new_empty(programs, taps + 1, R, dtype=torch.float32)
@@ -246,7 +250,7 @@ def backward_hidden(
 ) -> ConvGradients:
     """Write ``dh`` into the first R columns of ``out`` (B, T, L, R + PAD); returns the other gradients."""
     B, T, N, R = h.shape
-    P, plan, (sums, d, da) = spec.num_prefix_tokens, conv_plan(h, weights.conv), state
+    P, plan, (sums, d, da) = spec.num_prefix_tokens, conv_plan(R), state
     programs = B * ceil_div(T * N, plan.BLOCK_M)
     sums_h = h.new_empty(programs, 4, R, dtype=torch.float32)
     options = flags(weights, spec)

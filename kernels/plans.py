@@ -162,9 +162,9 @@ CONV = {
     "cuda": ConvPlan(BLOCK_M=16, BLOCK_R=32, num_warps=2, maxnreg=ALL_REGISTERS),
     "hip": ConvPlan(BLOCK_M=32, BLOCK_R=32),
 }
-CONV_NARROW = CONV | {  # an element a thread, for spatial kernels and rows that are not aligned: with two, some spill
+CONV_NARROW = CONV | {  # an element a thread, for rows that are not aligned: with two, some spill
     "cuda": ConvPlan(BLOCK_M=16, BLOCK_R=16, num_warps=8, maxnreg=ALL_REGISTERS),
-    "hip": ConvPlan(BLOCK_M=16, BLOCK_R=16, num_warps=2),
+    "hip": ConvPlan(BLOCK_M=16, BLOCK_R=16),
 }
 SUMS = {
     "interpreter": ConvPlan(BLOCK_M=16, BLOCK_R=16, num_warps=1),
@@ -193,10 +193,9 @@ def multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if platform() == "cuda" else 0
 
 
-def conv_plan(h: Tensor, conv: Tensor) -> ConvPlan:
-    """For a hidden ``h`` (B, T, N, R) and a convolution's weight."""
-    is_spatial, is_aligned = conv.shape[-2] * conv.shape[-1] > 1, h.shape[-1] % 16 == 0
-    return (CONV_NARROW if is_spatial or not is_aligned else CONV)[platform()]
+def conv_plan(bottleneck: int) -> ConvPlan:
+    """For a hidden (B, T, N, R)."""
+    return (CONV_NARROW if bottleneck % 16 else CONV)[platform()]
 
 
 def sums_plan() -> ConvPlan:

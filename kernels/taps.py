@@ -88,10 +88,14 @@ def convolve(
     K: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, DYNAMIC: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
-    """``c`` (rows, channels) in fp32."""
+    """``c`` (rows, channels) in fp32.
+
+    Rows of a spatial kernel are a loop at run time, here and wherever taps are read: unrolled, the compiler would load
+    all 27 of them at once and spill.
+    """
     b_c = tl.zeros((BLOCK_M, BLOCK_R), tl.float32) + load_f32(p_conv_bias + o_r, m_r)[None, :]
     for k in tl.static_range(K):
-        for i in tl.static_range(KH):
+        for i in range(KH):
             for j in tl.static_range(KW):
                 b_value, _ = tap_value(
                     p_h, k - K // 2, i - KH // 2, j - KW // 2, b_d, o_t, o_n, T, N, R, H, W, dilation, m_row, o_r, m_r,
@@ -114,7 +118,7 @@ def convolve_transposed(
     all frames, so that no two programs add to one element.
     """
     b_dh = tl.zeros((BLOCK_M, BLOCK_R), tl.float32)
-    for i in tl.static_range(KH):
+    for i in range(KH):
         for j in tl.static_range(KW):
             o_from, m_from = shifted(o_n, m_row, KH // 2 - i, KW // 2 - j, H, W, KH, KW)
             p_w = p_conv + o_r * (K * KH * KW) + i * KW + j
