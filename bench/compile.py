@@ -90,16 +90,32 @@ PRECISIONS = (  # of the products; of x where that is another; and forms: of fp1
     (torch.float16, None, FORMS[:2]),
     (torch.float16, torch.float32, FORMS[:2]),
 )
-TABLE = tuple(  # one D stands for all WIDTHS, multiples of every tile
-    Case(dtype, stream, bottleneck=R, **form)  # type: ignore[arg-type]
-    for R in BOTTLENECKS
-    for dtype, stream, forms in PRECISIONS
-    for form in forms
-) + tuple(
-    Case(dtype, kernel=(3, 3, 3), **form)  # type: ignore[arg-type]
-    for dtype, stream, forms in PRECISIONS
-    for form in forms
-    if stream is None
+MANY_TAPS = {  # in the form that needs the most registers, by R
+    (5, 1, 1): BOTTLENECKS,
+    (7, 1, 1): (33, *BOTTLENECKS),
+    (15, 1, 1): (384,),
+    (5, 3, 3): (384,),
+}
+TABLE = (
+    *(  # one D stands for all WIDTHS, multiples of every tile
+        Case(dtype, stream, bottleneck=R, **form)  # type: ignore[arg-type]
+        for R in BOTTLENECKS
+        for dtype, stream, forms in PRECISIONS
+        for form in forms
+    ),
+    *(
+        Case(dtype, kernel=(3, 3, 3), **form)  # type: ignore[arg-type]
+        for dtype, stream, forms in PRECISIONS
+        for form in forms
+        if stream is None
+    ),
+    *(
+        Case(dtype, stream, bottleneck=R, kernel=kernel, **FORMS[1])  # type: ignore[arg-type]
+        for kernel, bottlenecks in MANY_TAPS.items()
+        for R in bottlenecks
+        for dtype, stream, _ in PRECISIONS
+        if dtype != torch.float16
+    ),
 )
 FAST = (Case(), Case(dynamic=True))
 

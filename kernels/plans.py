@@ -66,7 +66,7 @@ class LaunchPlan:
         if backward:
             options["BLOCK_S"] = backward_channels
         if taps > 3:  # each has its values in registers
-            options["BLOCK_S"] = max(16, options["BLOCK_S"] // 2)
+            options["BLOCK_S"] = 8 if taps > 5 else max(16, options["BLOCK_S"] // 2)
         return options | {"EVEN": even}
 
 
@@ -156,13 +156,14 @@ CHOICE = {
     (12, 0): {640: "fused"},
 }
 OTHERS = {128: "fused"}
+MOST_TAPS = 7  # in time; with more, all but gemm spill
 FEW = 4, 128  # with less than a program to so many multiprocessors, and with more than so many columns, gemm is faster
 CONV = {
     "interpreter": ConvPlan(BLOCK_M=16, BLOCK_R=16, num_warps=1),
     "cuda": ConvPlan(BLOCK_M=16, BLOCK_R=32, num_warps=2, maxnreg=ALL_REGISTERS),
     "hip": ConvPlan(BLOCK_M=32, BLOCK_R=32),
 }
-CONV_NARROW = CONV | {  # an element a thread, for rows that are not aligned: with two, some spill
+CONV_NARROW = CONV | {  # an element a thread, for rows that are not aligned and more than 5 taps: with more, some spill
     "cuda": ConvPlan(BLOCK_M=16, BLOCK_R=16, num_warps=8, maxnreg=ALL_REGISTERS),
     "hip": ConvPlan(BLOCK_M=16, BLOCK_R=16),
 }
@@ -193,9 +194,9 @@ def multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if platform() == "cuda" else 0
 
 
-def conv_plan(bottleneck: int) -> ConvPlan:
-    """For a hidden (B, T, N, R)."""
-    return (CONV_NARROW if bottleneck % 16 else CONV)[platform()]
+def conv_plan(bottleneck: int, taps: int) -> ConvPlan:
+    """For a hidden (B, T, N, R) and a kernel of so many taps in time."""
+    return (CONV_NARROW if bottleneck % 16 or taps > 5 else CONV)[platform()]
 
 
 def sums_plan() -> ConvPlan:
@@ -231,6 +232,8 @@ def choose_design(x: Tensor, compute_dtype: torch.dtype, bottleneck: int, conv: 
         return "gemm"  # no AMD card has run a barrier between phases yet
     if x.shape[-1] % 16 or bottleneck % 16:
         return "gemm"  # rows that are not aligned: the other kernels would spill their addresses
+    if conv.shape[2] > MOST_TAPS:
+        return "gemm"
     for widest, design in CHOICE.get(capability(x.device), OTHERS).items():
         if bottleneck <= widest and not refusals(design, x, compute_dtype, bottleneck, conv):
             return "gemm" if _has_few_programs(design, x, compute_dtype, bottleneck) else design

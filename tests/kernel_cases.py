@@ -188,10 +188,10 @@ def sweep(dtypes: list[str], examples: int) -> None:
     @given(
         st.sampled_from(DESIGNS), st.sampled_from(dtypes), st.integers(1, 2), st.integers(1, 9), size,
         st.integers(0, 3), st.integers(4, 19), st.integers(4, 37), st.sampled_from([1, 2, "dynamic"]),
-        st.sampled_from(["identity", "silu"]),
+        st.sampled_from([1, 3, 5, 7]), st.sampled_from(["identity", "silu"]),
     )  # fmt: skip
-    def run(design, dtype, B, T, N, P, D, R, dilation, activation):
-        check(design, DTYPES[dtype], (B, T, N, P, D, R), dilation=dilation, activation=activation)
+    def run(design, dtype, B, T, N, P, D, R, dilation, taps, activation):
+        check(design, DTYPES[dtype], (B, T, N, P, D, R), dilation=dilation, kernel_size=taps, activation=activation)
 
     run()
 

@@ -72,10 +72,11 @@ CHOSEN = {  # by target: the design for R in bf16
 
 @pytest.mark.parametrize("target", CHOSEN)
 def test_the_plans_choose(target):
-    taps = {kernel: torch.empty(1, 1, *kernel) for kernel in ((3, 1, 1), (3, 3, 3))}
+    taps = {kernel: torch.empty(1, 1, *kernel) for kernel in ((3, 1, 1), (9, 1, 1), (3, 3, 3))}
     x = torch.empty(1, 8, 5, 768, dtype=torch.bfloat16)
     with cases.plans_for(target):
         assert {R: plans.choose_design(x, x.dtype, R, taps[3, 1, 1]) for R in CHOSEN[target]} == CHOSEN[target]
+        assert plans.choose_design(x, x.dtype, 64, taps[9, 1, 1]) == "gemm"
         assert plans.choose_design(x, x.dtype, 64, taps[3, 3, 3]) == "gemm"
         assert plans.choose_design(x[..., :760], x.dtype, 64, taps[3, 1, 1]) == "gemm"
         if target == "sm_90":
