@@ -218,7 +218,7 @@ def _conv_bwd_hidden_kernel(
 def activated_rows(h: Tensor, weights: Weights, spec: AdapterSpec) -> Tensor:
     """``[φ(c) | 1 | 0 …]`` (B, T, L, R + PAD) in the dtype of ``h`` (B, T, N, R); see the module's text."""
     B, T, N, R = h.shape
-    P, plan = spec.num_prefix_tokens, conv_plan(R, weights.conv.shape[2])
+    P, plan = spec.num_prefix_tokens, conv_plan(R, weights.conv.shape[2:])
     rows = h.new_empty(B, T, P + N, R + PAD)
     _conv_fwd_kernel[(B * ceil_div(T * (P + N), plan.BLOCK_M),)](
         h, weights.conv, weights.conv_bias, *dilation_weights(weights), rows,
@@ -231,7 +231,7 @@ def activated_rows(h: Tensor, weights: Weights, spec: AdapterSpec) -> Tensor:
 def backward_activation(dphi: Tensor, h: Tensor, weights: Weights, spec: AdapterSpec) -> tuple[Tensor, Tensor, tuple]:
     """``rows`` again; ``dc`` in the place of ``dphi`` (B, T, N, R); and what `backward_hidden` wants to be given."""
     B, T, N, R = h.shape
-    P, plan = spec.num_prefix_tokens, conv_plan(R, weights.conv.shape[2])
+    P, plan = spec.num_prefix_tokens, conv_plan(R, weights.conv.shape[2:])
     programs, taps = B * ceil_div(T * (P + N), plan.BLOCK_M), weights.conv[0].numel()
     rows = h.new_empty(B, T, P + N, R + PAD)
     sums = h.new_empty(programs, taps + 1, R, dtype=torch.float32)
@@ -250,7 +250,7 @@ def backward_hidden(
 ) -> ConvGradients:
     """Write ``dh`` into the first R columns of ``out`` (B, T, L, R + PAD); returns the other gradients."""
     B, T, N, R = h.shape
-    P, plan, (sums, d, da) = spec.num_prefix_tokens, conv_plan(R, weights.conv.shape[2]), state
+    P, plan, (sums, d, da) = spec.num_prefix_tokens, conv_plan(R, weights.conv.shape[2:]), state
     programs = B * ceil_div(T * N, plan.BLOCK_M)
     sums_h = h.new_empty(programs, 4, R, dtype=torch.float32)
     options = flags(weights, spec)

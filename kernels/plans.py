@@ -163,7 +163,7 @@ CONV = {
     "cuda": ConvPlan(BLOCK_M=16, BLOCK_R=32, num_warps=2, maxnreg=ALL_REGISTERS),
     "hip": ConvPlan(BLOCK_M=32, BLOCK_R=32),
 }
-CONV_NARROW = CONV | {  # an element a thread, for rows that are not aligned and more than 5 taps: with more, some spill
+CONV_NARROW = CONV | {  # an element a thread, for rows that are not aligned and many taps: with two, some spill
     "cuda": ConvPlan(BLOCK_M=16, BLOCK_R=16, num_warps=8, maxnreg=ALL_REGISTERS),
     "hip": ConvPlan(BLOCK_M=16, BLOCK_R=16),
 }
@@ -194,9 +194,10 @@ def multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if platform() == "cuda" else 0
 
 
-def conv_plan(bottleneck: int, taps: int) -> ConvPlan:
-    """For a hidden (B, T, N, R) and a kernel of so many taps in time."""
-    return (CONV_NARROW if bottleneck % 16 or taps > 5 else CONV)[platform()]
+def conv_plan(bottleneck: int, kernel_size: torch.Size) -> ConvPlan:
+    """For a hidden (B, T, N, R) and a kernel (K, kh, kw), whose kh rows follow each other in a loop."""
+    K, _, KW = kernel_size
+    return (CONV_NARROW if bottleneck % 16 or K > 5 or K * KW > 9 else CONV)[platform()]
 
 
 def sums_plan() -> ConvPlan:
