@@ -95,7 +95,7 @@ MANY_TAPS = {  # in the form that needs the most registers, by R
     (7, 1, 1): (33, *BOTTLENECKS),
     (15, 1, 1): (384,),
     (5, 3, 3): (384,),
-    (3, 5, 5): (384,),
+    (3, 1, 5): (384,),
 }
 TABLE = (
     *(  # one D stands for all WIDTHS, multiples of every tile

@@ -24,6 +24,7 @@ def choose_design(backend: str, x: Tensor, weights: Weights, spec: AdapterSpec) 
     Raises:
         RuntimeError: Triton, or a design of it, was asked for and cannot run; the message lists every reason.
     """
+    asked_by = "backend='triton'" if backend == "triton" else "FE_ADAPTER_BACKEND=triton"
     if backend == "auto":
         backend = os.environ.get("FE_ADAPTER_BACKEND") or "auto"
         check_choice("FE_ADAPTER_BACKEND", backend, BACKENDS)
@@ -35,7 +36,7 @@ def choose_design(backend: str, x: Tensor, weights: Weights, spec: AdapterSpec) 
             f"a clip (T, L, R) = {(*x.shape[1:3], weights.down.shape[0])} needs offsets of more than 32 bits"
         )
     if reasons and backend == "triton":
-        raise RuntimeError(f"backend='triton' cannot run here: {'; '.join(reasons)}. Use backend='auto' or 'eager'")
+        raise RuntimeError(f"{asked_by} cannot run here: {'; '.join(reasons)}. Use auto or eager")
     if reasons:
         _log_fall_back(x.device.type, "; ".join(reasons))
         return "eager"

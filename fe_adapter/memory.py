@@ -23,7 +23,7 @@ from fe_adapter._block import HostMemory
 from fe_adapter._optimizers import check_optimizer, state_bytes, step_bytes
 from fe_adapter.config import check_choice
 from fe_adapter.errors import InputError
-from fe_adapter.kernels.spec import PAD, AdapterSpec, ConvGradients, Weights
+from fe_adapter.kernels.spec import CONV_ROWS, PAD, AdapterSpec, ConvGradients, Weights, ceil_div
 from fe_adapter.policies import apply_memory_policy
 
 # What operators of our own run on each device. A GPU has kernels for gelu2bit: they allocate their results only.
@@ -276,6 +276,11 @@ def _in_float32(op: Any, *args: Any, **kwargs: Any) -> Tensor:
         return op(*tree_map(cast, args), **kwargs)
 
 
+def _partial_sums(h: Tensor, tokens: int, sums: int) -> Tensor:
+    """Of each clip's tokens, as the convolution's kernels leave them."""
+    return h.new_empty(h.shape[0] * ceil_div(tokens, CONV_ROWS), sums, h.shape[-1], dtype=torch.float32)
+
+
 class _KernelConvolution:
     """What `fe_adapter.kernels.conv` allocates, and nothing else: kernels do not run on fake tensors."""
 
@@ -286,10 +291,15 @@ class _KernelConvolution:
 
     @classmethod
     def backward_activation(cls, dphi: Tensor, h: Tensor, weights: Weights, spec: AdapterSpec) -> tuple:
-        return cls.activated_rows(h, weights, spec), dphi, None
+        B, T, N, _ = h.shape
+        sums = _partial_sums(h, T * (N + spec.num_prefix_tokens), weights.conv[0].numel() + 1)
+        dilations = () if weights.dilation is None else (h.new_empty(2, B, T, N, dtype=torch.float32),)
+        return cls.activated_rows(h, weights, spec), dphi, (sums, *dilations)
 
     @staticmethod
-    def backward_hidden(dc: Tensor, h: Tensor, weights: Weights, spec: AdapterSpec, out: Tensor, state: None) -> Any:
+    def backward_hidden(dc: Tensor, h: Tensor, weights: Weights, spec: AdapterSpec, out: Tensor, state: tuple) -> Any:
+        _, T, N, _ = h.shape
+        _partial_sums(h, T * N, 4)
         conv, conv_bias, bias, dilation, dilation_bias = (
             None if p is None else torch.empty_like(p, dtype=torch.float32)
             for p in (weights.conv, weights.conv_bias, weights.down_bias, weights.dilation, weights.dilation_bias)

@@ -13,7 +13,7 @@ import torch
 import triton
 from torch import Tensor
 
-from fe_adapter.kernels.spec import ceil_div
+from fe_adapter.kernels.spec import CONV_ROWS, ceil_div
 
 DESIGNS = ("fused", "gemm", "resident", "tail")
 ALL_REGISTERS = 255  # of a thread: left to itself, ptxas may spill a few bytes to stay below a threshold of its own
@@ -146,7 +146,8 @@ IN_SHARED_MEMORY = {
 # what is the fastest, by compute capability: up to which R, which design, the next where one refuses (``resident`` does
 # fp32); beyond, gemm. On 9.0 measured: at 384 gemm's kernels take 8 % less than resident's, but its launches take the
 # host longer. Else predicted (`python -m bench cost`): every program of ``fused`` reads both matrices through L2, for
-# which cards with fast DRAM wait from 128 on, while those for gaming and inference still wait for DRAM
+# which cards with fast DRAM wait from 128 on, while those for gaming and inference still wait for DRAM; of designs that
+# are predicted within 1 % of each other, the simpler
 CHOICE = {
     (8, 0): {96: "fused", 512: "tail"},
     (8, 6): {640: "fused"},
@@ -156,15 +157,15 @@ CHOICE = {
     (12, 0): {640: "fused"},
 }
 OTHERS = {128: "fused"}
-MOST_TAPS = 7  # in time; with more, all but gemm spill
+MOST_TAPS = 7  # in time; with more, others spill sooner than gemm
 FEW = 4, 128  # with less than a program to so many multiprocessors, and with more than so many columns, gemm is faster
 CONV = {
     "interpreter": ConvPlan(BLOCK_M=16, BLOCK_R=16, num_warps=1),
-    "cuda": ConvPlan(BLOCK_M=16, BLOCK_R=32, num_warps=2, maxnreg=ALL_REGISTERS),
+    "cuda": ConvPlan(BLOCK_M=CONV_ROWS, BLOCK_R=32, num_warps=2, maxnreg=ALL_REGISTERS),
     "hip": ConvPlan(BLOCK_M=32, BLOCK_R=32),
 }
 CONV_NARROW = CONV | {  # an element a thread, for rows that are not aligned and many taps: with two, some spill
-    "cuda": ConvPlan(BLOCK_M=16, BLOCK_R=16, num_warps=8, maxnreg=ALL_REGISTERS),
+    "cuda": ConvPlan(BLOCK_M=CONV_ROWS, BLOCK_R=16, num_warps=8, maxnreg=ALL_REGISTERS),
     "hip": ConvPlan(BLOCK_M=16, BLOCK_R=16),
 }
 SUMS = {

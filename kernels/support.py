@@ -24,8 +24,8 @@ def _reasons_on_gpu(device: torch.device, dtype: torch.dtype) -> tuple[str, ...]
 
 def _find_reasons(device: torch.device, dtype: torch.dtype) -> list[str]:
     reasons = []
-    if not _has_triton():
-        reasons.append("Triton is not installed or cannot be imported")
+    if problem := _problem_of_triton():
+        reasons.append(problem)
     if device.type != "cuda" and not is_interpreting():
         reasons.append(f"the tensors are on {device}, not on a GPU")
     if is_interpreting() and not _can_interpret():
@@ -43,7 +43,7 @@ def _find_reasons(device: torch.device, dtype: torch.dtype) -> list[str]:
 
 def is_interpreting() -> bool:
     """Whether Triton runs its kernels in its interpreter, on CPU tensors (``TRITON_INTERPRET=1``)."""
-    if not _has_triton():
+    if _problem_of_triton():
         return False
     import triton
 
@@ -59,9 +59,12 @@ def _can_interpret() -> bool:
 
 
 @functools.cache
-def _has_triton() -> bool:
+def _problem_of_triton() -> str:
+    """Why it cannot be used; empty if it can."""
     try:
-        import triton  # noqa: F401
+        import triton
+
+        version = TorchVersion(triton.__version__)
     except Exception:  # a broken installation may raise anything
-        return False
-    return True
+        return "Triton is not installed or cannot be imported"
+    return f"Triton {version} is older than 3.6" if version < "3.6" else ""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import sys
+import types
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ import torch
 from bench.agreement import pair
 from fe_adapter import FEAdapter, FEAdapterConfig, FusedFEAdapter, _backend, functional
 from fe_adapter.errors import InputError
+from fe_adapter.kernels import support
 from fe_adapter.kernels.spec import AdapterSpec, Weights
 
 
@@ -80,10 +83,26 @@ def test_triton_is_refused_with_every_reason():
         layer(torch.randn(2, 5, 6, dtype=torch.float64))
 
 
+@pytest.mark.parametrize(
+    ("stub", "reason"),
+    [
+        ({"__version__": "3.2.0"}, "Triton 3.2.0 is older than 3.6"),
+        ({}, "Triton is not installed or cannot be imported"),  # a folder of that name imports, too
+    ],
+)
+def test_triton_that_is_old_or_broken_is_a_reason_like_others(monkeypatch, stub, reason):
+    monkeypatch.setitem(sys.modules, "triton", types.SimpleNamespace(**stub))
+    monkeypatch.setattr(support, "_problem_of_triton", support._problem_of_triton.__wrapped__)
+    x = torch.randn(2, 5, 6)
+    assert FusedFEAdapter(6, 4, num_frames=2)(x).shape == x.shape
+    with pytest.raises(RuntimeError, match=f"{reason}; the tensors are on cpu"):
+        FusedFEAdapter(6, 4, num_frames=2, backend="triton")(x)
+
+
 def test_the_environment_replaces_auto_only(monkeypatch):
     x = torch.randn(2, 5, 6)
     monkeypatch.setenv("FE_ADAPTER_BACKEND", "triton")
-    with pytest.raises(RuntimeError, match="triton"):
+    with pytest.raises(RuntimeError, match=r"FE_ADAPTER_BACKEND=triton cannot run here: .* Use auto or eager"):
         FusedFEAdapter(6, 4, num_frames=2)(x)
     FusedFEAdapter(6, 4, num_frames=2, backend="eager")(x)
     monkeypatch.setenv("FE_ADAPTER_BACKEND", "cuda")

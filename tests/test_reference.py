@@ -99,6 +99,19 @@ def test_max_dilation_bounds_the_dilation_and_stops_its_gradient():
         assert layer.dilation_proj.bias.grad.item() == 0
 
 
+def test_at_the_bound_the_gradient_of_the_dilation_passes():
+    """As a fresh layer with max_dilation=1 is."""
+    x, gradients = torch.randn(6, 5, 4, dtype=torch.float64), []
+    for layer in pair(4, 3, num_frames=6, max_dilation=1.0, dtype=torch.float64):
+        with torch.no_grad():
+            layer.dilation_proj.weight.zero_()
+            layer.dilation_proj.bias.zero_()
+        layer(x).square().sum().backward()
+        gradients.append(layer.dilation_proj.bias.grad)
+    assert gradients[0] != 0
+    torch.testing.assert_close(*gradients)
+
+
 @pytest.mark.parametrize("cls", [FEAdapter, FusedFEAdapter])
 def test_a_dilation_that_is_not_a_number_gives_not_a_number(cls):
     layer = pair(4, 3, num_frames=4, num_prefix_tokens=0)[cls is FusedFEAdapter]
