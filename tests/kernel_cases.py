@@ -128,10 +128,17 @@ for _design in DESIGNS:
                 layer.dilation_proj.bias.fill_(bias),
             ),
         )
-for _kernel, _form in (((3, 3, 3), "dynamic"), ((1, 3, 5), "static"), ((3, 5, 1), "dilated")):
+for _kernel, _form, _dtype, _prefixes in (
+    ((3, 3, 3), "dynamic", "fp32", 1),
+    ((1, 3, 5), "static", "fp32", 1),
+    ((3, 5, 1), "dilated", "fp32", 1),
+    ((3, 1, 5), "wide dynamic", "bf16", 0),
+    ((5, 3, 3), "dynamic", "fp16", 5),
+    ((3, 3, 3), "static", "bf16", 5),
+):
     _options = {**FORMS[_form], "kernel_size": _kernel, "grid_size": (3, 2)}
-    CASES[f"gemm, spatial {_kernel}, {_form}"] = functools.partial(
-        check, "gemm", torch.float32, (1, 3, 6, 1, 17, 18), **_options
+    CASES[f"gemm, {_dtype}, spatial {_kernel}, {_form}"] = functools.partial(
+        check, "gemm", DTYPES[_dtype], (1, 3, 6, _prefixes, 17, 18), twice=True, **_options
     )
 
 
@@ -178,20 +185,22 @@ def step_codes_and_slopes() -> None:
 
 
 def sweep(dtypes: list[str], examples: int) -> None:
-    """Random shapes, designs and forms."""
+    """Random shapes, designs and forms, and spatial kernels where a design has them."""
     from hypothesis import Phase, given, settings
     from hypothesis import strategies as st
 
-    size = st.integers(1, 19)
-
     @settings(max_examples=examples, deadline=None, derandomize=True, database=None, phases=[Phase.generate])
     @given(
-        st.sampled_from(DESIGNS), st.sampled_from(dtypes), st.integers(1, 2), st.integers(1, 9), size,
-        st.integers(0, 3), st.integers(4, 19), st.integers(4, 37), st.sampled_from([1, 2, "dynamic"]),
-        st.sampled_from([1, 3, 5, 7]), st.sampled_from(["identity", "silu"]),
+        st.sampled_from(DESIGNS), st.sampled_from(dtypes), st.integers(1, 2), st.integers(1, 9), st.integers(1, 4),
+        st.integers(1, 5), st.integers(0, 5), st.integers(4, 19), st.integers(4, 37),
+        st.sampled_from([1, 2, "dynamic"]), st.sampled_from(["identity", "gelu", "silu"]),
+        st.sampled_from([1, 3, 3, 5, 7]), st.sampled_from([(3, 1, 1), (3, 3, 3), (1, 3, 5), (3, 1, 5)]),
     )  # fmt: skip
-    def run(design, dtype, B, T, N, P, D, R, dilation, taps, activation):
-        check(design, DTYPES[dtype], (B, T, N, P, D, R), dilation=dilation, kernel_size=taps, activation=activation)
+    def run(design, dtype, B, T, H, W, P, D, R, dilation, activation, taps, kernel):
+        check(
+            design, DTYPES[dtype], (B, T, H * W, P, D, R), dilation=dilation, activation=activation,
+            kernel_size=kernel if design == "gemm" else taps, grid_size=(H, W),
+        )  # fmt: skip
 
     run()
 
