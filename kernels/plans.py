@@ -120,7 +120,7 @@ RESIDENT = {
 # where accumulators are in a memory of their own, all of R is one pass over a 16-bit x
 RESIDENT_TENSOR_MEMORY = RESIDENT | {
     64: {2: _resident(64, 1, 64, 128, UP_STAGES=3), 4: _resident(64, 1, 64, 32)},
-    256: {2: _resident(128, 2, 128), 4: _resident(64, 2, 64, 32, BLOCK_D=32)},
+    256: {2: _resident(128, 2, 128), 4: _resident(64, 4, 64, 32, BLOCK_D=32)},
     384: {2: _resident(128, 3, 128), 4: _resident(128, 3, 64, 32)},
 }
 RESIDENT_TENSOR_MEMORY = {
