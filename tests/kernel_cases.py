@@ -133,7 +133,7 @@ for _kernel, _form, _dtype, _prefixes in (
     ((1, 3, 5), "static", "fp32", 1),
     ((3, 5, 1), "dilated", "fp32", 1),
     ((3, 1, 5), "wide dynamic", "bf16", 0),
-    ((5, 3, 3), "dynamic", "fp16", 5),
+    ((5, 3, 1), "dynamic", "fp16", 5),
     ((3, 3, 3), "static", "bf16", 5),
 ):
     _options = {**FORMS[_form], "kernel_size": _kernel, "grid_size": (3, 2)}
