@@ -164,11 +164,11 @@ CONV = {
     "cuda": ConvPlan(BLOCK_M=CONV_ROWS, BLOCK_R=32, num_warps=2, maxnreg=ALL_REGISTERS),
     "hip": ConvPlan(BLOCK_M=32, BLOCK_R=32),
 }
+CONV_WIDE_KERNEL = CONV | {"cuda": ConvPlan(BLOCK_M=CONV_ROWS, BLOCK_R=16, maxnreg=ALL_REGISTERS)}
 CONV_NARROW = CONV | {  # an element a thread, for rows that are not aligned and many taps in time: with two, some spill
     "cuda": ConvPlan(BLOCK_M=CONV_ROWS, BLOCK_R=16, num_warps=8, maxnreg=ALL_REGISTERS),
     "hip": ConvPlan(BLOCK_M=16, BLOCK_R=16),
 }
-CONV_WIDE_KERNEL = CONV_NARROW | {"cuda": ConvPlan(BLOCK_M=CONV_ROWS, BLOCK_R=16, maxnreg=ALL_REGISTERS)}
 SUMS = {
     "interpreter": ConvPlan(BLOCK_M=16, BLOCK_R=16, num_warps=1),
     "cuda": ConvPlan(BLOCK_M=256, BLOCK_R=16),
