@@ -164,8 +164,7 @@ CONV = {
     "cuda": ConvPlan(BLOCK_M=CONV_ROWS, BLOCK_R=32, num_warps=2, maxnreg=ALL_REGISTERS),
     "hip": ConvPlan(BLOCK_M=32, BLOCK_R=32),
 }
-CONV_WIDE_KERNEL = CONV | {"cuda": ConvPlan(BLOCK_M=CONV_ROWS, BLOCK_R=16, maxnreg=ALL_REGISTERS)}
-CONV_NARROW = CONV | {  # an element a thread, for rows that are not aligned and many taps in time: with two, some spill
+CONV_NARROW = CONV | {  # an element a thread, for rows that are not aligned and many taps: with two, some spill
     "cuda": ConvPlan(BLOCK_M=CONV_ROWS, BLOCK_R=16, num_warps=8, maxnreg=ALL_REGISTERS),
     "hip": ConvPlan(BLOCK_M=16, BLOCK_R=16),
 }
@@ -199,9 +198,7 @@ def multiprocessors(device: torch.device) -> int:
 def conv_plan(bottleneck: int, kernel_size: torch.Size) -> ConvPlan:
     """For a hidden (B, T, N, R) and a kernel (K, kh, kw), whose kh rows follow each other in a loop."""
     K, _, KW = kernel_size
-    if bottleneck % 16 or K > 5:
-        return CONV_NARROW[platform()]
-    return (CONV_WIDE_KERNEL if K * KW > 9 else CONV)[platform()]
+    return (CONV_NARROW if bottleneck % 16 or K > 5 or K * KW > 9 else CONV)[platform()]
 
 
 def sums_plan() -> ConvPlan:
