@@ -94,7 +94,6 @@ MANY_TAPS = {  # in the form that needs the most registers, by R
     (5, 1, 1): BOTTLENECKS,
     (7, 1, 1): (33, *BOTTLENECKS),
     (15, 1, 1): (384,),
-    (5, 3, 3): (384,),
     (3, 1, 5): (384,),
 }
 TABLE = (
@@ -117,6 +116,7 @@ TABLE = (
         for dtype, stream, _ in PRECISIONS
         if dtype != torch.float16
     ),
+    Case(kernel=(5, 3, 3), **FORMS[1]),  # type: ignore[arg-type]
 )
 FAST = (Case(), Case(dynamic=True))
 
