@@ -116,7 +116,7 @@ TABLE = (
         for dtype, stream, _ in PRECISIONS
         if dtype != torch.float16
     ),
-    Case(kernel=(5, 3, 3), **FORMS[1]),  # type: ignore[arg-type]
+    Case(kernel=(5, 3, 3), **FORMS[1]),  # type: ignore[arg-type]  # fp32 spills 48 bytes on sm_100 with Triton 3.6
 )
 FAST = (Case(), Case(dynamic=True))
 

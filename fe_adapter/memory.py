@@ -299,7 +299,7 @@ class _KernelConvolution:
     @staticmethod
     def backward_hidden(dc: Tensor, h: Tensor, weights: Weights, spec: AdapterSpec, out: Tensor, state: tuple) -> Any:
         _, T, N, _ = h.shape
-        _partial_sums(h, T * N, 4)
+        state += (_partial_sums(h, T * N, 4),)  # there, with the others, until the gradients are made
         conv, conv_bias, bias, dilation, dilation_bias = (
             None if p is None else torch.empty_like(p, dtype=torch.float32)
             for p in (weights.conv, weights.conv_bias, weights.down_bias, weights.dilation, weights.dilation_bias)

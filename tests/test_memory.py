@@ -11,7 +11,8 @@ from fe_adapter import FEAdapterConfig, FusedFEAdapter, VideoClassifier, apply_m
 from fe_adapter._frozen_weights import _unpack
 from fe_adapter._optimizers import OPTIMIZERS, make_optimizer
 from fe_adapter.errors import InputError
-from fe_adapter.memory import measure_peak_memory, measure_saved_memory
+from fe_adapter.kernels.spec import AdapterSpec, Weights
+from fe_adapter.memory import _KernelConvolution, measure_peak_memory, measure_saved_memory
 from tests.models import build
 
 
@@ -168,3 +169,24 @@ def test_cost_counts_products():
 def test_bad_options(options):
     with pytest.raises(InputError, match=r"not one of|none of"):
         estimate_memory(VideoClassifier(build("timm vit"), 3, num_frames=2), 1, 2, 3, 32, 32, **options)
+
+
+@pytest.mark.parametrize(("dynamic", "kernel"), [(False, (3, 1, 1)), (True, (3, 3, 3))])
+def test_the_kernels_scratch_is_what_their_launchers_allocate(dynamic, kernel):
+    pytest.importorskip("triton", reason="Triton is not installed")
+    from bench.ahead import recorded_calls
+    from bench.compile import plans_for
+    from fe_adapter.kernels import conv
+
+    shapes = (32, 64), (32,), (32, 1, *kernel), (32,), (64, 32), (64,), (3, 32), (1,)
+    weights = Weights(*(torch.empty(shape) if dynamic or i < 6 else None for i, shape in enumerate(shapes)))
+    spec = AdapterSpec(1, None, "identity", 1, (5, 7), torch.float32)
+
+    def backward(convolution):
+        h = torch.empty(2, 4, 35, 32)
+        rows, dc, state = convolution.backward_activation(torch.empty_like(h), h, weights, spec)
+        convolution.backward_hidden(dc, h, weights, spec, rows, state)
+
+    with plans_for("sm_90"), recorded_calls(conv):
+        launched = measure_peak_memory(lambda: backward(conv))
+    assert measure_peak_memory(lambda: backward(_KernelConvolution)) == launched
