@@ -99,5 +99,5 @@ if __name__ == "__main__":
     code = main(*sys.argv[1:])
     sys.stdout.flush()
     sys.stderr.flush()
-    # Gloo's threads may still hold tensors, and abort a Python that shuts down around them (pytorch#179291).
+    # Gloo's threads may still hold tensors, and abort a Python that shuts down around them (pytorch#179291, #190489).
     os._exit(code)

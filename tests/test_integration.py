@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -78,6 +79,8 @@ def _start(function: Callable[..., None], store: str, rank: int, arguments: tupl
     function(rank, *arguments)
     dist.barrier()  # neither leaves while the other still talks
     dist.destroy_process_group()
+    # Gloo's threads may still hold tensors, and abort a Python that shuts down around them (pytorch#179291, #190489).
+    os._exit(0)
 
 
 def ddp_agrees_with_one_process(rank: int, options: dict) -> None:
