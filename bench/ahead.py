@@ -32,6 +32,7 @@ class Arch:
 
 
 ARCHS = {
+    "sm_75": Arch("cuda", 75, 32, 64 * KIB, 64 * KIB, 32, 16),  # T4, RTX 20
     "sm_80": Arch("cuda", 80, 32, 163 * KIB, 164 * KIB, 64, 32),  # A100
     "sm_86": Arch("cuda", 86, 32, 99 * KIB, 100 * KIB, 48, 16),  # RTX 30, A10
     "sm_89": Arch("cuda", 89, 32, 99 * KIB, 100 * KIB, 48, 24),  # RTX 40, L4

@@ -26,6 +26,7 @@ from fe_adapter.kernels.spec import AdapterSpec, Weights
 
 BOTTLENECKS = (32, 64, 96, 128, 192, 384, 512, 640)
 WIDTHS = (384, 768, 1024, 1280)
+BETWEEN = (176, 240, 256, 368, 496)  # which those leave out of the plans for up to 192, 256, 384, 512: masks, and 256
 NO_DX = " no dx"
 
 
@@ -91,17 +92,17 @@ PRECISIONS = (  # of the products; of x where that is another; and forms: of fp1
     (torch.float16, torch.float32, FORMS[:2]),
 )
 MANY_TAPS = {  # in the form that needs the most registers, by R
-    (5, 1, 1): BOTTLENECKS,
-    (7, 1, 1): (33, *BOTTLENECKS),
+    (5, 1, 1): (*BOTTLENECKS, *BETWEEN),
+    (7, 1, 1): (33, *BOTTLENECKS, *BETWEEN),
     (15, 1, 1): (384,),
     (3, 1, 5): (384,),
 }
 TABLE = (
     *(  # one D stands for all WIDTHS, multiples of every tile
         Case(dtype, stream, bottleneck=R, **form)  # type: ignore[arg-type]
-        for R in BOTTLENECKS
+        for R in (*BOTTLENECKS, *BETWEEN)
         for dtype, stream, forms in PRECISIONS
-        for form in forms
+        for form in (*forms, {**FORMS[1], "needs_dx": False})
     ),
     *(
         Case(dtype, kernel=(3, 3, 3), **form)  # type: ignore[arg-type]
@@ -186,8 +187,10 @@ def plans_for(target: str) -> Iterator[None]:
 
 def launches(case: Case, target: str, chosen_only: bool = False) -> list[tuple[str, tuple[Any, tuple, dict]]]:
     """What the launchers of every design that serves ``case``, or of the chosen one, would launch, each way."""
-    B, T, N, P, D, R = 2, 8, 196, 1, case.width, case.bottleneck
-    spec = AdapterSpec(2, case.max_dilation, case.activation, P, (14, 14), case.dtype)
+    if target == "sm_75" and torch.bfloat16 in (case.dtype, case.stream_dtype):
+        return []  # `support` refuses it
+    B, T, N, P, D, R = 1, 2, 6, 1, case.width, case.bottleneck  # small, and no multiple of 16, as 8 × 197 are none
+    spec = AdapterSpec(2, case.max_dilation, case.activation, P, (2, 3), case.dtype)
     x = torch.empty(B, T, P + N, D, dtype=case.stream_dtype or case.dtype)
     shapes = Weights((R, D), (R,), (R, 1, *case.kernel), (R,), (D, R), (D,), (3, R), (1,))  # type: ignore[arg-type]
     weights = Weights(*(torch.empty(shape, dtype=case.dtype) for shape in shapes))  # type: ignore[arg-type]
