@@ -19,7 +19,8 @@ from bench.case import SkippedError
 from bench.harness import Graphed
 from bench.modules import settle_dilation
 from fe_adapter import FEAdapter, FusedFEAdapter
-from fe_adapter.kernels.plans import DESIGNS, refusals
+from fe_adapter.kernels.plans import refusals
+from fe_adapter.kernels.spec import DESIGNS
 from fe_adapter.kernels.support import unsupported_reasons
 
 Shape = tuple[int, int, int, int, int, int]  # B, T, N, P, D, R

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from bench import cost
-from fe_adapter.kernels.plans import CHOICE, DESIGNS
+from fe_adapter.kernels.plans import CHOICE
+from fe_adapter.kernels.spec import DESIGNS
 
 Rows = dict[int, str]  # design by the largest R it is the fastest for; beyond the last, gemm
 

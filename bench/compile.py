@@ -22,7 +22,7 @@ import torch
 
 from bench.ahead import ARCHS, Report, compile_call, recorded_calls, type_of
 from fe_adapter.kernels import conv, fused, plans, steps
-from fe_adapter.kernels.spec import AdapterSpec, Weights
+from fe_adapter.kernels.spec import DESIGNS, AdapterSpec, Weights
 
 BOTTLENECKS = (32, 64, 96, 128, 192, 384, 512, 640)
 WIDTHS = (384, 768, 1024, 1280)
@@ -204,7 +204,7 @@ def launches(case: Case, target: str, chosen_only: bool = False) -> list[tuple[s
             _, dc, state = conv.backward_activation(torch.empty_like(h), h, weights, spec)
             conv.backward_hidden(dc, h, weights, spec, rows, state)
         found = [("gemm", call) for call in calls]
-        for design in plans.DESIGNS:
+        for design in DESIGNS:
             if chosen_only and design != chosen:
                 continue
             if design == "gemm" or D % 16 or R % 16 or plans.refusals(design, x, case.dtype, R, weights.conv):

@@ -15,7 +15,7 @@ from torch.profiler import ProfilerActivity, profile
 from bench.checks import chosen, serves
 from bench.harness import empty_l2
 from bench.modules import settled_pair
-from fe_adapter.kernels.plans import DESIGNS
+from fe_adapter.kernels.spec import DESIGNS
 
 SHAPE = {"B": 8, "T": 8, "N": 196, "P": 1, "D": 768}
 EMPTIES = "FillFunctor<signed char>"  # in the name of the kernel that empties the L2 cache

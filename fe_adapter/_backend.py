@@ -9,7 +9,7 @@ import os
 from torch import Tensor
 
 from fe_adapter.config import BACKENDS, check_choice
-from fe_adapter.kernels.spec import PAD, AdapterSpec, Weights
+from fe_adapter.kernels.spec import DESIGNS, PAD, AdapterSpec, Weights
 from fe_adapter.kernels.support import unsupported_reasons
 
 _log = logging.getLogger("fe_adapter")
@@ -22,6 +22,7 @@ def choose_design(backend: str, x: Tensor, weights: Weights, spec: AdapterSpec) 
     ``FE_ADAPTER_DESIGN`` replaces the choice of the launch plans.
 
     Raises:
+        InputError: a variable names no backend or design.
         RuntimeError: Triton, or a design of it, was asked for and cannot run; the message lists every reason.
     """
     asked_by = "backend='triton'" if backend == "triton" else "FE_ADAPTER_BACKEND=triton"
@@ -30,6 +31,8 @@ def choose_design(backend: str, x: Tensor, weights: Weights, spec: AdapterSpec) 
         check_choice("FE_ADAPTER_BACKEND", backend, BACKENDS)
     if backend == "eager":
         return "eager"
+    if design := os.environ.get("FE_ADAPTER_DESIGN"):
+        check_choice("FE_ADAPTER_DESIGN", design, DESIGNS)
     reasons = unsupported_reasons(x.device, spec.compute_dtype)
     if x.shape[1] * x.shape[2] * (weights.down.shape[0] + PAD) >= 2**31:
         reasons.append(
@@ -44,11 +47,9 @@ def choose_design(backend: str, x: Tensor, weights: Weights, spec: AdapterSpec) 
         return "eager"  # nothing to launch
     from fe_adapter.kernels import plans  # not before it is needed: it imports Triton
 
-    design = os.environ.get("FE_ADAPTER_DESIGN")
     bottleneck = weights.down.shape[0]
     if not design:
         return plans.choose_design(x, spec.compute_dtype, bottleneck, weights.conv)
-    check_choice("FE_ADAPTER_DESIGN", design, plans.DESIGNS)
     reasons = plans.refusals(design, x, spec.compute_dtype, bottleneck, weights.conv)
     if reasons:
         raise RuntimeError(f"FE_ADAPTER_DESIGN={design} cannot run here: {'; '.join(reasons)}. Use gemm")

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from fe_adapter.kernels.spec import CONV_ROWS, ceil_div
 
-DESIGNS = ("fused", "gemm", "resident", "tail")
 ALL_REGISTERS = 255  # of a thread: left to itself, ptxas may spill a few bytes to stay below a threshold of its own
 
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+DESIGNS = ("fused", "gemm", "resident", "tail")  # of the Triton backend: see docs/kernels.md
 CONV_ROWS = 16  # tokens of a program of the convolution, which leaves one row of partial sums
 PAD = 8  # columns after φ(c): one for the bias, the rest zeros that keep rows aligned
 

@@ -108,6 +108,10 @@ def test_the_environment_replaces_auto_only(monkeypatch):
     monkeypatch.setenv("FE_ADAPTER_BACKEND", "cuda")
     with pytest.raises(InputError, match="FE_ADAPTER_BACKEND='cuda' is not one of 'auto', 'triton', 'eager'"):
         FusedFEAdapter(6, 4, num_frames=2)(x)
+    monkeypatch.delenv("FE_ADAPTER_BACKEND")
+    monkeypatch.setenv("FE_ADAPTER_DESIGN", "fast")
+    with pytest.raises(InputError, match="FE_ADAPTER_DESIGN='fast' is not one of 'fused', 'gemm'"):
+        FusedFEAdapter(6, 4, num_frames=2)(x)
 
 
 BAD_OPTIONS = [

@@ -18,6 +18,7 @@ from bench.baselines import Formulation, SixProducts, STAdapter, causal_conv1d, 
 from bench.case import DTYPES, Point, Provider, SkippedError
 from bench.harness import Contender
 from bench.modules import Work, compiled, settled_pair
+from fe_adapter.kernels.spec import DESIGNS
 
 BASELINE = "st-adapter"
 
@@ -76,8 +77,6 @@ def providers(point: Point, device: torch.device) -> Mapping[str, Provider]:
         if device.type == "cuda":
             found["plain dynamic compiled"] = Provider(contender(lambda: compiled(dynamic), dynamic))
     if device.type == "cuda":
-        from fe_adapter.kernels.plans import DESIGNS  # not before it is needed: it imports Triton
-
         found["st-adapter without cuDNN"] = Provider(lambda: _without_cudnn(work.contender(st_adapter(), static)))
         found["st-adapter graphed"] = Provider(lambda: work.graphed_contender(st_adapter()))
         for name, fused, reference in (("static", fused_static, static), ("dynamic", fused_dynamic, dynamic)):
