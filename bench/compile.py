@@ -26,7 +26,7 @@ from fe_adapter.kernels.spec import DESIGNS, AdapterSpec, Weights
 
 BOTTLENECKS = (32, 64, 96, 128, 192, 384, 512, 640)
 WIDTHS = (384, 768, 1024, 1280)
-BETWEEN = (176, 240, 256, 368, 496)  # which those leave out of the plans for up to 192, 256, 384, 512: masks, and 256
+BETWEEN = (80, 176, 240, 256, 368, 496)  # with these every plan is there, with masks and without
 NO_DX = " no dx"
 
 

@@ -12,7 +12,7 @@ import torch
 pytest.importorskip("triton", reason="Triton is not installed")
 
 from bench import compile as cases
-from bench.ahead import recorded_calls
+from bench.ahead import ARCHS, recorded_calls
 from fe_adapter.kernels import fused, plans
 
 
@@ -30,13 +30,25 @@ def test_no_spill_tensor_cores_and_every_barrier(case, target):
     assert all(report.async_copy for report in wholes)
 
 
-def test_the_table_holds_what_the_plans_may_choose():
-    """One D stands for all of them."""
-    compiled = {cases.signature(*call[:3]) for call in cases.distinct((), cases.TABLE, ("sm_90",))}
-    for R, D, (dtype, stream, _) in itertools.product(cases.BOTTLENECKS, cases.WIDTHS, cases.PRECISIONS):
+@pytest.mark.parametrize("target", ARCHS)
+def test_the_table_holds_what_the_plans_may_choose(target):
+    """For any R, and any D, which only masks depend on; but for how many tiles of ``c`` stay in shared memory."""
+
+    def signature(kernel, arguments, options):
+        return cases.signature(kernel, arguments, {**options, "PARTS": None})
+
+    compiled = {signature(*call[:3]) for call in cases.distinct(cases.CASES, cases.TABLE, (target,))}
+    for R, D, (dtype, stream, _) in itertools.product(range(16, 657, 16), (768, 800), cases.PRECISIONS):
         case = cases.Case(dtype, stream, bottleneck=R, width=D)
-        for _, call in cases.launches(case, "sm_90", chosen_only=True):
-            assert cases.signature(*call) in compiled, (str(case), call[0].__name__)
+        for _, call in cases.launches(case, target, chosen_only=True):
+            assert signature(*call) in compiled, (str(case), call[0].__name__)
+
+
+def test_the_table_holds_every_width():
+    compiled = {cases.signature(*call[:3]) for call in cases.distinct((), cases.TABLE, ("sm_90",))}
+    for R, D in itertools.product(cases.BOTTLENECKS, cases.WIDTHS):
+        for _, call in cases.launches(cases.Case(bottleneck=R, width=D), "sm_90", chosen_only=True):
+            assert cases.signature(*call) in compiled, (R, D, call[0].__name__)
 
 
 @pytest.mark.slow
