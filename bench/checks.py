@@ -258,12 +258,12 @@ def compiled_whole(device: torch.device, shape: Shape) -> None:
     assert_same_bits(actual, forward_backward(layer, x, dy), "compiled and eager")
 
 
-def steps_of_gelu2bit(device: torch.device) -> None:
+def steps_of_gelu2bit(device: torch.device, sizes: tuple[int, ...] = (1, 4099, 2**20)) -> None:
     """Both kernels of memory policy gelu2bit: every interval, and a tail that fills no byte."""
     from fe_adapter._gelu2bit import STEPS, gelu2bit
 
     positions, slopes = STEPS["erf"]
-    for dtype, size in itertools.product((torch.bfloat16, torch.float16, torch.float32), (1, 4099, 2**20)):
+    for dtype, size in itertools.product((torch.bfloat16, torch.float16, torch.float32), sizes):
         x = (3 * torch.randn(size, device=device)).to(dtype).requires_grad_()
         dy = torch.randn(size, device=device).to(dtype)
         (dx,) = torch.autograd.grad(gelu2bit(x), x, dy)

@@ -21,6 +21,7 @@ import triton.language as tl
 from torch import nn
 
 from bench.agreement import RECOMPUTED_SLACK, assert_within, expect, forward_backward, pair, share_weights
+from bench.checks import operators, steps_of_gelu2bit
 from fe_adapter import FEAdapter, FusedFEAdapter
 from fe_adapter.kernels.common import rounded
 from fe_adapter.kernels.spec import DESIGNS, AdapterSpec, Weights
@@ -168,19 +169,8 @@ def rounding_to_bf16_is_to_nearest_even() -> None:
 
 @case
 def step_codes_and_slopes() -> None:
-    """Memory policy gelu2bit: every interval, a tail that fills no byte, and both types."""
-    from fe_adapter._gelu2bit import STEPS, gelu2bit
-
-    positions, slopes = STEPS["erf"]
-    for dtype in (torch.float32, torch.bfloat16):
-        for shape in ((1,), (3, 7), (2, 1031)):
-            x = (3 * torch.randn(shape)).to(dtype).requires_grad_()
-            dy = torch.randn(shape).to(dtype)
-            with memory_checks():
-                (dx,) = torch.autograd.grad(gelu2bit(x), x, dy)
-            code = sum((x.detach() > position).long() for position in positions)
-            expected = (dy.float() * torch.tensor(slopes)[code]).to(dtype)
-            torch.testing.assert_close(dx, expected, rtol=torch.finfo(dtype).eps, atol=0)
+    with memory_checks():
+        steps_of_gelu2bit(torch.device("cpu"), sizes=(1, 21, 2062))
 
 
 def sweep(dtypes: list[str], examples: int) -> None:
@@ -346,18 +336,9 @@ def an_empty_batch_gives_an_empty_one():
 @case
 def opcheck_and_compile():
     for design in DESIGNS:
+        operators(torch.device("cpu"), design, SHAPES["small"])
         os.environ["FE_ADAPTER_DESIGN"] = design
         layer, x = layer_and_input(dilation=1)
-        weights = [p.detach().clone().requires_grad_() for p in layer.parameters()]
-        clip = x.view(2, 2, 5, 8).requires_grad_()
-        arguments = (clip, weights, 2, 1, None, "identity", 1, (4, 1), x.dtype, None, True, "triton")
-        utils = ("test_schema", "test_faketensor", "test_autograd_registration")
-        torch.library.opcheck(torch.ops.fe_adapter.adapter_forward.default, arguments, test_utils=utils)
-        with torch.no_grad():
-            _, h = torch.ops.fe_adapter.adapter_forward(*arguments)
-        dy, plain = torch.randn_like(clip), [w.detach() for w in weights]
-        arguments = (dy, clip.detach(), None, h, plain, 2, 1, None, "identity", 1, (4, 1), x.dtype, "triton", True)
-        torch.library.opcheck(torch.ops.fe_adapter.adapter_backward.default, arguments, test_utils=utils)
         compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
         assert torch.equal(compiled(x), layer(x))
 
