@@ -64,6 +64,8 @@ class LaunchPlan:
         backward_channels = options.pop("BLOCK_S_BACKWARD")
         if backward:
             options["BLOCK_S"] = backward_channels
+        if not even:  # with masks and a fourth stage, some spill
+            options["num_stages"] = min(3, options["num_stages"])
         if taps > 3:  # each has its values in registers
             options["BLOCK_S"] = 8 if taps > 5 else max(16, options["BLOCK_S"] // 2)
         return options | {"EVEN": even}
