@@ -78,12 +78,13 @@ CASES = (
     *(Case(bottleneck=R, dynamic=True, stream_dtype=torch.float32) for R in (64, 128, 192, 256, 512)),
     *(Case(bottleneck=R, dynamic=dynamic, needs_dx=False) for R in (64, 384) for dynamic in (False, True)),
 )
-FORMS = (  # gelu stands for all activations, having the most arithmetic, and a bound only adds to a dynamic dilation
+FORMS = (  # gelu, having the most arithmetic, stands for all activations; a bound only adds to a dynamic dilation
     {},
     {"dynamic": True, "activation": "gelu", "max_dilation": 2.0},
     {"activation": "gelu"},
     {"dynamic": True},
 )
+OTHER_ACTIVATIONS = tuple({**FORMS[1], "activation": name} for name in ("silu", "relu"))  # for it need not be so
 PRECISIONS = (  # of the products; of x where that is another; and forms: of fp16, in all else like bf16, two extremes
     (torch.bfloat16, None, FORMS),
     (torch.bfloat16, torch.float32, FORMS),
@@ -95,7 +96,7 @@ MANY_TAPS = {  # in the form that needs the most registers, by R
     (5, 1, 1): (*BOTTLENECKS, *BETWEEN),
     (7, 1, 1): (33, *BOTTLENECKS, *BETWEEN),
     (15, 1, 1): (384,),
-    (3, 1, 5): (384,),
+    **dict.fromkeys(((3, 1, 3), (3, 1, 5), (5, 3, 1)), (384,)),
 }
 TABLE = (
     *(  # one D stands for all WIDTHS, multiples of every tile
@@ -107,8 +108,15 @@ TABLE = (
     *(
         Case(dtype, kernel=(3, 3, 3), **form)  # type: ignore[arg-type]
         for dtype, stream, forms in PRECISIONS
-        for form in forms
+        for form in (*forms, *OTHER_ACTIVATIONS)
         if stream is None
+    ),
+    *(
+        Case(dtype, stream, bottleneck=R, **form)  # type: ignore[arg-type]
+        for R in (96, 384)
+        for dtype, stream, _ in PRECISIONS
+        for form in OTHER_ACTIVATIONS
+        if dtype != torch.float16
     ),
     *(
         Case(dtype, stream, bottleneck=R, kernel=kernel, **FORMS[1])  # type: ignore[arg-type]

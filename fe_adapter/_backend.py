@@ -19,7 +19,7 @@ def choose_design(backend: str, x: Tensor, weights: Weights, spec: AdapterSpec) 
     """What serves a call on ``x`` (B, T, L, D): "eager", or the name of a design of the Triton backend.
 
     ``FE_ADAPTER_BACKEND`` replaces "auto", which takes Triton where it can run and logs a fall-back once.
-    ``FE_ADAPTER_DESIGN`` replaces the choice of the launch plans.
+    ``FE_ADAPTER_DESIGN`` replaces the choice of the launch plans, where Triton serves.
 
     Raises:
         InputError: a variable names no backend or design.

@@ -6,10 +6,12 @@ kernels take some tens of microseconds, a step waits for that. Here the dispatch
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 
 _LIBRARY = torch.library.Library("fe_adapter", "FRAGMENT")
 
@@ -29,7 +31,8 @@ def register(function: Callable, fake: Callable) -> Any:
 def register_autograd(operator: Any, differentiable: Callable) -> None:
     """Where a gradient may be asked for, call ``differentiable(below, *arguments)``.
 
-    ``below(*arguments)`` runs ``operator`` without autograd, as `torch.autograd.Function.forward` is to do.
+    ``below(*arguments)`` runs ``operator`` without autograd, as `torch.autograd.Function.forward` is to do. A
+    forward-mode derivative raises: by itself PyTorch would take it for zero.
     """
 
     def kernel(keys: Any, *arguments: Any) -> Any:
@@ -37,8 +40,17 @@ def register_autograd(operator: Any, differentiable: Callable) -> None:
             with torch._C._AutoDispatchBelowAutograd():
                 return operator.redispatch(keys & torch._C._after_autograd_keyset, *arguments)
 
+        if forward_ad._current_level >= 0 and _has_tangent(arguments):
+            raise RuntimeError(
+                "the fused adapter has no forward-mode derivative; FEAdapter, its plain PyTorch form, has"
+            )
         if torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments):
             return differentiable(below, *arguments)
         return below(*arguments)
 
     _LIBRARY.impl(operator._schema.name.partition("::")[2], kernel, "Autograd", with_keyset=True)
+
+
+def _has_tangent(arguments: Iterable[Any]) -> bool:
+    tensors = itertools.chain.from_iterable(z if isinstance(z, (list, tuple)) else (z,) for z in arguments)
+    return any(isinstance(z, torch.Tensor) and forward_ad.unpack_dual(z).tangent is not None for z in tensors)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -15,6 +13,7 @@ from fe_adapter.config import (
     check_choice,
     check_count,
     check_dilation,
+    check_grid_size,
     check_kernel_size,
 )
 from fe_adapter.kernels.spec import AdapterSpec, Weights
@@ -70,7 +69,7 @@ def adapter(
     Raises:
         ValueError: shapes, sizes or options do not fit together.
         TypeError: unsupported or mixed dtypes.
-        RuntimeError: ``backend="triton"`` cannot run; a second derivative is asked for.
+        RuntimeError: ``backend="triton"`` cannot run; a second or a forward-mode derivative is asked for.
     """
     weights = Weights(
         down_weight, down_bias, conv_weight, conv_bias, up_weight, up_bias, dilation_weight, dilation_bias
@@ -110,6 +109,7 @@ def prepare(
     """The frames T of a clip and the spec of the call; raises what `adapter` says it raises."""
     check_choice("activation", activation, ACTIVATIONS)
     check_dilation(dilation, max_dilation)
+    check_grid_size(grid_size)
     check_count("num_prefix_tokens", num_prefix_tokens, 0)
     _check_tensors(x, weights)
     _check_weights(weights, dilation)
@@ -131,9 +131,10 @@ def prepare(
 
 
 def _compute_dtype(x: Tensor) -> torch.dtype:
-    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:  # as autocast itself: never float64
-        return torch.get_autocast_dtype(x.device.type)
-    return x.dtype
+    device = x.device.type
+    if device == "meta" or x.dtype == torch.float64 or not torch.is_autocast_enabled(device):
+        return x.dtype  # as autocast itself: never float64
+    return torch.get_autocast_dtype(device)
 
 
 def _frames(x: Tensor, num_frames: int | None) -> int:
@@ -159,7 +160,7 @@ def _grid(num_patches: int, kernel: tuple[int, ...], grid_size: tuple[int, int] 
     if tuple(kernel) == (1, 1):
         return num_patches, 1
     if grid_size is None:
-        side = math.isqrt(num_patches)
+        side = int(num_patches**0.5 + 0.5)  # which torch.compile traces for a size that varies, unlike math.isqrt
         grid_size = (side, side)
     H, W = grid_size
     if num_patches != H * W:

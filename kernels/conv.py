@@ -143,7 +143,10 @@ def _token(i_tile, T, N, P, BLOCK_M: tl.constexpr):
     return o_m, o_t, o_n, m_token, m_token & (o_n >= 0)
 
 
-@triton.jit
+SHAPE = ("T", "N", "H", "W", "P", "dilation")  # one compile serves all values, 1 and multiples of 16 as well
+
+
+@triton.jit(do_not_specialize=SHAPE)
 def _conv_fwd_kernel(
     p_h, p_conv, p_conv_bias, p_dilation, p_dilation_bias, p_rows,
     T, N, R, H, W, P, C, dilation, max_dilation,
@@ -166,7 +169,7 @@ def _conv_fwd_kernel(
     )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SHAPE)
 def _conv_bwd_activation_kernel(
     p_dphi, p_h, p_conv, p_conv_bias, p_dilation, p_dilation_bias, p_rows, p_dc, p_d, p_da, p_sums,
     T, N, R, H, W, P, C, dilation, max_dilation,
@@ -196,7 +199,7 @@ def _conv_bwd_activation_kernel(
         tl.store(p_da + o_row, b_dd * b_slope, m_row)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SHAPE)
 def _conv_bwd_hidden_kernel(
     p_dc, p_h, p_conv, p_dilation, p_d, p_da, p_dh, p_sums,
     T, N, R, H, W, P, C, dilation,

@@ -197,9 +197,11 @@ def multiprocessors(device: torch.device) -> int:
 
 
 def conv_plan(bottleneck: int, kernel_size: torch.Size) -> ConvPlan:
-    """For a hidden (B, T, N, R) and a kernel (K, kh, kw), whose kh rows follow each other in a loop."""
-    K, _, KW = kernel_size
-    return (CONV_NARROW if bottleneck % 16 or K > 5 or K * KW > 9 else CONV)[platform()]
+    """For a hidden (B, T, N, R) and a kernel (K, kh, kw), whose kh rows, if several, follow each other in a loop."""
+    K, KH, KW = kernel_size
+    is_one_row = KH == 1  # without the loop, which keeps the compiler from loading all taps at once
+    is_narrow = bottleneck % 16 or max(K, KW) > 3 or (is_one_row and K * KW > 3)
+    return (CONV_NARROW if is_narrow else CONV)[platform()]
 
 
 def sums_plan() -> ConvPlan:

@@ -51,10 +51,24 @@ def test_the_table_holds_every_width():
             assert cases.signature(*call) in compiled, (R, D, call[0].__name__)
 
 
+def test_one_compile_serves_all_sizes():
+    """Of a convolution the compiler knows the channels alone, of other kernels also D and the strides of inputs."""
+    served = set()
+    for case in (cases.Case(), cases.Case(kernel=(3, 3, 3), dynamic=True)):
+        for _, (kernel, arguments, _) in cases.launches(case, "sm_90"):
+            parameters = zip(kernel.params, arguments, strict=False)
+            known = {p.name for p, value in parameters if isinstance(value, int) and not p.do_not_specialize}
+            strides = {f"{name}_{axis}" for name in ("x", "dy") for axis in "btl"}
+            assert known <= {"R", "C", "D", *strides}, kernel.__name__
+            served.add(kernel.__name__)
+    assert len(served) == 6
+
+
 @pytest.mark.slow
 def test_a_spatial_kernel_does_not_spill_with_all_there_is():
-    case = cases.Case(torch.float32, dynamic=True, activation="gelu", max_dilation=2.0, kernel=(3, 3, 3))
-    assert [report for report in cases.compile_cases((case,), ("sm_80",)) if cases.problems(report)] == []
+    for kernel in ((3, 3, 3), (3, 1, 3)):
+        case = cases.Case(torch.float32, dynamic=True, activation="gelu", max_dilation=2.0, kernel=kernel)
+        assert [report for report in cases.compile_cases((case,), ("sm_80",)) if cases.problems(report)] == []
 
 
 def test_the_steps_of_gelu2bit_compile():

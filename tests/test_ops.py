@@ -8,6 +8,7 @@ import types
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 
 from bench.agreement import pair
 from fe_adapter import FEAdapter, FEAdapterConfig, FusedFEAdapter, _backend, functional
@@ -64,6 +65,35 @@ def test_a_second_derivative_is_refused():
     (gradient,) = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="differentiated once; for second derivatives use FEAdapter"):
         gradient.sum().backward()
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:FutureWarning")  # of torch.func.jvp
+@pytest.mark.parametrize("trained", [True, False])
+def test_a_forward_mode_derivative_is_refused_not_zero(trained):
+    plain, layer = pair(6, 4, num_frames=3)
+    x = torch.randn(3, 5, 6)
+    layer.requires_grad_(trained)
+    message = "no forward-mode derivative; FEAdapter, its plain PyTorch form, has"
+    with pytest.raises(RuntimeError, match=message):
+        torch.func.jvp(layer, (x,), (x,))
+    with forward_ad.dual_level():
+        layer(x)  # nothing to differentiate
+        with pytest.raises(RuntimeError, match=message):
+            layer(forward_ad.make_dual(x, x))
+    assert torch.func.jvp(plain, (x,), (x,))[1].count_nonzero() == x.numel()
+
+
+def test_a_layer_without_memory_gives_shapes():
+    layer = FusedFEAdapter(6, 4, num_frames=2, device="meta")
+    assert layer(torch.empty(2, 5, 6, device="meta")).shape == (2, 5, 6)
+
+
+def test_compiled_once_for_any_number_of_patches():
+    _, layer = pair(8, 4, num_frames=2, kernel_size=(3, 3, 3))
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager", dynamic=True)
+    for num_patches in (4, 9, 16):
+        x = torch.randn(2, 1 + num_patches, 8)
+        torch.testing.assert_close(compiled(x), layer(x))
 
 
 def test_auto_falls_back_and_says_so_once(caplog):
@@ -225,6 +255,9 @@ def test_functional_refuses_what_does_not_fit():
         functional.adapter(x, *weights, num_frames=4, dilation="dynamic")
     with pytest.raises(ValueError, match="does not say how many frames"):
         functional.adapter(x, *weights, num_frames=None)
+    for grid_size in ((-2, -3), (5,), 5):
+        with pytest.raises(InputError, match="grid_size="):
+            functional.adapter(x, *weights, num_frames=4, grid_size=grid_size)
     weights[4] = torch.zeros(4, 8)
     with pytest.raises(ValueError, match=r"the up parameter has shape \(4, 8\); R=4 and D=8 need \(8, 4\)"):
         functional.adapter(x, *weights, num_frames=4)
