@@ -208,6 +208,8 @@ def compile_command(
     compiled = cases.compile_cases(cases.FAST, targets) if quick else cases.compile_all(targets, jobs)
     compiled = compiled if out is None else cases.written(compiled, out)
     reports = list(track(compiled, "compiling", transient=True))
+    if not reports:
+        raise InputError("--quick has adapters in bf16 alone, in which sm_75 cannot compute; leave it out")
     figures = ("regs", "spill", "smem KiB", "blocks/SM", "products")
     table = Table("target", "kernel", "design", "adapter", *figures, "problems", title=f"Triton {triton.__version__}")
     for report in reports:

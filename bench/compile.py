@@ -21,6 +21,7 @@ from unittest import mock
 import torch
 
 from bench.ahead import ARCHS, Report, compile_call, recorded_calls, type_of
+from fe_adapter.errors import InputError
 from fe_adapter.kernels import conv, fused, plans, steps
 from fe_adapter.kernels.spec import DESIGNS, AdapterSpec, Weights
 
@@ -264,9 +265,17 @@ def chosen(targets: tuple[str, ...]) -> Iterator[tuple[int, int, list[str]]]:
 
 
 def written(reports: Iterable[Report], path: Path) -> Iterator[Report]:
-    """The same reports, each in a CSV file before the next is made: what is interrupted leaves what it had."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
+    """The same reports, each in a CSV file before the next is made: what is interrupted leaves what it had.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("w", newline="")
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}") from None
+    with file:
         writer = csv.DictWriter(file, [field.name for field in dataclasses.fields(Report)] + ["problems"])
         writer.writeheader()
         for report in reports:

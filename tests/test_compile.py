@@ -12,7 +12,9 @@ import torch
 pytest.importorskip("triton", reason="Triton is not installed")
 
 from bench import compile as cases
+from bench.__main__ import app as bench_app
 from bench.ahead import ARCHS, recorded_calls
+from fe_adapter.errors import InputError
 from fe_adapter.kernels import fused, plans
 
 
@@ -151,3 +153,10 @@ def test_recording_puts_the_kernels_back():
     with recorded_calls(fused):
         assert fused._fused_fwd_kernel is not before
     assert fused._fused_fwd_kernel is before
+
+
+def test_what_cannot_be_written_or_compiled_is_said(tmp_path):
+    with pytest.raises(InputError, match="cannot write"):
+        next(cases.written((), tmp_path))
+    with pytest.raises(InputError, match="bf16 alone, in which sm_75 cannot compute"):
+        bench_app(["compile", "--quick", "--target", "sm_75"], standalone_mode=False)
