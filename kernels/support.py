@@ -34,7 +34,7 @@ def _find_reasons(device: torch.device, dtype: torch.dtype) -> list[str]:
         capability = torch.cuda.get_device_capability(device)
         if capability < (7, 5):
             reasons.append(f"compute capability {capability[0]}.{capability[1]} is below 7.5")
-        if dtype == torch.bfloat16 and capability < (8, 0):
+        elif dtype == torch.bfloat16 and capability < (8, 0):
             reasons.append(f"compute capability {capability[0]}.{capability[1]} has no bfloat16; use float16")
     if dtype not in SUPPORTED_DTYPES:
         reasons.append(f"{dtype} is not supported (float32, bfloat16, float16 are)")
