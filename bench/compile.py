@@ -27,7 +27,7 @@ from fe_adapter.kernels.spec import DESIGNS, AdapterSpec, Weights
 
 BOTTLENECKS = (32, 64, 96, 128, 192, 384, 512, 640)
 WIDTHS = (384, 768, 1024, 1280)
-BETWEEN = (80, 176, 240, 256, 368, 496)  # with these every plan is there, with masks and without
+EVERY_PLAN = (*BOTTLENECKS, 80, 176, 240, 256, 368, 496)  # go through each, with masks and without
 NO_DX = " no dx"
 
 
@@ -79,13 +79,14 @@ CASES = (
     *(Case(bottleneck=R, dynamic=True, stream_dtype=torch.float32) for R in (64, 128, 192, 256, 512)),
     *(Case(bottleneck=R, dynamic=dynamic, needs_dx=False) for R in (64, 384) for dynamic in (False, True)),
 )
+HEAVIEST = {"dynamic": True, "activation": "gelu", "max_dilation": 2.0}  # takes the most registers, as a rule
 FORMS = (  # gelu, having the most arithmetic, stands for all activations; a bound only adds to a dynamic dilation
     {},
-    {"dynamic": True, "activation": "gelu", "max_dilation": 2.0},
+    HEAVIEST,
     {"activation": "gelu"},
     {"dynamic": True},
 )
-OTHER_ACTIVATIONS = tuple({**FORMS[1], "activation": name} for name in ("silu", "relu"))  # for it need not be so
+OTHER_ACTIVATIONS = tuple({**HEAVIEST, "activation": name} for name in ("silu", "relu"))  # for it need not be so
 PRECISIONS = (  # of the products; of x where that is another; and forms: of fp16, in all else like bf16, two extremes
     (torch.bfloat16, None, FORMS),
     (torch.bfloat16, torch.float32, FORMS),
@@ -94,17 +95,17 @@ PRECISIONS = (  # of the products; of x where that is another; and forms: of fp1
     (torch.float16, torch.float32, FORMS[:2]),
 )
 MANY_TAPS = {  # in the form that needs the most registers, by R
-    (5, 1, 1): (*BOTTLENECKS, *BETWEEN),
-    (7, 1, 1): (33, *BOTTLENECKS, *BETWEEN),
+    (5, 1, 1): EVERY_PLAN,
+    (7, 1, 1): (33, *EVERY_PLAN),
     (15, 1, 1): (384,),
     **dict.fromkeys(((3, 1, 3), (3, 1, 5), (5, 3, 1)), (384,)),
 }
 TABLE = (
     *(  # one D stands for all WIDTHS, multiples of every tile
         Case(dtype, stream, bottleneck=R, **form)  # type: ignore[arg-type]
-        for R in (*BOTTLENECKS, *BETWEEN)
+        for R in EVERY_PLAN
         for dtype, stream, forms in PRECISIONS
-        for form in (*forms, {**FORMS[1], "needs_dx": False})
+        for form in (*forms, {**HEAVIEST, "needs_dx": False})
     ),
     *(
         Case(dtype, kernel=(3, 3, 3), **form)  # type: ignore[arg-type]
@@ -120,13 +121,13 @@ TABLE = (
         if dtype != torch.float16
     ),
     *(
-        Case(dtype, stream, bottleneck=R, kernel=kernel, **FORMS[1])  # type: ignore[arg-type]
+        Case(dtype, stream, bottleneck=R, kernel=kernel, **HEAVIEST)  # type: ignore[arg-type]
         for kernel, bottlenecks in MANY_TAPS.items()
         for R in bottlenecks
         for dtype, stream, _ in PRECISIONS
         if dtype != torch.float16
     ),
-    Case(kernel=(5, 3, 3), **FORMS[1]),  # type: ignore[arg-type]  # fp32 spills 48 bytes on sm_100 with Triton 3.6
+    Case(kernel=(5, 3, 3), **HEAVIEST),  # type: ignore[arg-type]  # fp32 spills 48 bytes on sm_100 with Triton 3.6
 )
 FAST = (Case(), Case(dynamic=True))
 

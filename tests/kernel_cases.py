@@ -170,7 +170,7 @@ def rounding_to_bf16_is_to_nearest_even() -> None:
 @case
 def step_codes_and_slopes() -> None:
     with memory_checks():
-        steps_of_gelu2bit(torch.device("cpu"), sizes=(1, 21, 2062))
+        steps_of_gelu2bit(torch.device("cpu"), shapes=((1,), (3, 7), (2, 1031)))
 
 
 def sweep(dtypes: list[str], examples: int) -> None:

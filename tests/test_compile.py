@@ -47,10 +47,12 @@ def test_the_table_holds_what_the_plans_may_choose(target):
 
 
 def test_the_table_holds_every_width():
+    """One D stands for all of them."""
     compiled = {cases.signature(*call[:3]) for call in cases.distinct((), cases.TABLE, ("sm_90",))}
-    for R, D in itertools.product(cases.BOTTLENECKS, cases.WIDTHS):
-        for _, call in cases.launches(cases.Case(bottleneck=R, width=D), "sm_90", chosen_only=True):
-            assert cases.signature(*call) in compiled, (R, D, call[0].__name__)
+    for R, D, (dtype, stream, _) in itertools.product(cases.BOTTLENECKS, cases.WIDTHS, cases.PRECISIONS):
+        case = cases.Case(dtype, stream, bottleneck=R, width=D)
+        for _, call in cases.launches(case, "sm_90", chosen_only=True):
+            assert cases.signature(*call) in compiled, (str(case), call[0].__name__)
 
 
 def test_one_compile_serves_all_sizes():
