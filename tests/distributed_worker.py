@@ -95,9 +95,15 @@ def main(case: str, *arguments: str) -> int:
     return 0
 
 
-if __name__ == "__main__":
-    code = main(*sys.argv[1:])
+def leave(code: int = 0) -> None:
+    """End this process without Python's shutdown.
+
+    Gloo's threads may still hold tensors, and abort a Python that shuts down around them (pytorch#179291, #190489).
+    """
     sys.stdout.flush()
     sys.stderr.flush()
-    # Gloo's threads may still hold tensors, and abort a Python that shuts down around them (pytorch#179291, #190489).
     os._exit(code)
+
+
+if __name__ == "__main__":
+    leave(main(*sys.argv[1:]))

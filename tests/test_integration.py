@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +11,7 @@ from unittest import mock
 import pytest
 import torch
 import torch.distributed as dist
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -23,6 +23,7 @@ from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_conte
 from bench.agreement import pair
 from fe_adapter import _gemm, _ops
 from fe_adapter.kernels.spec import AdapterSpec, Weights
+from tests.distributed_worker import leave
 
 
 class Operations(TorchDispatchMode):
@@ -66,54 +67,56 @@ def gradients(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
-def in_processes(function: Callable[..., None], tmp_path: Path, *arguments: object) -> None:
-    """Run ``function`` on WORLD processes that talk through gloo; what one raises is raised here."""
-    start = functools.partial(_start, function, str(tmp_path / "store"))
-    torch.multiprocessing.spawn(start, (arguments,), nprocs=WORLD)
+def in_processes(function: Callable[[int, dict], dict[str, Tensor]], folder: Path, options: dict) -> list[dict]:
+    """What ``function(rank, options)`` gives in each of WORLD processes that talk through gloo."""
+    torch.multiprocessing.spawn(_start, (function, folder, options), nprocs=WORLD)
+    return [load_file(folder / f"{rank}.safetensors") for rank in range(WORLD)]
 
 
-def _start(function: Callable[..., None], store: str, rank: int, arguments: tuple) -> None:
+def _start(rank: int, function: Callable[[int, dict], dict[str, Tensor]], folder: Path, options: dict) -> None:
     torch.set_num_threads(1)
     warnings.filterwarnings("error", message=".*returned a view")  # of FSDP2
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=WORLD)
-    function(rank, *arguments)
+    dist.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=WORLD)
+    save_file(function(rank, options), folder / f"{rank}.safetensors")
     dist.barrier()  # neither leaves while the other still talks
     dist.destroy_process_group()
-    # Gloo's threads may still hold tensors, and abort a Python that shuts down around them (pytorch#179291, #190489).
-    os._exit(0)
+    leave()
 
 
-def ddp_agrees_with_one_process(rank: int, options: dict) -> None:
-    expected = gradients(stack(**options), clips())
-    model = DistributedDataParallel(stack(**options))
-    actual = gradients(model, clips().chunk(WORLD)[rank])
-    assert set(actual) == {f"module.{name}" for name in expected}
-    for name, gradient in expected.items():
-        torch.testing.assert_close(actual[f"module.{name}"], gradient)
+def under_ddp(rank: int, options: dict) -> dict[str, Tensor]:
+    """Gradients by name, and the loss over all clips."""
+    model, part = DistributedDataParallel(stack(**options)), clips().chunk(WORLD)[rank]
+    return gradients(model, part) | {"loss": mean_over_processes(mean_loss(model, part))}
 
 
-def fsdp2_agrees_with_one_process(rank: int, options: dict) -> None:
-    single = stack(**options)
-    expected, loss = gradients(single, clips()), mean_loss(single, clips())
-    model = stack(**options)
+def under_fsdp2(rank: int, options: dict) -> dict[str, Tensor]:
+    """The same, of parameters that are shards."""
+    model, part = stack(**options), clips().chunk(WORLD)[rank]
     mesh = init_device_mesh("cpu", (WORLD,))
     for layer in (*model, model):
         fully_shard(layer, mesh=mesh)
     assert all(isinstance(p, DTensor) for p in model.parameters())
-    part = clips().chunk(WORLD)[rank]
     actual = gradients(model, part)
-    total = mean_loss(model, part).detach() / WORLD
+    loss = mean_over_processes(mean_loss(model, part))
+    return {f"module.{name}": gradient.full_tensor() for name, gradient in actual.items()} | {"loss": loss}
+
+
+def mean_over_processes(value: Tensor) -> Tensor:
+    total = value.detach() / WORLD
     dist.all_reduce(total)
-    torch.testing.assert_close(total, loss.detach())
-    assert set(actual) == set(expected)
-    for name, gradient in expected.items():
-        torch.testing.assert_close(actual[name].full_tensor(), gradient)
+    return total
 
 
 @pytest.mark.parametrize("options", FORMS, ids=["static", "dynamic"])
-@pytest.mark.parametrize("agrees", [ddp_agrees_with_one_process, fsdp2_agrees_with_one_process])
-def test_two_processes_agree_with_one(agrees, options, tmp_path):
-    in_processes(agrees, tmp_path, options)
+@pytest.mark.parametrize("train", [under_ddp, under_fsdp2])
+def test_two_processes_agree_with_one(train, options, tmp_path):
+    single = stack(**options)
+    expected = {f"module.{name}": gradient for name, gradient in gradients(single, clips()).items()}
+    expected["loss"] = mean_loss(single, clips()).detach()
+    for actual in in_processes(train, tmp_path, options):
+        assert set(actual) == set(expected)
+        for name, value in expected.items():
+            torch.testing.assert_close(actual[name], value)
 
 
 @pytest.mark.parametrize("options", FORMS, ids=["static", "dynamic"])
