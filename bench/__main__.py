@@ -21,10 +21,9 @@ from bench import report as reports
 from bench import suite as suites
 from bench.case import get_cases
 from bench.results import FOLDER, ROOT, Results, environment, is_suite
-from fe_adapter._io import read_json
-from fe_adapter._report import write_json
 from fe_adapter.environment import machine
 from fe_adapter.errors import InputError
+from fe_adapter.files import read_json, write_json
 
 app = typer.Typer(help=__doc__, no_args_is_help=True)
 Quick = Annotated[bool, typer.Option("--quick", help="Tiny sizes, in seconds: shows that everything runs.")]

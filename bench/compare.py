@@ -16,8 +16,8 @@ from bench.case import get_cases
 from bench.harness import Ratio, ratio
 from bench.results import ROOT, is_suite
 from bench.worker import Worker
-from fe_adapter._io import read_json
 from fe_adapter.errors import InputError
+from fe_adapter.files import read_json
 
 
 @dataclasses.dataclass(frozen=True)

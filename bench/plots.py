@@ -11,7 +11,7 @@ import numpy as np
 
 from bench.case import DTYPES
 from bench.harness import ratio
-from fe_adapter._report import new_figure
+from fe_adapter.files import new_figure
 
 COLORS = {"ours": "tab:blue", "design": "tab:cyan", "rival": "tab:orange", "floor": "tab:gray"}
 GROWING = ("B", "T", "N")

@@ -13,8 +13,7 @@ import numpy as np
 from bench import plots
 from bench.harness import Ratio, ratio
 from bench.results import FOLDER, is_suite
-from fe_adapter._io import atomic_write, read_json
-from fe_adapter._report import write_csv, write_figure
+from fe_adapter.files import atomic_write, read_json, write_csv, write_figure
 
 MIB = 2**20
 HEAD = """# Benchmarks

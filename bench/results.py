@@ -9,10 +9,9 @@ from typing import Any
 
 import torch
 
-from fe_adapter._io import read_json
-from fe_adapter._report import write_json
 from fe_adapter.environment import machine
 from fe_adapter.errors import InputError
+from fe_adapter.files import read_json, write_json
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "bench" / "results"

@@ -8,7 +8,7 @@ import os
 
 from torch import Tensor
 
-from fe_adapter.config import BACKENDS, check_choice
+from fe_adapter.checks import BACKENDS, check_choice
 from fe_adapter.kernels.spec import DESIGNS, PAD, AdapterSpec, Weights
 from fe_adapter.kernels.support import unsupported_reasons
 

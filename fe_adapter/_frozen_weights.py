@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fe_adapter._optional import import_quietly, require
 from fe_adapter.errors import InputError
 from fe_adapter.layers import FEAdapter
+from fe_adapter.libraries import import_quietly, require
 
 QUANTIZED = ("int8", "nf4")
 _BLOCK = 64  # elements of nf4 that share a scale

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from fe_adapter._optional import import_quietly, require
-from fe_adapter.config import check_choice
+from fe_adapter.checks import check_choice
+from fe_adapter.libraries import import_quietly, require
 
 OPTIMIZERS = ("adamw", "sgd", "adamw8bit")
 _MOMENTUM = 0.9

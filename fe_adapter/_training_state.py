@@ -17,9 +17,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import nn
 
-from fe_adapter._distributed import full_tensor, is_first_process, like
-from fe_adapter._io import atomic_write
+from fe_adapter.distributed import full_tensor, is_first_process, like
 from fe_adapter.errors import InputError
+from fe_adapter.files import atomic_write
 
 FORMAT = 1
 OF_OWN_SHAPE = ("step", "qmap1", "qmap2", "absmax1", "absmax2")  # of an optimizer's state, not of the parameter's shape

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fe_adapter._optional import import_quietly, require
 from fe_adapter.errors import InputError
+from fe_adapter.libraries import import_quietly, require
 
 NAME = "fe_adapter_xformers"  # in transformers' registry of attention functions
 

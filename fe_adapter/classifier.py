@@ -15,7 +15,8 @@ from torch.nn import functional as F
 from fe_adapter._prefix import starting_from
 from fe_adapter.adapt import adapt, get_adaptation, get_adapters, set_num_frames
 from fe_adapter.backbones import Preprocessing, describe_backbone
-from fe_adapter.config import FEAdapterConfig, check_choice, check_count
+from fe_adapter.checks import check_choice, check_count
+from fe_adapter.config import FEAdapterConfig
 from fe_adapter.errors import InputError
 from fe_adapter.factory import build_backbone
 

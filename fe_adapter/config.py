@@ -3,67 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import operator
 from typing import Any
 
+from fe_adapter.checks import (
+    ACTIVATIONS,
+    BACKENDS,
+    POSITIONS,
+    RECOMPUTE,
+    check_choice,
+    check_count,
+    check_dilation,
+    check_kernel_size,
+)
 from fe_adapter.errors import InputError
-
-ACTIVATIONS = ("identity", "relu", "gelu", "silu")
-BACKENDS = ("auto", "triton", "eager")
-POSITIONS = ("attn", "mlp")
-RECOMPUTE = (None, "hidden", "input")
-
-
-def check_choice(name: str, value: object, choices: tuple[str | None, ...]) -> None:
-    """Raise `InputError` unless ``value`` is one of ``choices``."""
-    if value not in choices:
-        raise InputError(f"{name}={value!r} is not one of {', '.join(map(repr, choices))}")
-
-
-def check_count(name: str, value: object, least: int) -> int:
-    """``value`` as an int of at least ``least``; raises `InputError` (too small) or `TypeError` (no integer)."""
-    try:
-        number = operator.index(value)  # type: ignore[arg-type]
-    except TypeError:
-        raise TypeError(f"{name}={value!r} is not an integer") from None
-    if isinstance(value, bool):
-        raise TypeError(f"{name}={value!r} is not an integer")
-    if number < least:
-        raise InputError(f"{name}={number} is too small; it must be at least {least}")
-    return number
-
-
-def check_kernel_size(kernel_size: int | tuple[int, int, int]) -> tuple[int, int, int]:
-    """``kernel_size`` as ``(K, kh, kw)``, each odd and at least 1."""
-    sizes = (kernel_size, 1, 1) if not isinstance(kernel_size, (tuple, list)) else tuple(kernel_size)
-    if len(sizes) != 3:
-        raise InputError(f"kernel_size={kernel_size!r} has {len(sizes)} sizes; give K or (K, kh, kw)")
-    for size in sizes:
-        if check_count("kernel_size", size, 1) % 2 == 0:
-            raise InputError(f"kernel_size={kernel_size!r} has the even size {size}; taps are centred, so they are odd")
-    return sizes[0], sizes[1], sizes[2]
-
-
-def check_grid_size(grid_size: tuple[int, int] | None) -> tuple[int, int] | None:
-    """``grid_size`` as ``(H, W)``, each at least 1, or None."""
-    if grid_size is None:
-        return None
-    if not isinstance(grid_size, (tuple, list)) or len(grid_size) != 2:
-        raise InputError(f"grid_size={grid_size!r} is no pair (H, W)")
-    return check_count("grid_size", grid_size[0], 1), check_count("grid_size", grid_size[1], 1)
-
-
-def check_dilation(dilation: int | str, max_dilation: float | None) -> None:
-    """``dilation`` is "dynamic" or an integer of at least 1; ``max_dilation`` only bounds a dynamic one."""
-    if isinstance(dilation, str):
-        if dilation != "dynamic":
-            raise InputError(f"dilation={dilation!r} is neither 'dynamic' nor a number of at least 1")
-    else:
-        check_count("dilation", dilation, 1)
-        if max_dilation is not None:
-            raise InputError(f"max_dilation={max_dilation} bounds a dynamic dilation; dilation={dilation} is fixed")
-    if max_dilation is not None and not (isinstance(max_dilation, (int, float)) and max_dilation > 0):
-        raise InputError(f"max_dilation={max_dilation!r} is no positive number")
 
 
 @dataclasses.dataclass(frozen=True)

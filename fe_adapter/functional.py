@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fe_adapter import _ops
-from fe_adapter.config import (
+from fe_adapter.checks import (
     ACTIVATIONS,
     BACKENDS,
     RECOMPUTE,

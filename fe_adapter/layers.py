@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from fe_adapter import functional, reference
-from fe_adapter.config import (
+from fe_adapter.checks import (
     ACTIVATIONS,
     BACKENDS,
     RECOMPUTE,

@@ -21,7 +21,7 @@ from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sd
 from fe_adapter import _gelu2bit, _ops, _xformers
 from fe_adapter._block import HostMemory
 from fe_adapter._optimizers import check_optimizer, state_bytes, step_bytes
-from fe_adapter.config import check_choice
+from fe_adapter.checks import check_choice
 from fe_adapter.errors import InputError
 from fe_adapter.kernels.spec import CONV_ROWS, PAD, AdapterSpec, ConvGradients, Weights, ceil_div
 from fe_adapter.policies import apply_memory_policy

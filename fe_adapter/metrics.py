@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from fe_adapter._report import new_figure, write_csv, write_figure, write_json
 from fe_adapter.errors import InputError
+from fe_adapter.files import new_figure, write_csv, write_figure, write_json
 
 
 @dataclasses.dataclass(frozen=True)

@@ -32,7 +32,7 @@ from fe_adapter._block import set_checkpoint, set_gelu2bit
 from fe_adapter._gelu2bit import kind_of_gelu
 from fe_adapter.adapt import get_adapters
 from fe_adapter.backbones import describe_backbone, get_blocks
-from fe_adapter.config import check_count
+from fe_adapter.checks import check_count
 from fe_adapter.errors import InputError
 
 CHECKPOINTS = ("selective", "full", "offload", "budget")

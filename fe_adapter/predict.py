@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fe_adapter._report import new_figure, write_csv, write_figure, write_json
 from fe_adapter.checkpoint import CONFIG_FILE
+from fe_adapter.checks import check_count
 from fe_adapter.classifier import VideoClassifier
-from fe_adapter.config import check_count
 from fe_adapter.data.sampling import FrameSampler, sliding_windows
 from fe_adapter.data.transforms import EvalTransform
 from fe_adapter.data.video import VideoInfo, probe, read_frames
 from fe_adapter.errors import InputError
+from fe_adapter.files import new_figure, write_csv, write_figure, write_json
 
 MODEL_FOLDERS = ("best", "last")
 

@@ -10,7 +10,15 @@ import pytest
 import torch
 from torch import nn
 
-from bench.agreement import PLAIN_SLACK, RECOMPUTED_SLACK, assert_within, expect, forward_backward, pair, share_weights
+from bench.agreement import (
+    PLAIN_SLACK,
+    RECOMPUTED_SLACK,
+    assert_within,
+    expect,
+    forward_backward,
+    pair,
+    share_weights,
+)
 from fe_adapter import FEAdapter, FusedFEAdapter
 from fe_adapter.memory import measure_saved_memory
 

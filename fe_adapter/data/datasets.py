@@ -17,7 +17,7 @@ from rich.progress import track
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from fe_adapter.config import check_choice
+from fe_adapter.checks import check_choice
 from fe_adapter.data.sampling import FrameSampler, derive_seed
 from fe_adapter.data.transforms import EvalTransform
 from fe_adapter.data.video import VIDEO_SUFFIXES, VideoInfo, probe, read_frames

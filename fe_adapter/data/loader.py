@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from fe_adapter.config import check_choice, check_count
+from fe_adapter.checks import check_choice, check_count
 from fe_adapter.errors import InputError
 
 SAMPLERS = (None, "shuffle", "balanced")

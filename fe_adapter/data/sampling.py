@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 
-from fe_adapter.config import check_choice, check_count
+from fe_adapter.checks import check_choice, check_count
 from fe_adapter.data.video import VideoInfo
 from fe_adapter.errors import InputError
 

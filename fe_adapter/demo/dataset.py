@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fe_adapter._io import make_folder
 from fe_adapter.demo.faces import EXPRESSIONS, Array, draw, random_motion, random_scene
 from fe_adapter.errors import InputError
+from fe_adapter.files import make_folder
 
 CLASSES = ("onset", "offset")  # an expression appears, or it fades
 NUM_FRAMES = 24  # of a video

@@ -1,8 +1,10 @@
-"""Files that are whole or not there."""
+"""Files that are whole or not there: JSON, CSV, figures, tensors."""
 
 from __future__ import annotations
 
 import contextlib
+import csv
+import io
 import json
 import os
 import tempfile
@@ -86,6 +88,35 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from None
     except SafetensorError as error:
         raise InputError(f"{path} is truncated or no safetensors file: {error}") from None
+
+
+def write_json(path: Path, content: Any) -> None:
+    with atomic_write(path) as file:
+        file.write(json.dumps(content, indent=2).encode() + b"\n")
+
+
+def write_csv(path: Path, rows: list[list[Any]]) -> None:
+    """Write ``rows``, the header first."""
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    with atomic_write(path) as file:
+        file.write(text.getvalue().encode())
+
+
+def new_figure(width: float, height: float) -> tuple[Any, Any]:
+    """A matplotlib figure of ``width`` by ``height`` inches and its axes, independent of any display."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise InputError("plots need matplotlib; pip install 'fe-adapter[train]'") from None
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.add_subplot()
+
+
+def write_figure(figure: Any, path: Path) -> None:
+    """Write ``figure`` as PNG."""
+    with atomic_write(path) as file:
+        figure.savefig(file, format="png", dpi=120)
 
 
 def _umask() -> int:
