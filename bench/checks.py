@@ -260,7 +260,7 @@ def compiled_whole(device: torch.device, shape: Shape) -> None:
 
 def steps_of_gelu2bit(device: torch.device, shapes: tuple[tuple[int, ...], ...] = ((1,), (4099,), (2**20,))) -> None:
     """Both kernels of memory policy gelu2bit: every interval, and a tail that fills no byte."""
-    from fe_adapter._gelu2bit import STEPS, gelu2bit
+    from fe_adapter.ops.gelu2bit import STEPS, gelu2bit
 
     positions, slopes = STEPS["erf"]
     for dtype, shape in itertools.product((torch.bfloat16, torch.float16, torch.float32), shapes):

@@ -22,7 +22,7 @@ import torch
 
 from bench.ahead import ARCHS, Report, compile_call, recorded_calls, type_of
 from fe_adapter.errors import InputError
-from fe_adapter.kernels import conv, fused, plans, steps
+from fe_adapter.kernels import conv, fused, gelu2bit, plans
 from fe_adapter.kernels.spec import DESIGNS, AdapterSpec, Weights
 
 BOTTLENECKS = (32, 64, 96, 128, 192, 384, 512, 640)
@@ -170,12 +170,12 @@ def signature(kernel: Any, arguments: tuple, options: dict) -> tuple:
 
 
 def _step_calls(target: str) -> Iterator[Call]:
-    """The launches of `fe_adapter.kernels.steps`, which have no plan."""
+    """The launches of `fe_adapter.kernels.gelu2bit`, which have no plan."""
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
         x, codes = torch.empty(4096, dtype=dtype), torch.empty(1024, dtype=torch.uint8)
-        with recorded_calls(steps) as calls:
-            steps.pack(x, (-1.0, 0.0, 1.0), codes)
-            steps.multiply(x, codes, (0.0, 0.1, 0.9, 1.0), torch.empty_like(x))
+        with recorded_calls(gelu2bit) as calls:
+            gelu2bit.pack(x, (-1.0, 0.0, 1.0), codes)
+            gelu2bit.multiply(x, codes, (0.0, 0.1, 0.9, 1.0), torch.empty_like(x))
         for call in calls:
             yield *call, target, "", f"{_short(dtype)} gelu2bit"
 

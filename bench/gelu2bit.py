@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fe_adapter._gelu2bit import GELUS, STEPS, gelu2bit
+from fe_adapter.ops.gelu2bit import GELUS, STEPS, gelu2bit
 
 _EDGE = 12.0  # beyond it GELU is 0 or x to the last bit of float64
 

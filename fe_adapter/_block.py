@@ -18,7 +18,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from fe_adapter import _xformers
-from fe_adapter._gelu2bit import gelu2bit, kind_of_gelu
+from fe_adapter.ops.gelu2bit import gelu2bit, kind_of_gelu
 
 _ATTENTION = frozenset(
     getattr(torch.ops.aten, name).default

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fe_adapter import _ops
 from fe_adapter.checks import (
     ACTIVATIONS,
     BACKENDS,
@@ -17,6 +16,7 @@ from fe_adapter.checks import (
     check_kernel_size,
 )
 from fe_adapter.kernels.spec import AdapterSpec, Weights
+from fe_adapter.ops import operator
 
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -79,7 +79,7 @@ def adapter(
     T, spec = prepare(x, weights, num_frames, dilation, max_dilation, activation, num_prefix_tokens, grid_size)
     tensors = [p for p in weights if p is not None]
     needs_backward = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *tensors))
-    y, _ = _ops.forward_op(
+    y, _ = operator.forward_op(
         x,
         tensors,
         T,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fe_adapter import functional, reference
+from fe_adapter import functional
 from fe_adapter.checks import (
     ACTIVATIONS,
     BACKENDS,
@@ -17,6 +17,7 @@ from fe_adapter.checks import (
     check_kernel_size,
 )
 from fe_adapter.kernels.spec import Weights
+from fe_adapter.ops import reference
 
 
 class DilationProjection(nn.Module):

@@ -18,18 +18,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
-from fe_adapter import _gelu2bit, _ops, _xformers
+from fe_adapter import _xformers
 from fe_adapter._block import HostMemory
 from fe_adapter._optimizers import check_optimizer, state_bytes, step_bytes
 from fe_adapter.checks import check_choice
 from fe_adapter.errors import InputError
 from fe_adapter.kernels.spec import CONV_ROWS, PAD, AdapterSpec, ConvGradients, Weights, ceil_div
+from fe_adapter.ops import gelu2bit, operator
 from fe_adapter.policies import apply_memory_policy
 
 # What operators of our own run on each device. A GPU has kernels for gelu2bit: they allocate their results only.
 _IMPLEMENTATIONS = {
-    "cpu": {**_ops.IMPLEMENTATIONS, **_gelu2bit.IMPLEMENTATIONS},
-    "cuda": _ops.IMPLEMENTATIONS,
+    "cpu": {**operator.IMPLEMENTATIONS, **gelu2bit.IMPLEMENTATIONS},
+    "cuda": operator.IMPLEMENTATIONS,
 }
 PRECISIONS = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 DEVICES = ("cpu", "cuda")
@@ -261,7 +262,7 @@ def _imitated(device: str) -> Iterator[None]:
         library.impl(op, partial(_in_float32, op), "AutocastCPU")  # as CUDA's autocast, and not a CPU's, runs them
     HostMemory.device = torch.device("meta")  # anything but the device that is counted
     try:
-        with _ops.imagine(_KernelConvolution):
+        with operator.imagine(_KernelConvolution):
             yield
     finally:
         HostMemory.device = torch.device("cpu")

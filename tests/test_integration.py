@@ -21,8 +21,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from bench.agreement import pair
-from fe_adapter import _gemm, _ops
 from fe_adapter.kernels.spec import AdapterSpec, Weights
+from fe_adapter.ops import operator, products
 from tests.distributed_worker import leave
 
 
@@ -127,7 +127,7 @@ def test_selective_checkpointing_can_name_the_operator(options):
     unnamed = functools.partial(create_selective_checkpoint_contexts, [])
     for contexts, calls in ((named, 2), (unnamed, 3)):
         model = stack(**options)
-        with mock.patch.object(_ops, "choose_design", wraps=_ops.choose_design) as chosen:
+        with mock.patch.object(operator, "choose_design", wraps=operator.choose_design) as chosen:
             y = checkpoint(model, clips(), use_reentrant=False, context_fn=contexts)
             y.square().mean().backward()
         assert chosen.call_count == calls * len(model)
@@ -155,11 +155,11 @@ def test_a_cuda_graph_could_capture_both_directions(design, dynamic):
     pytest.importorskip("triton", reason="Triton is not installed")
     from bench.ahead import recorded_calls
     from bench.compile import plans_for
-    from fe_adapter import _fused
     from fe_adapter.kernels import conv, fused
+    from fe_adapter.ops import fused as fused_operator
 
     option = {"convolution": conv} if design == "gemm" else {"design": design}
-    module = _gemm if design == "gemm" else _fused
+    module = products if design == "gemm" else fused_operator
     spec, seen, launched = AdapterSpec(1, 1.5, "gelu", 1, (4, 1), torch.bfloat16), [], []
     for scale in (0.0, 1e4):
         shapes = [(32, 16), (32,), (32, 1, 3, 1, 1), (32,), (16, 32), (16,)] + [(3, 32), (1,)] * dynamic

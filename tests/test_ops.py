@@ -11,10 +11,11 @@ import torch
 from torch.autograd import forward_ad
 
 from bench.agreement import pair
-from fe_adapter import FEAdapter, FEAdapterConfig, FusedFEAdapter, _backend, functional
+from fe_adapter import FEAdapter, FEAdapterConfig, FusedFEAdapter, functional
 from fe_adapter.errors import InputError
 from fe_adapter.kernels import support
 from fe_adapter.kernels.spec import AdapterSpec, Weights
+from fe_adapter.ops import dispatch
 
 
 def arguments(layer: FusedFEAdapter, x: torch.Tensor, recompute: str | None) -> tuple:
@@ -97,7 +98,7 @@ def test_compiled_once_for_any_number_of_patches():
 
 
 def test_auto_falls_back_and_says_so_once(caplog):
-    _backend._log_fall_back.cache_clear()
+    dispatch._log_fall_back.cache_clear()
     layer = FusedFEAdapter(6, 4, num_frames=2)
     with caplog.at_level(logging.INFO, logger="fe_adapter"):
         for _ in range(2):
@@ -223,8 +224,8 @@ def test_a_clip_beyond_32_bits_is_for_the_eager_backend():
     spec = AdapterSpec(1, None, "identity", 1, (2**12 - 1, 1), torch.float32)
     weights = Weights(*layer.parameters())
     with pytest.raises(RuntimeError, match=r"\(T, L, R\) = \(4096, 4096, 128\) needs offsets of more than 32 bits"):
-        _backend.choose_design("triton", x, weights, spec)
-    assert _backend.choose_design("auto", x, weights, spec) == "eager"
+        dispatch.choose_design("triton", x, weights, spec)
+    assert dispatch.choose_design("auto", x, weights, spec) == "eager"
 
 
 @pytest.mark.parametrize("cls", [FEAdapter, FusedFEAdapter])

@@ -14,10 +14,10 @@ from torch import nn
 
 from fe_adapter import FEAdapterConfig, VideoClassifier, _xformers, adapt, apply_memory_policy, estimate_memory
 from fe_adapter._frozen_weights import PackedLinear
-from fe_adapter._gelu2bit import GELUS, STEPS, gelu2bit, multiply_steps_op, step_codes_op
 from fe_adapter.adapt import get_adapters, trainable_parameters, unadapt
 from fe_adapter.errors import InputError
 from fe_adapter.memory import measure_saved_memory
+from fe_adapter.ops.gelu2bit import GELUS, STEPS, gelu2bit, multiply_steps_op, step_codes_op
 from tests.models import build, tokens
 
 FRAMES = 2

@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fe_adapter import _eager_conv, _gemm
-from fe_adapter._backend import choose_design
-from fe_adapter._library import register, register_autograd
 from fe_adapter.kernels.spec import AdapterSpec, Weights, as_clips
+from fe_adapter.ops import eager_conv, products
+from fe_adapter.ops.dispatch import choose_design
+from fe_adapter.ops.registration import register, register_autograd
 
 
 def _pair(grid_size: Sequence[int]) -> tuple[int, int]:
@@ -27,11 +27,11 @@ def _pair(grid_size: Sequence[int]) -> tuple[int, int]:
     return H, W
 
 
-_imagined: _gemm.Convolution | None = None
+_imagined: products.Convolution | None = None
 
 
 @contextlib.contextmanager
-def imagine(convolution: _gemm.Convolution | None) -> Iterator[None]:
+def imagine(convolution: products.Convolution | None) -> Iterator[None]:
     """Within the context adapters run around ``convolution``, whatever the device: for estimates on fake tensors."""
     global _imagined
     _imagined, before = convolution, _imagined
@@ -44,17 +44,17 @@ def imagine(convolution: _gemm.Convolution | None) -> Iterator[None]:
 def _backend(backend: str, x: Tensor, weights: Weights, spec: AdapterSpec) -> tuple[Callable, Callable]:
     """The functions ``forward`` and ``backward`` that serve a call."""
     if _imagined is not None and backend != "eager":
-        return partial(_gemm.forward, convolution=_imagined), partial(_gemm.backward, convolution=_imagined)
+        return partial(products.forward, convolution=_imagined), partial(products.backward, convolution=_imagined)
     design = choose_design(backend, x, weights, spec)
     if design == "eager":
-        return partial(_gemm.forward, convolution=_eager_conv), partial(_gemm.backward, convolution=_eager_conv)
+        return partial(products.forward, convolution=eager_conv), partial(products.backward, convolution=eager_conv)
     if design == "gemm":
         from fe_adapter.kernels import conv  # not before it is needed: it imports Triton
 
-        return _on_its_device(_gemm.forward, convolution=conv), _on_its_device(_gemm.backward, convolution=conv)
-    from fe_adapter import _fused
+        return _on_its_device(products.forward, convolution=conv), _on_its_device(products.backward, convolution=conv)
+    from fe_adapter.ops import fused
 
-    return _on_its_device(_fused.forward, design=design), _on_its_device(_fused.backward, design=design)
+    return _on_its_device(fused.forward, design=design), _on_its_device(fused.backward, design=design)
 
 
 def _on_its_device(function: Callable, **options: Any) -> Callable:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fe_adapter import _gemm
 from fe_adapter.kernels import fused
 from fe_adapter.kernels.spec import AdapterSpec, Weights
+from fe_adapter.ops import products
 
 
 def forward(x: Tensor, weights: Weights, spec: AdapterSpec, design: str) -> tuple[Tensor, Tensor]:
-    """As `fe_adapter._gemm.forward`."""
+    """As `fe_adapter.ops.products.forward`."""
     weights = weights.to(spec.compute_dtype)
-    h = _gemm.down(x, weights, spec) if design == "tail" else None
+    h = products.down(x, weights, spec) if design == "tail" else None
     return fused.forward(_rows(x), h, weights, spec, design)
 
 
@@ -27,18 +27,18 @@ def backward(
     needs_dx: bool,
     design: str,
 ) -> tuple[Tensor | None, Weights]:
-    """As `fe_adapter._gemm.backward`."""
+    """As `fe_adapter.ops.products.backward`."""
     weights = weights.to(spec.compute_dtype)
     if h is None:
         assert x is not None
-        h = _gemm.down(x, weights, spec)
-    dy_rows = _gemm.flat(dy, spec)
-    dphi = _gemm.activation_gradient(dy_rows.view(dy.shape), weights, spec) if design == "tail" else None
+        h = products.down(x, weights, spec)
+    dy_rows = products.flat(dy, spec)
+    dphi = products.activation_gradient(dy_rows.view(dy.shape), weights, spec) if design == "tail" else None
     dx, rows, dh, conv = fused.backward(_rows(dy), dphi, h, weights, spec, needs_dx, design)
     if x is None:
         assert y is not None
-        x = _gemm.remove_product(y, rows, weights, spec, is_rounded=False)
-    return dx, _gemm.gradients(dy_rows.t() @ rows.flatten(0, 2), dh, x, conv, spec)
+        x = products.remove_product(y, rows, weights, spec, is_rounded=False)
+    return dx, products.gradients(dy_rows.t() @ rows.flatten(0, 2), dh, x, conv, spec)
 
 
 def _rows(x: Tensor) -> Tensor:

@@ -5,8 +5,8 @@
 Nothing is permuted and nothing is copied that need not be:
 
 - the down-projection is a batched GEMM over the strided patch rows of ``x``, so ``h`` (= u) holds no prefix rows;
-- the convolution comes as an argument: shifted multiply-adds on a CPU (`fe_adapter._eager_conv`), a Triton kernel on a
-  GPU (`fe_adapter.kernels.conv`), both in the layout ``(B, T, N, R)``;
+- the convolution comes as an argument: shifted multiply-adds on a CPU (`fe_adapter.ops.eager_conv`), a Triton kernel on
+  a GPU (`fe_adapter.kernels.conv`), both in the layout ``(B, T, N, R)``;
 - it writes ``φ(c)`` into rows for *all* tokens, zero for prefix tokens, with a column of ones on patch rows. Both of
   its products are then single GEMMs over the matrix that ``x`` already is: the up-projection adds its bias and the
   residual in the same pass, and column R of the weight's gradient is the bias's.

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fe_adapter._library import register
 from fe_adapter.kernels.support import is_interpreting, unsupported_reasons
+from fe_adapter.ops.registration import register
 
 
 def _quick_gelu(x: Tensor) -> Tensor:
@@ -75,10 +75,10 @@ def step_codes(x: Tensor, positions: Sequence[float]) -> Tensor:
     x = x.contiguous().view(-1)
     codes = x.new_empty(-(-len(x) // 4), dtype=torch.uint8)
     if _uses_triton(x):
-        from fe_adapter.kernels import steps  # not before it is needed: it imports Triton
+        from fe_adapter.kernels.gelu2bit import pack  # not before it is needed: it imports Triton
 
         with torch.cuda.device_of(x):  # Triton launches on the current one
-            steps.pack(x, torch.tensor(positions, dtype=x.dtype).tolist(), codes)  # rounded, as PyTorch compares
+            pack(x, torch.tensor(positions, dtype=x.dtype).tolist(), codes)  # rounded, as PyTorch compares
         return codes
     chunk = _CHUNK if x.device.type == "cpu" else max(4, 4 * len(codes))
     for start in range(0, len(x), chunk):
@@ -101,10 +101,10 @@ def multiply_steps(dy: Tensor, codes: Tensor, values: Sequence[float]) -> Tensor
     dy = dy.contiguous()
     dx = torch.empty_like(dy)
     if _uses_triton(dy):
-        from fe_adapter.kernels import steps
+        from fe_adapter.kernels.gelu2bit import multiply
 
         with torch.cuda.device_of(dy):
-            steps.multiply(dy.view(-1), codes, values, dx.view(-1))
+            multiply(dy.view(-1), codes, values, dx.view(-1))
         return dx
     shifts = torch.arange(0, 8, 2, device=dy.device)
     table = torch.tensor(values, dtype=dy.dtype, device=dy.device)[
@@ -130,7 +130,7 @@ def _uses_triton(x: Tensor) -> bool:
 step_codes_op = register(step_codes, _fake_step_codes)
 multiply_steps_op = register(multiply_steps, _fake_multiply_steps)
 
-IMPLEMENTATIONS: dict[Any, Callable] = {  # as of fe_adapter._ops
+IMPLEMENTATIONS: dict[Any, Callable] = {  # as of fe_adapter.ops.operator
     step_codes_op: step_codes,
     multiply_steps_op: multiply_steps,
 }

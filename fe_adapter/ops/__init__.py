@@ -1,0 +1,1 @@
+"""The adapter as registered operators, and the backends that serve them."""
