@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fe_adapter._block import first_argument, with_first_argument
 from fe_adapter.adapt import get_adaptation, get_adapters
-from fe_adapter.backbones import get_blocks
+from fe_adapter.backbones.backbone import get_blocks
 
 
 class _Reached(Exception):  # noqa: N818 (it is no error)

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from fe_adapter._block import adapt_input, adapted_forward, set_checkpoint, set_gelu2bit
-from fe_adapter._mlp_position import forward_with_mlp_adapter
-from fe_adapter.backbones import describe_backbone, get_blocks
+from fe_adapter.backbones.backbone import get_blocks
+from fe_adapter.backbones.describe import describe_backbone, forward_with_mlp_adapter
 from fe_adapter.checks import check_count, check_kernel_size
 from fe_adapter.config import FEAdapterConfig
 from fe_adapter.errors import InputError

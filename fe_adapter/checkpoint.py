@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from fe_adapter.adapt import adapt, get_adaptation, get_adapters, unadapt
-from fe_adapter.backbones import Preprocessing
+from fe_adapter.backbones.backbone import Preprocessing
 from fe_adapter.classifier import VideoClassifier
 from fe_adapter.config import FEAdapterConfig
 from fe_adapter.distributed import full_tensor, is_first_process

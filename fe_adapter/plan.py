@@ -13,7 +13,7 @@ import torch
 
 from fe_adapter._prefix import prefix_tokens
 from fe_adapter.adapt import adapt, get_adaptation, get_adapters, unadapt
-from fe_adapter.backbones import get_blocks
+from fe_adapter.backbones.backbone import get_blocks
 from fe_adapter.checks import check_choice, check_count
 from fe_adapter.classifier import VideoClassifier
 from fe_adapter.errors import InputError

@@ -30,7 +30,8 @@ from torch import nn
 from fe_adapter import _frozen_weights, _xformers
 from fe_adapter._block import set_checkpoint, set_gelu2bit
 from fe_adapter.adapt import get_adapters
-from fe_adapter.backbones import describe_backbone, get_blocks
+from fe_adapter.backbones.backbone import get_blocks
+from fe_adapter.backbones.describe import describe_backbone
 from fe_adapter.checks import check_count
 from fe_adapter.errors import InputError
 from fe_adapter.ops.gelu2bit import kind_of_gelu

@@ -21,7 +21,7 @@ from fe_adapter.adapt import (
     trainable_parameters,
     unadapt,
 )
-from fe_adapter.backbones import describe_backbone
+from fe_adapter.backbones.describe import describe_backbone
 from fe_adapter.errors import InputError
 from tests.models import BACKBONES, build, size, tokens
 

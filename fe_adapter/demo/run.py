@@ -22,6 +22,7 @@ from safetensors.torch import save as to_bytes
 from torch import nn
 from torch.nn import functional as F
 
+from fe_adapter.backbones.build import build_backbone
 from fe_adapter.checkpoint import load_classifier
 from fe_adapter.classifier import VideoClassifier
 from fe_adapter.config import FEAdapterConfig
@@ -32,7 +33,6 @@ from fe_adapter.demo.faces import EXPRESSIONS, SIZE
 from fe_adapter.environment import machine
 from fe_adapter.errors import InputError
 from fe_adapter.evaluate import evaluate
-from fe_adapter.factory import build_backbone
 from fe_adapter.files import atomic_write, new_figure, write_figure, write_json
 from fe_adapter.memory import measure_peak_memory
 from fe_adapter.policies import apply_memory_policy

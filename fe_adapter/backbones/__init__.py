@@ -1,0 +1,1 @@
+"""Image transformers of timm, transformers, open_clip and torchvision."""

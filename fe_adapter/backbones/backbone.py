@@ -1,0 +1,97 @@
+"""What an image transformer looks like from here, whichever library it is of."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from fe_adapter.errors import InputError
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+Forwards = dict[tuple[str, str], Callable[..., Tensor]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocessing:
+    """What a backbone expects of an image: size ``(height, width)`` in pixels, mean and std of RGB in [0, 1]."""
+
+    size: tuple[int, int]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Backbone:
+    """One image transformer, described.
+
+    Args:
+        vit: the transformer itself, without what may be around it (a text tower, a classifier).
+        blocks_path: attribute path of its blocks inside the model that was asked about.
+        embed_dim: width D.
+        num_prefix_tokens: class, distillation and register tokens P.
+        grid_size: patches ``(H, W)`` at the size it was built for.
+        patch_size: pixels ``(height, width)`` of a patch.
+        preprocessing: None if the model says nothing about it.
+        frame_features: ``(vit, images (n, 3, h, w)) -> (n, D)``, after the final norm, before any projection or head.
+    """
+
+    vit: nn.Module
+    blocks_path: str
+    embed_dim: int
+    num_prefix_tokens: int
+    grid_size: tuple[int, int]
+    patch_size: tuple[int, int]
+    preprocessing: Preprocessing | None
+    frame_features: Callable[[nn.Module, Tensor], Tensor]
+
+
+class Library(Protocol):
+    """What a module of this folder says of one library of image transformers.
+
+    Args:
+        NAME: in front of the colon of a backbone's name.
+        EXTRA: of ours that installs the library.
+        REFUSED: classes that cannot be adapted, each with the reason.
+        FORWARDS: by module and class of a block, its forward with an adapter in front of the MLP.
+    """
+
+    NAME: str
+    EXTRA: str
+    REFUSED: dict[str, str]
+    FORWARDS: Forwards
+
+    def describe(self, model: nn.Module) -> Backbone | None:
+        """The image transformer in ``model``, if it is of this library."""
+
+    def build(self, name: str, pretrained: bool, path: Path | None, args: dict[str, Any]) -> nn.Module:
+        """The model of that name: with pretrained weights, with those at ``path``, or with random ones."""
+
+
+def get_blocks(model: nn.Module, path: str) -> list[nn.Module]:
+    """The blocks at the attribute ``path`` of ``model``.
+
+    Raises:
+        InputError: there is nothing at the path, or no sequence of modules.
+    """
+    try:
+        blocks = model.get_submodule(path)
+    except AttributeError:
+        raise InputError(f"{type(model).__name__} has no {path!r}") from None
+    if not isinstance(blocks, (nn.ModuleList, nn.Sequential)) or len(blocks) == 0:
+        raise InputError(f"{path!r} of {type(model).__name__} is no list of blocks")
+    return list(blocks)
+
+
+def pair(size: Any) -> tuple[int, int]:
+    return (int(size[0]), int(size[1])) if isinstance(size, (tuple, list)) else (int(size), int(size))
+
+
+def patches(size: Any, patch: Any) -> tuple[int, int]:
+    (height, width), (patch_height, patch_width) = pair(size), pair(patch)
+    return height // patch_height, width // patch_width

@@ -1,0 +1,164 @@
+"""Image transformers of Hugging Face's transformers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from fe_adapter.backbones.backbone import CLIP, HALF, IMAGENET, Backbone, Forwards, Preprocessing, pair, patches
+from fe_adapter.backbones.weights import load_weights
+from fe_adapter.errors import InputError
+
+NAME = EXTRA = "hf"
+REFUSED: dict[str, str] = {
+    "SwinModel": "its windows and stages leave no one grid of tokens",
+    "Swinv2Model": "its windows and stages leave no one grid of tokens",
+    "HieraModel": "it pools tokens between its stages",
+    "SamVisionEncoder": "its blocks take a (B, H, W, D) map, not (B, L, D) tokens",
+    "SamModel": "its blocks take a (B, H, W, D) map, not (B, L, D) tokens",
+    "Siglip2VisionModel": "it packs images of different sizes, so that tokens have no one grid",
+    "ViTMAEModel": "it drops and shuffles patches, so that frames do not line up",
+    "ViTMAEForPreTraining": "it drops and shuffles patches, so that frames do not line up",
+}
+# transformers keeps these beside the weights, in preprocessor_config.json; by model_type, for weights that came without
+STATISTICS = {"clip": CLIP, "siglip": HALF, "vit": HALF, "beit": HALF}
+_BLOCKS = ("layers", "encoder.layers", "encoder.layer", "model.layer", "layer")
+
+
+def describe(model: nn.Module) -> Backbone | None:
+    """The image transformer in ``model``, if it is of this library."""
+    if not hasattr(model, "config"):
+        return None
+    for path in ("", "vision_model", "vit", "deit", "beit", "dinov2", "dinov2_with_registers", "dinov3_vit", "clip"):
+        core = getattr(model, path, None) if path else model
+        if not isinstance(core, nn.Module) or not hasattr(core, "embeddings") or not hasattr(core, "config"):
+            continue
+        if type(core).__name__ in REFUSED:
+            raise InputError(f"{type(core).__name__} cannot be adapted: {REFUSED[type(core).__name__]}")
+        for blocks in _BLOCKS:
+            try:
+                found = core.get_submodule(blocks)
+            except AttributeError:
+                continue
+            if isinstance(found, nn.ModuleList):
+                return _backbone(core, ".".join(filter(None, (path, blocks))))
+    return None
+
+
+def _backbone(core: Any, blocks_path: str) -> Backbone | None:
+    config, embeddings = core.config, core.embeddings
+    if not hasattr(config, "patch_size") or not hasattr(config, "image_size"):
+        return None
+    registers = getattr(embeddings, "register_tokens", None)
+    prefix = sum(
+        getattr(embeddings, name, None) is not None for name in ("cls_token", "class_embedding", "distillation_token")
+    )
+    kind = str(config.model_type).removesuffix("_vision_model")
+    statistics = getattr(config, "image_statistics", None) or STATISTICS.get(kind, IMAGENET)
+    return Backbone(
+        vit=core,
+        blocks_path=blocks_path,
+        embed_dim=config.hidden_size,
+        num_prefix_tokens=prefix + (0 if registers is None else registers.shape[1]),
+        grid_size=patches(config.image_size, config.patch_size),
+        patch_size=pair(config.patch_size),
+        preprocessing=Preprocessing(pair(config.image_size), *statistics),
+        frame_features=frame_features,
+    )
+
+
+def frame_features(vit: Any, images: Tensor) -> Tensor:
+    tokens = vit(pixel_values=images).last_hidden_state
+    embeddings = vit.embeddings
+    if hasattr(embeddings, "class_embedding"):  # CLIP leaves its final norm to the pooler
+        return vit.post_layernorm(tokens[:, 0])
+    if getattr(vit.config, "use_mean_pooling", False):  # BEiT, whose final norm is the pooler's
+        pooled = tokens[:, 1:].mean(1)
+        pooler_norm = getattr(vit.pooler, "layernorm", None)
+        return pooled if pooler_norm is None else pooler_norm(pooled)
+    return tokens[:, 0] if getattr(embeddings, "cls_token", None) is not None else tokens.mean(1)
+
+
+def build(name: str, pretrained: bool, path: Path | None, args: dict[str, Any]) -> nn.Module:
+    """``hf:owner/model``, or ``hf:MODEL_TYPE`` such as ``hf:vit`` for a model from its default config."""
+    import transformers
+
+    source = str(path) if path is not None and path.is_dir() else name
+    if pretrained or source != name:
+        return _with_statistics(transformers.AutoModel.from_pretrained(source, **args), source)
+    if "/" in name:
+        config = transformers.AutoConfig.from_pretrained(name, **args)
+    else:
+        config = transformers.AutoConfig.for_model(name)
+        unknown = sorted(key for key in args if not hasattr(config, key))
+        if unknown:
+            raise InputError(f"the config of hf:{name} has no {unknown[0]!r}")
+        config = transformers.AutoConfig.for_model(name, **args)
+    model = transformers.AutoModel.from_config(config)
+    if path is not None:
+        load_weights(model, path, set())
+    return model
+
+
+def _with_statistics(model: Any, source: str) -> nn.Module:
+    """Keep a local folder's image mean and std in the model's config, where `describe_backbone` looks for them."""
+    file = Path(source) / "preprocessor_config.json"
+    if file.exists():
+        content = json.loads(file.read_text())
+        if "image_mean" in content and "image_std" in content:
+            for config in (model.config, getattr(model.config, "vision_config", None)):
+                if config is not None:
+                    config.image_statistics = (tuple(content["image_mean"]), tuple(content["image_std"]))
+    return model
+
+
+def _vit_layer(self: Any, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor:
+    z, _ = self.attention(self.layernorm_before(hidden_states), attention_mask, **kwargs)
+    x = self.fe_adapter_mlp(self.dropout(z) + hidden_states)
+    return self.dropout(self.mlp(self.layernorm_after(x))) + x
+
+
+def _beit_layer(
+    self: Any,
+    hidden_states: Tensor,
+    attention_mask: Tensor | None = None,
+    interpolate_pos_encoding: bool = False,
+    resolution: tuple[int, int] | None = None,
+    **kwargs: Any,
+) -> Tensor:
+    if self.relative_position_bias is not None:
+        assert resolution is not None
+        window = (resolution[0] // self.patch_size, resolution[1] // self.patch_size)
+        bias = self.relative_position_bias(window, interpolate_pos_encoding, dim_size=hidden_states.shape[1])
+        attention_mask = bias if attention_mask is None else bias + attention_mask
+    z, _ = self.attention(self.layernorm_before(hidden_states), attention_mask=attention_mask, **kwargs)
+    x = self.fe_adapter_mlp(self.drop_path(self.lambda_1 * self.dropout(z)) + hidden_states)
+    z = self.dropout(self.mlp(self.layernorm_after(x)))
+    return self.drop_path(self.lambda_2 * z) + x
+
+
+def _dino_layer(self: Any, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor:
+    z, _ = self.attention(self.norm1(hidden_states), attention_mask=attention_mask, **kwargs)
+    x = self.fe_adapter_mlp(self.drop_path(self.layer_scale1(z)) + hidden_states)
+    return self.drop_path(self.layer_scale2(self.mlp(self.norm2(x)))) + x
+
+
+def _clip_layer(self: Any, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor:
+    z, _ = self.self_attn(hidden_states=self.layer_norm1(hidden_states), attention_mask=attention_mask, **kwargs)
+    x = self.fe_adapter_mlp(hidden_states + z)
+    return x + self.mlp(self.layer_norm2(x))
+
+
+FORWARDS: Forwards = {
+    ("transformers.models.vit", "ViTLayer"): _vit_layer,
+    ("transformers.models.deit", "DeiTLayer"): _vit_layer,
+    ("transformers.models.beit", "BeitLayer"): _beit_layer,
+    ("transformers.models.dinov2", "Dinov2Layer"): _dino_layer,
+    ("transformers.models.dinov2_with_registers", "Dinov2WithRegistersLayer"): _dino_layer,
+    ("transformers.models.dinov3_vit", "DINOv3ViTLayer"): _dino_layer,
+    ("transformers.models.clip", "CLIPEncoderLayer"): _clip_layer,
+    ("transformers.models.siglip", "SiglipEncoderLayer"): _clip_layer,
+}

@@ -1,0 +1,58 @@
+"""Image transformers of torchvision."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fe_adapter.backbones.backbone import IMAGENET, Backbone, Forwards, Preprocessing, pair, patches
+from fe_adapter.backbones.weights import load_weights
+from fe_adapter.errors import InputError
+
+NAME, EXTRA = "torchvision", "timm"  # which brings torchvision
+REFUSED: dict[str, str] = {"SwinTransformer": "its windows and stages leave no one grid of tokens"}
+
+
+def describe(model: nn.Module) -> Backbone | None:
+    """The image transformer in ``model``, if it is of this library."""
+    if not all(hasattr(model, name) for name in ("conv_proj", "class_token", "encoder", "hidden_dim")):
+        return None
+    return Backbone(
+        vit=model,
+        blocks_path="encoder.layers",
+        embed_dim=model.hidden_dim,  # type: ignore[arg-type]
+        num_prefix_tokens=1,
+        grid_size=patches(model.image_size, model.patch_size),
+        patch_size=pair(model.patch_size),
+        preprocessing=Preprocessing(pair(model.image_size), *IMAGENET),
+        frame_features=frame_features,
+    )
+
+
+def frame_features(vit: Any, images: Tensor) -> Tensor:
+    patches = vit._process_input(images)
+    return vit.encoder(torch.cat([vit.class_token.expand(len(patches), -1, -1), patches], dim=1))[:, 0]
+
+
+def build(name: str, pretrained: bool, path: Path | None, args: dict[str, Any]) -> nn.Module:
+    from torchvision import models
+
+    if name not in models.list_models():
+        raise InputError(f"torchvision has no model {name!r}")
+    model = models.get_model(name, weights="DEFAULT" if pretrained else None, **args)
+    if path is not None:
+        load_weights(model, path, set())
+    return model
+
+
+def _block(self: Any, input: Tensor) -> Tensor:
+    z = self.ln_1(input)
+    z, _ = self.self_attention(z, z, z, need_weights=False)
+    x = self.fe_adapter_mlp(self.dropout(z) + input)
+    return x + self.mlp(self.ln_2(x))
+
+
+FORWARDS: Forwards = {("torchvision.models.vision_transformer", "EncoderBlock"): _block}
