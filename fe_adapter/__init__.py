@@ -1,6 +1,10 @@
 """Turn a frozen image transformer into a video model: temporal adapters, trained on the GPU you already have."""
 
-from fe_adapter.adapt import (
+from fe_adapter.checkpoint import load_adapter, load_classifier, save_adapter
+from fe_adapter.config import FEAdapterConfig
+from fe_adapter.layers import FEAdapter, FusedFEAdapter
+from fe_adapter.memory import estimate_memory
+from fe_adapter.models.adapt import (
     adapt,
     disable_adapters,
     print_trainable_parameters,
@@ -8,11 +12,7 @@ from fe_adapter.adapt import (
     trainable_parameters,
     unadapt,
 )
-from fe_adapter.checkpoint import load_adapter, load_classifier, save_adapter
-from fe_adapter.classifier import VideoClassifier
-from fe_adapter.config import FEAdapterConfig
-from fe_adapter.layers import FEAdapter, FusedFEAdapter
-from fe_adapter.memory import estimate_memory
+from fe_adapter.models.classifier import VideoClassifier
 from fe_adapter.plan import plan_memory
 from fe_adapter.policies import apply_memory_policy
 

@@ -22,15 +22,15 @@ from rich.table import Table
 
 from fe_adapter import __version__
 from fe_adapter._budget import MemoryBudget
-from fe_adapter.adapt import trainable_summary
 from fe_adapter.checkpoint import load_classifier
 from fe_adapter.checks import check_count
-from fe_adapter.classifier import VideoClassifier
 from fe_adapter.config import FEAdapterConfig
 from fe_adapter.data.sampling import FrameSampler
 from fe_adapter.data.transforms import EvalTransform, TrainTransform
 from fe_adapter.errors import InputError, TrainingError
 from fe_adapter.files import read_json, write_json
+from fe_adapter.models.adapt import trainable_summary
+from fe_adapter.models.classifier import VideoClassifier
 from fe_adapter.policies import check_device, is_in_bf16, replace_memory_policy
 from fe_adapter.train import CHECKPOINT, TrainConfig
 

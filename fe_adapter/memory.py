@@ -19,11 +19,11 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 from fe_adapter import _xformers
-from fe_adapter._block import HostMemory
 from fe_adapter._optimizers import check_optimizer, state_bytes, step_bytes
 from fe_adapter.checks import check_choice
 from fe_adapter.errors import InputError
 from fe_adapter.kernels.spec import CONV_ROWS, PAD, AdapterSpec, ConvGradients, Weights, ceil_div
+from fe_adapter.models.blocks import HostMemory
 from fe_adapter.ops import gelu2bit, operator
 from fe_adapter.policies import apply_memory_policy
 

@@ -28,12 +28,12 @@ import torch
 from torch import nn
 
 from fe_adapter import _frozen_weights, _xformers
-from fe_adapter._block import set_checkpoint, set_gelu2bit
-from fe_adapter.adapt import get_adapters
 from fe_adapter.backbones.backbone import get_blocks
 from fe_adapter.backbones.describe import describe_backbone
 from fe_adapter.checks import check_count
 from fe_adapter.errors import InputError
+from fe_adapter.models.adapt import get_adapters
+from fe_adapter.models.blocks import set_checkpoint, set_gelu2bit
 from fe_adapter.ops.gelu2bit import kind_of_gelu
 
 CHECKPOINTS = ("selective", "full", "offload", "budget")

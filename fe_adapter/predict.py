@@ -13,12 +13,12 @@ from torch import Tensor
 
 from fe_adapter.checkpoint import CONFIG_FILE
 from fe_adapter.checks import check_count
-from fe_adapter.classifier import VideoClassifier
 from fe_adapter.data.sampling import FrameSampler, sliding_windows
 from fe_adapter.data.transforms import EvalTransform
 from fe_adapter.data.video import VideoInfo, probe, read_frames
 from fe_adapter.errors import InputError
 from fe_adapter.files import new_figure, write_csv, write_figure, write_json
+from fe_adapter.models.classifier import VideoClassifier
 
 MODEL_FOLDERS = ("best", "last")
 

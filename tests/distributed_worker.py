@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from fe_adapter import FEAdapterConfig, VideoClassifier, apply_memory_policy, cli, train
 from fe_adapter._training_state import Progress, load_training_state, save_training_state
-from fe_adapter.adapt import trainable_parameters
+from fe_adapter.models.adapt import trainable_parameters
 from tests.models import build
 
 

@@ -11,7 +11,9 @@ import torch
 from torch import nn
 
 from fe_adapter import FEAdapterConfig, FusedFEAdapter
-from fe_adapter.adapt import (
+from fe_adapter.backbones.describe import describe_backbone
+from fe_adapter.errors import InputError
+from fe_adapter.models.adapt import (
     adapt,
     disable_adapters,
     get_adaptation,
@@ -21,8 +23,6 @@ from fe_adapter.adapt import (
     trainable_parameters,
     unadapt,
 )
-from fe_adapter.backbones.describe import describe_backbone
-from fe_adapter.errors import InputError
 from tests.models import BACKBONES, build, size, tokens
 
 T = 2

@@ -16,15 +16,15 @@ from torch import nn
 from fe_adapter import (
     FEAdapterConfig,
     VideoClassifier,
-    adapt,
     apply_memory_policy,
     load_adapter,
     load_classifier,
     save_adapter,
 )
-from fe_adapter.adapt import get_adapters
 from fe_adapter.convert import load_st_adapter
 from fe_adapter.errors import InputError
+from fe_adapter.models import adapt
+from fe_adapter.models.adapt import get_adapters
 from tests.models import BACKBONES, build, size
 
 NAME = "timm:vit_tiny_patch16_224"

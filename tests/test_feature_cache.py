@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 from fe_adapter import FEAdapterConfig, VideoClassifier, apply_memory_policy, cli
-from fe_adapter._prefix import prefix_tokens
-from fe_adapter.adapt import get_adapters
 from fe_adapter.data import EvalTransform, FrameSampler, open_dataset
 from fe_adapter.errors import InputError
 from fe_adapter.feature_cache import cache_features
+from fe_adapter.models.adapt import get_adapters
+from fe_adapter.models.prefix import prefix_tokens
 from fe_adapter.train import TrainConfig, fit
 from tests.models import build
 from tests.test_cli import BACKBONE, FAST, videos  # noqa: F401 (a fixture)

@@ -12,11 +12,12 @@ import pytest
 import torch
 from torch import nn
 
-from fe_adapter import FEAdapterConfig, VideoClassifier, _xformers, adapt, apply_memory_policy, estimate_memory
+from fe_adapter import FEAdapterConfig, VideoClassifier, _xformers, apply_memory_policy, estimate_memory
 from fe_adapter._frozen_weights import PackedLinear
-from fe_adapter.adapt import get_adapters, trainable_parameters, unadapt
 from fe_adapter.errors import InputError
 from fe_adapter.memory import measure_saved_memory
+from fe_adapter.models import adapt
+from fe_adapter.models.adapt import get_adapters, trainable_parameters, unadapt
 from fe_adapter.ops.gelu2bit import GELUS, STEPS, gelu2bit, multiply_steps_op, step_codes_op
 from tests.models import build, tokens
 
@@ -159,7 +160,7 @@ def test_bf16_freezes_the_backbone_alone():
     assert logits.dtype == torch.float32
     logits.sum().backward()
     assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in parameters)
-    from fe_adapter.adapt import fingerprint as again
+    from fe_adapter.models.adapt import fingerprint as again
 
     assert again(model.vit) == fingerprint
 

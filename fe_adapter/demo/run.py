@@ -24,7 +24,6 @@ from torch.nn import functional as F
 
 from fe_adapter.backbones.build import build_backbone
 from fe_adapter.checkpoint import load_classifier
-from fe_adapter.classifier import VideoClassifier
 from fe_adapter.config import FEAdapterConfig
 from fe_adapter.data import EvalTransform, FrameSampler, TrainTransform, VideoFolder
 from fe_adapter.demo.dataset import CLASSES, draw_onset, make_stills, write_video, write_videos
@@ -35,6 +34,7 @@ from fe_adapter.errors import InputError
 from fe_adapter.evaluate import evaluate
 from fe_adapter.files import atomic_write, new_figure, write_figure, write_json
 from fe_adapter.memory import measure_peak_memory
+from fe_adapter.models.classifier import VideoClassifier
 from fe_adapter.policies import apply_memory_policy
 from fe_adapter.predict import predict_video
 from fe_adapter.train import TrainConfig, fit

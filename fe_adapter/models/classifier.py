@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fe_adapter._prefix import starting_from
-from fe_adapter.adapt import adapt, get_adaptation, get_adapters, set_num_frames
 from fe_adapter.backbones.backbone import Preprocessing
 from fe_adapter.backbones.build import build_backbone
 from fe_adapter.backbones.describe import describe_backbone
 from fe_adapter.checks import check_choice, check_count
 from fe_adapter.config import FEAdapterConfig
 from fe_adapter.errors import InputError
+from fe_adapter.models.adapt import adapt, get_adaptation, get_adapters, set_num_frames
+from fe_adapter.models.prefix import starting_from
 
 TUNE = ("adapter", "head", "full")
 TEMPORAL_POOL = ("mean", "concat")

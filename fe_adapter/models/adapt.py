@@ -19,13 +19,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fe_adapter._block import adapt_input, adapted_forward, set_checkpoint, set_gelu2bit
 from fe_adapter.backbones.backbone import get_blocks
 from fe_adapter.backbones.describe import describe_backbone, forward_with_mlp_adapter
 from fe_adapter.checks import check_count, check_kernel_size
 from fe_adapter.config import FEAdapterConfig
 from fe_adapter.errors import InputError
 from fe_adapter.layers import FEAdapter, FusedFEAdapter
+from fe_adapter.models.blocks import adapt_input, adapted_forward, set_checkpoint, set_gelu2bit
 
 _log = logging.getLogger("fe_adapter")
 CHILDREN = {"attn": "fe_adapter", "mlp": "fe_adapter_mlp"}

@@ -13,9 +13,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fe_adapter._block import first_argument, with_first_argument
-from fe_adapter.adapt import get_adaptation, get_adapters
 from fe_adapter.backbones.backbone import get_blocks
+from fe_adapter.models.adapt import get_adaptation, get_adapters
+from fe_adapter.models.blocks import first_argument, with_first_argument
 
 
 class _Reached(Exception):  # noqa: N818 (it is no error)

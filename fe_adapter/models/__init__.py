@@ -1,0 +1,1 @@
+"""Adapters in a frozen image transformer, and the classifier around it."""
