@@ -14,7 +14,7 @@ from bench.agreement import PLAIN_SLACK, Expected, assert_within, expect, pair
 from bench.case import SkippedError
 from bench.harness import Contender, Graphed
 from fe_adapter import FEAdapter
-from fe_adapter.memory import measure_peak_memory, measure_saved_memory
+from fe_adapter.memory.measure import measure_peak_memory, measure_saved_memory
 
 ST_ADAPTER_NAMES = {"fc1": "down_proj", "conv": "temporal_conv", "fc2": "up_proj"}
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from fe_adapter import VideoClassifier
-from fe_adapter.plan import MemoryPlan, plan_memory
+from fe_adapter.memory.plan import MemoryPlan, plan_memory
 
 VITS = {"ViT-B/16": "vit_base_patch16_224", "ViT-L/14": "vit_large_patch14_clip_224"}
 NUM_FRAMES = (8, 16, 32)

@@ -11,7 +11,7 @@ from typing import Any
 from bench.report import between, to_baseline
 from bench.results import FOLDER, device_label
 from fe_adapter.files import read_json
-from fe_adapter.plan import FULL_TUNING
+from fe_adapter.memory.plan import FULL_TUNING
 
 MIB = 2**20
 NOTHING = "Not measured yet.\n"

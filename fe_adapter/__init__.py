@@ -3,7 +3,9 @@
 from fe_adapter.checkpoint import load_adapter, load_classifier, save_adapter
 from fe_adapter.config import FEAdapterConfig
 from fe_adapter.layers import FEAdapter, FusedFEAdapter
-from fe_adapter.memory import estimate_memory
+from fe_adapter.memory.estimate import estimate_memory
+from fe_adapter.memory.plan import plan_memory
+from fe_adapter.memory.policies import apply_memory_policy
 from fe_adapter.models.adapt import (
     adapt,
     disable_adapters,
@@ -13,8 +15,6 @@ from fe_adapter.models.adapt import (
     unadapt,
 )
 from fe_adapter.models.classifier import VideoClassifier
-from fe_adapter.plan import plan_memory
-from fe_adapter.policies import apply_memory_policy
 
 __version__ = "0.1.0"
 

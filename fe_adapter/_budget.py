@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from fe_adapter.errors import InputError, OutOfMemoryError
+from fe_adapter.memory.plan import MemoryPlan, PlanRow, parse_bytes, plan_memory
 from fe_adapter.models.classifier import VideoClassifier
-from fe_adapter.plan import MemoryPlan, PlanRow, parse_bytes, plan_memory
 from fe_adapter.train import CHECKPOINT, TrainConfig, TrainResult, fit
 
 

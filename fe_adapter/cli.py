@@ -29,13 +29,13 @@ from fe_adapter.data.sampling import FrameSampler
 from fe_adapter.data.transforms import EvalTransform, TrainTransform
 from fe_adapter.errors import InputError, TrainingError
 from fe_adapter.files import read_json, write_json
+from fe_adapter.memory.policies import check_device, is_in_bf16, replace_memory_policy
 from fe_adapter.models.adapt import trainable_summary
 from fe_adapter.models.classifier import VideoClassifier
-from fe_adapter.policies import check_device, is_in_bf16, replace_memory_policy
 from fe_adapter.train import CHECKPOINT, TrainConfig
 
 if TYPE_CHECKING:
-    from fe_adapter.plan import MemoryPlan
+    from fe_adapter.memory.plan import MemoryPlan
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -333,7 +333,7 @@ def plan(
     Counted on tensors without values: no GPU, no weights and little memory are needed. A CUDA context and the
     allocator's fragmentation come on top of the figures.
     """
-    from fe_adapter.plan import parse_bytes, plan_memory
+    from fe_adapter.memory.plan import parse_bytes, plan_memory
 
     budget = None if memory is None else parse_bytes(memory)
     adapter = _adapter(bottleneck, kernel_size, dilation, positions, last_blocks)

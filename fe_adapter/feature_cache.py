@@ -23,12 +23,12 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from fe_adapter._frozen_weights import describe_storage
 from fe_adapter.data.datasets import VideoDataset
 from fe_adapter.data.loader import make_loader, one_line_errors
 from fe_adapter.errors import InputError
 from fe_adapter.files import atomic_write, make_folder, read_json
-from fe_adapter.memory import PRECISIONS
+from fe_adapter.memory.estimate import PRECISIONS
+from fe_adapter.memory.frozen_weights import describe_storage
 from fe_adapter.models.adapt import get_adaptation
 from fe_adapter.models.classifier import VideoClassifier
 from fe_adapter.models.prefix import prefix_tokens, split_blocks

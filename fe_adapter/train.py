@@ -19,7 +19,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fe_adapter._optimizers import check_optimizer, make_optimizer
 from fe_adapter._training_log import TrainingLog
 from fe_adapter._training_state import Progress, load_training_state, save_training_state
 from fe_adapter.checkpoint import save_adapter
@@ -29,11 +28,13 @@ from fe_adapter.data.sampling import derive_seed
 from fe_adapter.errors import InputError, OutOfMemoryError, TrainingError
 from fe_adapter.evaluate import check_classes, evaluate
 from fe_adapter.files import make_folder
-from fe_adapter.memory import PRECISIONS, measure_peak_memory
+from fe_adapter.memory.estimate import PRECISIONS
+from fe_adapter.memory.measure import measure_peak_memory
+from fe_adapter.memory.optimizers import check_optimizer, make_optimizer
+from fe_adapter.memory.plan import smaller_batches
+from fe_adapter.memory.policies import check_device, parse_policy, replace_memory_policy
 from fe_adapter.models.adapt import fingerprint, get_adaptation
 from fe_adapter.models.classifier import VideoClassifier
-from fe_adapter.plan import smaller_batches
-from fe_adapter.policies import check_device, parse_policy, replace_memory_policy
 
 SAMPLERS = ("shuffle", "balanced")
 TRACKERS = (None, "tensorboard", "wandb")

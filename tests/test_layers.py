@@ -20,7 +20,7 @@ from bench.agreement import (
     share_weights,
 )
 from fe_adapter import FEAdapter, FusedFEAdapter
-from fe_adapter.memory import measure_saved_memory
+from fe_adapter.memory.measure import measure_saved_memory
 
 KERNELS = [1, 3, 5, (3, 3, 3), (1, 3, 5)]
 DILATIONS = [1, 2, 7, "dynamic"]

@@ -8,11 +8,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from fe_adapter import FEAdapterConfig, FusedFEAdapter, VideoClassifier, apply_memory_policy, estimate_memory
-from fe_adapter._frozen_weights import _unpack
-from fe_adapter._optimizers import OPTIMIZERS, make_optimizer
 from fe_adapter.errors import InputError
 from fe_adapter.kernels.spec import AdapterSpec, Weights
-from fe_adapter.memory import _KernelConvolution, measure_peak_memory, measure_saved_memory
+from fe_adapter.memory.estimate import _KernelConvolution
+from fe_adapter.memory.frozen_weights import _unpack
+from fe_adapter.memory.measure import measure_peak_memory, measure_saved_memory
+from fe_adapter.memory.optimizers import OPTIMIZERS, make_optimizer
 from tests.models import build
 
 

@@ -9,8 +9,8 @@ import torch
 
 from fe_adapter import FEAdapterConfig, VideoClassifier, cli, estimate_memory, train
 from fe_adapter.errors import InputError
-from fe_adapter.memory import measure_peak_memory
-from fe_adapter.plan import parse_bytes, plan_memory
+from fe_adapter.memory.measure import measure_peak_memory
+from fe_adapter.memory.plan import parse_bytes, plan_memory
 from tests.models import build
 from tests.test_cli import BACKBONE, FAST, fails, videos  # noqa: F401 (a fixture)
 

@@ -12,10 +12,11 @@ import pytest
 import torch
 from torch import nn
 
-from fe_adapter import FEAdapterConfig, VideoClassifier, _xformers, apply_memory_policy, estimate_memory
-from fe_adapter._frozen_weights import PackedLinear
+from fe_adapter import FEAdapterConfig, VideoClassifier, apply_memory_policy, estimate_memory
 from fe_adapter.errors import InputError
-from fe_adapter.memory import measure_saved_memory
+from fe_adapter.memory import xformers
+from fe_adapter.memory.frozen_weights import PackedLinear
+from fe_adapter.memory.measure import measure_saved_memory
 from fe_adapter.models import adapt
 from fe_adapter.models.adapt import get_adapters, trainable_parameters, unadapt
 from fe_adapter.ops.gelu2bit import GELUS, STEPS, gelu2bit, multiply_steps_op, step_codes_op
@@ -268,7 +269,7 @@ def test_xformers_attention(name, monkeypatch):
     apply_memory_policy(model, "xformers+full:0")
     with pytest.raises(InputError, match="'xformers' needs a GPU"):
         model(x)
-    monkeypatch.setattr(_xformers, "_refuse_cpu", lambda x: None)
+    monkeypatch.setattr(xformers, "_refuse_cpu", lambda x: None)
     for actual, gradient in zip(gradients(model, x), expected, strict=True):
         torch.testing.assert_close(actual, gradient, rtol=1e-4, atol=1e-5)
     assert calls
@@ -291,7 +292,7 @@ def test_budget_keeps_what_xformers_solves_for(name, monkeypatch):
         "max_memory_allocated": lambda: next(mebibytes) * 2**20,
     }.items():
         monkeypatch.setattr(torch.cuda, function, stand_in)
-    monkeypatch.setattr(_xformers, "_refuse_measuring", lambda x: None)
+    monkeypatch.setattr(xformers, "_refuse_measuring", lambda x: None)
     model, x = adapted(name), images()
     expected = gradients(model, x)
     plain, kept = measure_saved_memory(model, x), []

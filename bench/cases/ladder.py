@@ -18,8 +18,8 @@ from bench.case import Point, Provider
 from bench.cases.step import Net
 from bench.harness import Contender
 from fe_adapter import VideoClassifier, apply_memory_policy
+from fe_adapter.memory.plan import FULL_TUNING, candidates, is_exact
 from fe_adapter.models.adapt import trainable_parameters
-from fe_adapter.plan import FULL_TUNING, candidates, is_exact
 
 BASELINE = "none"
 FEW = ("none", "selective", "gelu2bit+recompute_input")

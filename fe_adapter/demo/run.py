@@ -33,9 +33,9 @@ from fe_adapter.environment import machine
 from fe_adapter.errors import InputError
 from fe_adapter.evaluate import evaluate
 from fe_adapter.files import atomic_write, new_figure, write_figure, write_json
-from fe_adapter.memory import measure_peak_memory
+from fe_adapter.memory.measure import measure_peak_memory
+from fe_adapter.memory.policies import apply_memory_policy
 from fe_adapter.models.classifier import VideoClassifier
-from fe_adapter.policies import apply_memory_policy
 from fe_adapter.predict import predict_video
 from fe_adapter.train import TrainConfig, fit
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-from fe_adapter import _xformers
+from fe_adapter.memory import xformers
 from fe_adapter.ops.gelu2bit import gelu2bit, kind_of_gelu
 
 _ATTENTION = frozenset(
@@ -137,7 +137,7 @@ def _solve(block: Any, run: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
         args_here, kwargs_here = with_first_argument(tokens, args, kwargs)
         return run(*args_here, **kwargs_here)
 
-    return _xformers.solve(run_on, first_argument(args, kwargs), float(block.fe_checkpoint.removeprefix("budget=")))
+    return xformers.solve(run_on, first_argument(args, kwargs), float(block.fe_checkpoint.removeprefix("budget=")))
 
 
 def _selective(keep: Any) -> dict[str, Any]:

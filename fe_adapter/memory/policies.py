@@ -27,11 +27,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from fe_adapter import _frozen_weights, _xformers
 from fe_adapter.backbones.backbone import get_blocks
 from fe_adapter.backbones.describe import describe_backbone
 from fe_adapter.checks import check_count
 from fe_adapter.errors import InputError
+from fe_adapter.memory import frozen_weights, xformers
 from fe_adapter.models.adapt import get_adapters
 from fe_adapter.models.blocks import set_checkpoint, set_gelu2bit
 from fe_adapter.ops.gelu2bit import kind_of_gelu
@@ -39,7 +39,7 @@ from fe_adapter.ops.gelu2bit import kind_of_gelu
 CHECKPOINTS = ("selective", "full", "offload", "budget")
 RECOMPUTES = {"recompute_hidden": "hidden", "recompute_input": "input"}
 OF_BLOCKS = (*CHECKPOINTS, "gelu2bit", *RECOMPUTES)
-OF_WEIGHTS = ("bf16", *_frozen_weights.QUANTIZED)  # cannot be taken off again
+OF_WEIGHTS = ("bf16", *frozen_weights.QUANTIZED)  # cannot be taken off again
 APPROXIMATE = ("gelu2bit",)
 NEED_GPU = ("budget", "xformers")
 POLICIES = ("none", *OF_BLOCKS, *OF_WEIGHTS, "xformers")
@@ -91,9 +91,9 @@ def apply_memory_policy(
                 for adapter in get_adapters(block):
                     adapter.recompute = RECOMPUTES[name]
         elif name == "xformers":
-            _xformers.use(vit)
+            xformers.use(vit)
         else:
-            _frozen_weights.convert(vit, name)
+            frozen_weights.convert(vit, name)
     return model
 
 
@@ -186,15 +186,15 @@ def _refuse(vit: nn.Module, name: str, has_blocks: bool, here: list[nn.Module]) 
     if name == "gelu2bit" and not any(kind_of_gelu(module) for block in here for module in block.modules()):
         raise InputError("memory policy 'gelu2bit': no block has a GELU (a SwiGLU, say, is none)")
     if name in OF_WEIGHTS:
-        _frozen_weights.check(vit, name)
+        frozen_weights.check(vit, name)
     if name == "xformers":
-        _xformers.check(vit)
+        xformers.check(vit)
     if _base(name) == "budget":
-        _xformers.check_solver()
+        xformers.check_solver()
 
 
 def _refuse_conflicts(wanted: list[tuple[str, list[int]]]) -> None:
-    for group in (CHECKPOINTS, tuple(RECOMPUTES), _frozen_weights.QUANTIZED):
+    for group in (CHECKPOINTS, tuple(RECOMPUTES), frozen_weights.QUANTIZED):
         taken: dict[int, str] = {}
         for name, indices in wanted:
             for i in indices if _base(name) in group else ():
@@ -209,4 +209,4 @@ def _take_off(vit: nn.Module, blocks: list[nn.Module]) -> None:
         set_gelu2bit(block, False)
         for adapter in get_adapters(block):
             adapter.recompute = adaptation.config.recompute if adaptation is not None else None
-    _xformers.undo(vit)
+    xformers.undo(vit)

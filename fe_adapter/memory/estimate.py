@@ -1,13 +1,12 @@
-"""Memory of a training step: measured, or estimated on fake tensors before anything is allocated."""
+"""Memory of a training step, estimated on fake tensors before anything is allocated."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
 import dataclasses
-import os
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -18,14 +17,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
-from fe_adapter import _xformers
-from fe_adapter._optimizers import check_optimizer, state_bytes, step_bytes
 from fe_adapter.checks import check_choice
 from fe_adapter.errors import InputError
 from fe_adapter.kernels.spec import CONV_ROWS, PAD, AdapterSpec, ConvGradients, Weights, ceil_div
+from fe_adapter.memory import xformers
+from fe_adapter.memory.measure import SavedStorages
+from fe_adapter.memory.optimizers import check_optimizer, state_bytes, step_bytes
+from fe_adapter.memory.policies import apply_memory_policy
 from fe_adapter.models.blocks import HostMemory
 from fe_adapter.ops import gelu2bit, operator
-from fe_adapter.policies import apply_memory_policy
 
 # What operators of our own run on each device. A GPU has kernels for gelu2bit: they allocate their results only.
 _IMPLEMENTATIONS = {
@@ -102,7 +102,7 @@ def estimate_memory(
         fake = copy_without_values(model, "cpu")
         if policy is not None:
             apply_memory_policy(fake, policy)
-        _xformers.undo(getattr(fake, "vit", fake))  # its kernels do not run here, and PyTorch's attention keeps as much
+        xformers.undo(getattr(fake, "vit", fake))  # its kernels do not run here, and PyTorch's attention keeps as much
         for tensor in (*fake.parameters(), *fake.buffers()):
             live.add(tensor)
         parameters = live.bytes
@@ -115,7 +115,7 @@ def estimate_memory(
             p.grad = torch.empty_like(p)
         state = state_bytes(optimizer, trainable)  # counted, not run: it is a third of the operators
         live.add_bytes(state)
-        saved = _SavedStorages(fake)
+        saved = SavedStorages(fake)
         with saved:
             with torch.autocast("cpu", PRECISIONS[precision], enabled=precision != "no"):
                 output = fake(x)
@@ -126,41 +126,6 @@ def estimate_memory(
             loss.backward()
             live.add_bytes(step_bytes(optimizer, trainable, device))
     return MemoryEstimate(parameters, inputs, gradients, state, num_saved, live.peak, live.cost)
-
-
-def measure_saved_memory(model: nn.Module, *inputs: Tensor) -> int:
-    """Bytes of the distinct storages that autograd keeps after ``model(*inputs)``, parameters left out."""
-    saved = _SavedStorages(model)
-    with saved:
-        output = model(*inputs)
-    num_bytes = saved.alive()
-    del output  # what keeps the graph
-    return num_bytes
-
-
-def measure_peak_memory(step: Callable[[], Any]) -> int:
-    """Bytes that ``step()`` held at its peak beyond what was allocated before it.
-
-    On a GPU the caching allocator's own figure; on a CPU the largest running total of PyTorch's allocations, which
-    leaves out what libraries allocate themselves.
-    """
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        step()
-        return torch.cuda.max_memory_allocated() - before
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # a CUDA build complains on stderr where there is no GPU
-    from torch.profiler import ProfilerActivity, profile
-
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        step()
-    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
-    total = peak = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        total += event.nbytes()
-        peak = max(peak, total)
-    return peak
 
 
 class _Storages(TorchDispatchMode):
@@ -230,25 +195,6 @@ class _Storages(TorchDispatchMode):
         tensors = {id(leaf): leaf for leaf in tree_leaves((args, kwargs, out)) if isinstance(leaf, Tensor)}
         slower = _HOST_BYTE if any(tensor.device.type != "cpu" for tensor in tensors.values()) else 1
         return slower * self._flops_per_byte * sum(tensor.nbytes for tensor in tensors.values())
-
-
-class _SavedStorages(torch.autograd.graph.saved_tensors_hooks):
-    """The storages that autograd saves within the context; those of a module's parameters are left out."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__(self._pack, lambda tensor: tensor)
-        self._left_out = {p.untyped_storage()._cdata for p in model.parameters()}
-        self._kept: weakref.WeakKeyDictionary[torch.UntypedStorage, None] = weakref.WeakKeyDictionary()
-
-    def alive(self) -> int:
-        """Bytes of those that are still there."""
-        return sum(storage.nbytes() for storage in self._kept)
-
-    def _pack(self, tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in self._left_out:
-            self._kept[storage] = None
-        return tensor.detach()  # an output kept as it is would keep its own graph alive
 
 
 @contextlib.contextmanager
