@@ -1,6 +1,5 @@
 """Turn a frozen image transformer into a video model: temporal adapters, trained on the GPU you already have."""
 
-from fe_adapter.checkpoint import load_adapter, load_classifier, save_adapter
 from fe_adapter.config import FEAdapterConfig
 from fe_adapter.layers import FEAdapter, FusedFEAdapter
 from fe_adapter.memory.estimate import estimate_memory
@@ -15,6 +14,7 @@ from fe_adapter.models.adapt import (
     unadapt,
 )
 from fe_adapter.models.classifier import VideoClassifier
+from fe_adapter.sharing.folder import load_adapter, load_classifier, save_adapter
 
 __version__ = "0.1.0"
 

@@ -22,7 +22,6 @@ from rich.table import Table
 
 from fe_adapter import __version__
 from fe_adapter._budget import MemoryBudget
-from fe_adapter.checkpoint import load_classifier
 from fe_adapter.checks import check_count
 from fe_adapter.config import FEAdapterConfig
 from fe_adapter.data.sampling import FrameSampler
@@ -32,6 +31,7 @@ from fe_adapter.files import read_json, write_json
 from fe_adapter.memory.policies import check_device, is_in_bf16, replace_memory_policy
 from fe_adapter.models.adapt import trainable_summary
 from fe_adapter.models.classifier import VideoClassifier
+from fe_adapter.sharing.folder import load_classifier
 from fe_adapter.train import CHECKPOINT, TrainConfig
 
 if TYPE_CHECKING:
@@ -392,8 +392,8 @@ def evaluate_command(
     Writes metrics.json, predictions.csv, confusion.csv and confusion.png.
     """
     from fe_adapter.data import open_dataset
-    from fe_adapter.evaluate import evaluate
-    from fe_adapter.predict import find_model
+    from fe_adapter.evaluate.run import evaluate
+    from fe_adapter.sharing.folder import find_model
 
     model = load_classifier(find_model(run_folder), weights=weights).to(_device(device))
     sampling, stride, val_fraction = _trained_with(run_folder)
@@ -440,7 +440,9 @@ def predict(
     the timeline.
     """
     from fe_adapter.data import probe
-    from fe_adapter.predict import find_model, output_stems, predict_video
+    from fe_adapter.predict.result import output_stems
+    from fe_adapter.predict.video import predict_video
+    from fe_adapter.sharing.folder import find_model
 
     infos = [probe(path) for path in videos]  # a bad file is refused before anything is written
     model = load_classifier(find_model(run_folder), weights=weights).to(_device(device))

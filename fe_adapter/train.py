@@ -21,12 +21,11 @@ from torch.nn import functional as F
 
 from fe_adapter._training_log import TrainingLog
 from fe_adapter._training_state import Progress, load_training_state, save_training_state
-from fe_adapter.checkpoint import save_adapter
 from fe_adapter.checks import check_choice, check_count
 from fe_adapter.data.loader import make_loader, one_line_errors
 from fe_adapter.data.sampling import derive_seed
 from fe_adapter.errors import InputError, OutOfMemoryError, TrainingError
-from fe_adapter.evaluate import check_classes, evaluate
+from fe_adapter.evaluate.run import check_classes, evaluate
 from fe_adapter.files import make_folder
 from fe_adapter.memory.estimate import PRECISIONS
 from fe_adapter.memory.measure import measure_peak_memory
@@ -35,6 +34,7 @@ from fe_adapter.memory.plan import smaller_batches
 from fe_adapter.memory.policies import check_device, parse_policy, replace_memory_policy
 from fe_adapter.models.adapt import fingerprint, get_adaptation
 from fe_adapter.models.classifier import VideoClassifier
+from fe_adapter.sharing.folder import save_adapter
 
 SAMPLERS = ("shuffle", "balanced")
 TRACKERS = (None, "tensorboard", "wandb")

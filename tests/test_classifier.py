@@ -21,10 +21,10 @@ from fe_adapter import (
     load_classifier,
     save_adapter,
 )
-from fe_adapter.convert import load_st_adapter
 from fe_adapter.errors import InputError
 from fe_adapter.models import adapt
 from fe_adapter.models.adapt import get_adapters
+from fe_adapter.sharing.st_adapter import load_st_adapter
 from tests.models import BACKBONES, build, size
 
 NAME = "timm:vit_tiny_patch16_224"

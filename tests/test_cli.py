@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 
 from fe_adapter import cli
 from fe_adapter.demo.dataset import draw_onset, write_video, write_videos
-from fe_adapter.predict import find_model, output_stems
+from fe_adapter.predict.result import output_stems
+from fe_adapter.sharing.folder import find_model
 
 pytest.importorskip("timm")
 pytest.importorskip("av")

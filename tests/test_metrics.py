@@ -8,7 +8,7 @@ import json
 import pytest
 import torch
 
-from fe_adapter.metrics import Metrics, confusion_matrix
+from fe_adapter.evaluate.metrics import Metrics, confusion_matrix
 
 
 def test_by_hand():

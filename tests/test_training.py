@@ -23,7 +23,7 @@ from fe_adapter._training_state import Progress, load_training_state, save_train
 from fe_adapter.data import EvalTransform, FrameSampler, TrainTransform, VideoFolder
 from fe_adapter.demo.dataset import write_videos
 from fe_adapter.errors import InputError, TrainingError
-from fe_adapter.evaluate import evaluate
+from fe_adapter.evaluate.run import evaluate
 from fe_adapter.train import TrainConfig, fit
 from tests.videos import make_video
 

@@ -1,6 +1,7 @@
 """Videos, clips and data sets."""
 
-from fe_adapter.data.datasets import Clip, VideoCSV, VideoDataset, VideoFolder, open_dataset
+from fe_adapter.data.datasets import VideoCSV, VideoDataset, VideoFolder, open_dataset
+from fe_adapter.data.listing import Clip
 from fe_adapter.data.loader import make_loader
 from fe_adapter.data.sampling import FrameSampler, sliding_windows
 from fe_adapter.data.transforms import EvalTransform, TrainTransform

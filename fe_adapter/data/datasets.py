@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import dataclasses
 import logging
 import os
 from collections.abc import Callable, Sequence
@@ -18,22 +16,14 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from fe_adapter.checks import check_choice
+from fe_adapter.data.listing import SPLITS, Clip, clips_by_split, held_out, list_csv, list_folder, natural
 from fe_adapter.data.sampling import FrameSampler, derive_seed
 from fe_adapter.data.transforms import EvalTransform
-from fe_adapter.data.video import VIDEO_SUFFIXES, VideoInfo, probe, read_frames
+from fe_adapter.data.video import VideoInfo, probe, read_frames
 from fe_adapter.errors import InputError
 
 _log = logging.getLogger("fe_adapter")
 ON_ERROR = ("fail", "skip")
-SPLITS = ("train", "val", "test")
-
-
-@dataclasses.dataclass(frozen=True)
-class Clip:
-    """A video file and the name of its class."""
-
-    path: str
-    class_name: str
 
 
 class VideoDataset(Dataset[dict[str, Any]]):
@@ -73,7 +63,7 @@ class VideoDataset(Dataset[dict[str, Any]]):
         check_choice("on_error", on_error, ON_ERROR)
         if not clips:
             raise InputError(f"{source} holds no videos")
-        found = sorted({clip.class_name for clip in clips}, key=_natural)
+        found = sorted({clip.class_name for clip in clips}, key=natural)
         self.class_names = tuple(found if class_names is None else class_names)
         unknown = [name for name in found if name not in self.class_names]
         if unknown:
@@ -172,7 +162,7 @@ def open_dataset(
         check_choice("split", split, SPLITS)
     if not 0 < val_fraction < 1:
         raise InputError(f"val_fraction={val_fraction} is outside (0, 1)")
-    by_split = _clips_by_split(data)
+    by_split = clips_by_split(data)
     if not by_split:
         raise InputError(f"{data} holds no videos")
     own = {name for name in by_split if name is not None}
@@ -182,97 +172,16 @@ def open_dataset(
     if options.get("class_names") is None:
         known = [by_split["train"]] if "train" in by_split else by_split.values()  # others are refused as unknown
         names = {clip.class_name for clips in known for clip in clips}
-        options["class_names"] = sorted(names, key=_natural)
+        options["class_names"] = sorted(names, key=natural)
     if split in own and not (split == "train" and "val" not in own):
         clips = by_split[split]
     elif split in ("train", "val") and pool_name in by_split:
-        clips = _held_out(by_split[pool_name], val_fraction, split_seed, of_validation=split == "val")
+        clips = held_out(by_split[pool_name], val_fraction, split_seed, of_validation=split == "val")
     elif split is None and None in by_split:
         clips = by_split[None]
     else:
         raise InputError(f"{data} has no {split or 'test or val'} split")
     return VideoDataset(clips, source=str(data), **options)
-
-
-def list_folder(root: Path) -> list[Clip]:
-    """The videos below ``root``, in the order of their names.
-
-    Raises:
-        InputError: there is no such folder, no class folder in it, or a class without videos.
-    """
-    if not root.is_dir():
-        raise InputError(f"{root}: no such folder")
-    clips = []
-    for folder in sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")):
-        files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file())
-        if not files:
-            raise InputError(f"{folder} holds no videos; known endings are {' '.join(VIDEO_SUFFIXES)}")
-        clips += [Clip(str(path), folder.name) for path in files]
-    if not clips:
-        raise InputError(f"{root} holds no class folders with videos; the layout is {root.name}/CLASS/VIDEO.mp4")
-    return clips
-
-
-def list_csv(file: Path) -> list[tuple[Clip, str | None]]:
-    """The videos of a CSV file and the split of each; paths are relative to the file.
-
-    Raises:
-        InputError: a missing column, value or file, or a path that is there twice; the line is named.
-    """
-    try:
-        with file.open(newline="", encoding="utf-8-sig") as text:
-            reader = csv.DictReader(text)
-            columns, rows = reader.fieldnames or [], [(reader.line_num, row) for row in reader]
-    except OSError as error:
-        raise InputError(f"cannot read {file}: {error.strerror or error}") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{file} is no CSV file in UTF-8: {error}") from None
-    for column in ("path", "label"):
-        if column not in columns:
-            raise InputError(f"{file} has no column {column!r}; it has {', '.join(map(repr, columns)) or 'none'}")
-    clips: list[tuple[Clip, str | None]] = []
-    lines: dict[str, int] = {}
-    for line, row in rows:
-        name, label, split = row["path"], (row["label"] or "").strip(), row.get("split") or None
-        if not name or not label:
-            raise InputError(f"{file}, line {line}: path or label is missing")
-        if split is not None and split not in SPLITS:
-            raise InputError(f"{file}, line {line}: split {split!r} is none of {', '.join(SPLITS)}")
-        path = os.path.normpath(file.parent / name)
-        if path in lines:
-            raise InputError(f"{file}, line {line}: {name} is there already, in line {lines[path]}")
-        if not os.path.isfile(path):  # noqa: PTH113 (paths are strings from here on)
-            raise InputError(f"{file}, line {line}: {name}: no such file")
-        lines[path] = line
-        clips.append((Clip(path, label), split))
-    return clips
-
-
-def _clips_by_split(data: Path) -> dict[str | None, list[Clip]]:
-    if data.is_file():
-        if data.suffix.lower() != ".csv":
-            raise InputError(f"{data} is no folder and no .csv file")
-        by_split: dict[str | None, list[Clip]] = {}
-        for clip, split in list_csv(data):
-            by_split.setdefault(split, []).append(clip)
-        if None in by_split and len(by_split) > 1:
-            raise InputError(f"{data} leaves the split of some lines empty")
-        return by_split
-    if (data / "train").is_dir() and not any(p.suffix.lower() in VIDEO_SUFFIXES for p in (data / "train").iterdir()):
-        return {split: list_folder(data / split) for split in SPLITS if (data / split).is_dir()}
-    return {None: list_folder(data)}
-
-
-def _held_out(clips: list[Clip], fraction: float, seed: int, of_validation: bool) -> list[Clip]:
-    """The held-out share of every class, at least one clip of it, or the rest."""
-    chosen: set[str] = set()
-    for name in {clip.class_name for clip in clips}:
-        paths = sorted(clip.path for clip in clips if clip.class_name == name)
-        if len(paths) < 2:
-            raise InputError(f"class {name!r} has one video; it cannot be in both the training and the validation set")
-        order = np.random.default_rng(seed).permutation(len(paths))
-        chosen.update(paths[i] for i in order[: max(1, round(fraction * len(paths)))])
-    return [clip for clip in clips if (clip.path in chosen) == of_validation]
 
 
 def _probe_all(paths: list[str], on_error: str, source: str) -> tuple[dict[str, VideoInfo], list[str]]:
@@ -306,8 +215,3 @@ def _probe_all(paths: list[str], on_error: str, source: str) -> tuple[dict[str, 
     for reason in unreadable:
         _log.warning("left out: %s", reason)
     return {path: info for path, info in zip(paths, found, strict=True) if isinstance(info, VideoInfo)}, unreadable
-
-
-def _natural(name: str) -> tuple[int, int, str]:
-    """Numbers by value, before other names."""
-    return (0, int(name), "") if name.isdecimal() else (1, 0, name)

@@ -23,7 +23,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from fe_adapter.backbones.build import build_backbone
-from fe_adapter.checkpoint import load_classifier
 from fe_adapter.config import FEAdapterConfig
 from fe_adapter.data import EvalTransform, FrameSampler, TrainTransform, VideoFolder
 from fe_adapter.demo.dataset import CLASSES, draw_onset, make_stills, write_video, write_videos
@@ -31,12 +30,13 @@ from fe_adapter.demo.dataset import NUM_FRAMES as NUM_VIDEO_FRAMES
 from fe_adapter.demo.faces import EXPRESSIONS, SIZE
 from fe_adapter.environment import machine
 from fe_adapter.errors import InputError
-from fe_adapter.evaluate import evaluate
+from fe_adapter.evaluate.run import evaluate
 from fe_adapter.files import atomic_write, new_figure, write_figure, write_json
 from fe_adapter.memory.measure import measure_peak_memory
 from fe_adapter.memory.policies import apply_memory_policy
 from fe_adapter.models.classifier import VideoClassifier
-from fe_adapter.predict import predict_video
+from fe_adapter.predict.video import predict_video
+from fe_adapter.sharing.folder import load_classifier
 from fe_adapter.train import TrainConfig, fit
 
 BACKBONE = "timm:vit_tiny_patch16_224"

@@ -21,6 +21,7 @@ from fe_adapter.models.classifier import VideoClassifier
 FORMAT_VERSION = 1
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
+MODEL_FOLDERS = ("best", "last")  # of a training run, by preference
 FIELDS: dict[str, dict[str, tuple[type, ...]]] = {  # of the config file, by what they are in
     "": {
         "adapter": (dict,), "num_frames": (int,), "embed_dim": (int,), "num_prefix_tokens": (int,),
@@ -181,6 +182,21 @@ def load_classifier(
         _check_backbone(adaptation.fingerprint, adaptation.embed_dim, content, folder)
     _load(model, _read_weights(folder), folder, strict=True)
     return model.eval()
+
+
+def find_model(run: Path | str) -> Path:
+    """The adapter folder meant by ``run``: itself, or ``best`` or else ``last`` of a training run.
+
+    Raises:
+        InputError: there is none.
+    """
+    run = Path(run)
+    if not run.is_dir():
+        raise InputError(f"{run}: no such folder")
+    for folder in (run, *(run / name for name in MODEL_FOLDERS)):
+        if (folder / CONFIG_FILE).exists():
+            return folder
+    raise InputError(f"{run} holds no trained model: neither {CONFIG_FILE} nor best/ nor last/ is in it")
 
 
 def _saved(model: nn.Module) -> dict[str, Tensor]:

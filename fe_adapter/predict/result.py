@@ -1,26 +1,19 @@
-"""What a classifier says about a video file of any length."""
+"""What a prediction is, and its files: JSON, CSV and a timeline."""
 
 from __future__ import annotations
 
 import dataclasses
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fe_adapter.checkpoint import CONFIG_FILE
-from fe_adapter.checks import check_count
-from fe_adapter.data.sampling import FrameSampler, sliding_windows
+from fe_adapter.data.sampling import FrameSampler
 from fe_adapter.data.transforms import EvalTransform
 from fe_adapter.data.video import VideoInfo, probe, read_frames
-from fe_adapter.errors import InputError
 from fe_adapter.files import new_figure, write_csv, write_figure, write_json
-from fe_adapter.models.classifier import VideoClassifier
-
-MODEL_FOLDERS = ("best", "last")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,56 +81,6 @@ class Prediction:
         return figure
 
 
-def predict_video(
-    model: VideoClassifier,
-    video: VideoInfo | str | os.PathLike[str],
-    *,
-    window: float | None = None,
-    step: float | None = None,
-    batch_size: int = 8,
-) -> Prediction:
-    """Slide a window over a video and classify every part of it.
-
-    The model keeps its device; autocast is the caller's. Memory is bounded by ``batch_size``, not by the video.
-
-    Args:
-        model: in evaluation mode.
-        video: a file, or what `fe_adapter.data.probe` said of it.
-        window: length of a part, in seconds; None is the length of the clips the model was trained on, and the whole
-            video where that is not known.
-        step: seconds from one part to the next; None is half a window.
-        batch_size: parts at a time.
-
-    Raises:
-        InputError: no readable video; a window or a step that is not positive.
-    """
-    check_count("batch_size", batch_size, 1)
-    info = video if isinstance(video, VideoInfo) else probe(video)
-    length = (model.clip_seconds or info.duration) if window is None else window
-    windows = sliding_windows(info.duration, length, length / 2 if step is None else step)
-    device = next(model.parameters()).device
-    rows = []
-    with torch.no_grad():
-        for clips in _batches(model, info, windows, batch_size):
-            rows.append(model(clips.to(device)).float().softmax(-1).cpu())
-    return Prediction(info.path, model.class_names, tuple(windows), torch.cat(rows))
-
-
-def find_model(run: Path | str) -> Path:
-    """The adapter folder meant by ``run``: itself, or ``best`` or else ``last`` of a training run.
-
-    Raises:
-        InputError: there is none.
-    """
-    run = Path(run)
-    if not run.is_dir():
-        raise InputError(f"{run}: no such folder")
-    for folder in (run, *(run / name for name in MODEL_FOLDERS)):
-        if (folder / CONFIG_FILE).exists():
-            return folder
-    raise InputError(f"{run} holds no trained model: neither {CONFIG_FILE} nor best/ nor last/ is in it")
-
-
 def output_stems(paths: Sequence[str], out: Path) -> list[Path]:
     """Where to write the results of each file: its own name in ``out``, numbered where two files share one."""
     stems: dict[Path, None] = {}
@@ -149,15 +92,6 @@ def output_stems(paths: Sequence[str], out: Path) -> list[Path]:
             stem = name.with_name(f"{name.name}-{count}")
         stems[stem] = None
     return list(stems)
-
-
-def _batches(
-    model: VideoClassifier, info: VideoInfo, windows: list[tuple[float, float]], batch_size: int
-) -> Iterator[Tensor]:
-    sampler, transform = FrameSampler(model.num_frames), EvalTransform(model.preprocessing.size)
-    for i in range(0, len(windows), batch_size):
-        clips = [transform(read_frames(info, sampler(info, window=w))) for w in windows[i : i + batch_size]]
-        yield torch.stack(clips)
 
 
 def _film_strip(info: VideoInfo, num_frames: int = 12) -> Any:

@@ -12,8 +12,8 @@ from torch import Tensor
 from fe_adapter.data.loader import make_loader, one_line_errors
 from fe_adapter.distributed import gather, num_processes, process_index
 from fe_adapter.errors import InputError
+from fe_adapter.evaluate.metrics import Metrics, confusion_matrix
 from fe_adapter.files import write_csv
-from fe_adapter.metrics import Metrics, confusion_matrix
 from fe_adapter.models.classifier import VideoClassifier
 
 

@@ -1,0 +1,1 @@
+"""A classifier tested on labelled videos."""

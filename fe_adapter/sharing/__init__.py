@@ -1,0 +1,1 @@
+"""Adapters as folders: written, read, and taken over from ST-Adapter."""
