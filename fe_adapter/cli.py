@@ -21,7 +21,6 @@ from rich.progress import track
 from rich.table import Table
 
 from fe_adapter import __version__
-from fe_adapter._budget import MemoryBudget
 from fe_adapter.checks import check_count
 from fe_adapter.config import FEAdapterConfig
 from fe_adapter.data.sampling import FrameSampler
@@ -32,7 +31,9 @@ from fe_adapter.memory.policies import check_device, is_in_bf16, replace_memory_
 from fe_adapter.models.adapt import trainable_summary
 from fe_adapter.models.classifier import VideoClassifier
 from fe_adapter.sharing.folder import load_classifier
-from fe_adapter.train import CHECKPOINT, TrainConfig
+from fe_adapter.train.budget import MemoryBudget
+from fe_adapter.train.config import TrainConfig
+from fe_adapter.train.recipe import CHECKPOINT
 
 if TYPE_CHECKING:
     from fe_adapter.memory.plan import MemoryPlan
@@ -238,7 +239,7 @@ def train(
     best/ (by UAR on the validation split). Ctrl-C leaves a whole checkpoint.
     """
     from fe_adapter.data import open_dataset
-    from fe_adapter.feature_cache import cache_features as cache
+    from fe_adapter.train.feature_cache import cache_features as cache
 
     if not resume and (out / CHECKPOINT).exists():
         raise InputError(f"{out} already holds a training run; add --resume or choose another folder")

@@ -11,9 +11,10 @@ import torch
 from torch import distributed
 from torch.nn import functional as F
 
-from fe_adapter import FEAdapterConfig, VideoClassifier, apply_memory_policy, cli, train
-from fe_adapter._training_state import Progress, load_training_state, save_training_state
+from fe_adapter import FEAdapterConfig, VideoClassifier, apply_memory_policy, cli
 from fe_adapter.models.adapt import trainable_parameters
+from fe_adapter.train import recipe
+from fe_adapter.train.state import Progress, load_training_state, save_training_state
 from tests.models import build
 
 
@@ -71,14 +72,14 @@ def one_step(model: torch.nn.Module, optimizer: torch.optim.Optimizer, video, la
 
 def killed_training(arguments: list[str]) -> int:
     """Training of which the second process is killed in its fourth step."""
-    run_batch = train._Run._batch
+    run_batch = recipe._Run._batch
 
     def maybe_die(self, *arguments):
         if os.environ["RANK"] == "1" and self.position.step == 3:
             os.kill(os.getpid(), signal.SIGKILL)
         return run_batch(self, *arguments)
 
-    train._Run._batch = maybe_die
+    recipe._Run._batch = maybe_die
     return cli.run(arguments)
 
 

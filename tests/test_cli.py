@@ -226,22 +226,22 @@ def test_damage_inside_one_video_leaves_no_results_of_others(trained, videos, tm
 
 
 def test_a_loss_that_is_not_finite_ends_with_advice(videos, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("fe_adapter.train.F.cross_entropy", lambda logits, *a, **k: logits.sum() * float("nan"))
+    monkeypatch.setattr("fe_adapter.train.recipe.F.cross_entropy", lambda logits, *a, **k: logits.sum() * float("nan"))
     arguments = ["train", str(videos), *BACKBONE, "--weights", "none", *FAST, "--out", str(tmp_path / "run")]
     assert cli.run(arguments) == 1
     assert "the loss is nan at step 0" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_ctrl_c_leaves_a_checkpoint_to_resume_from(videos, tmp_path, capsys, monkeypatch):
-    from fe_adapter import train
+    from fe_adapter.train import recipe
 
-    real = train._Run._batch
+    real = recipe._Run._batch
 
     def interrupted(run, *arguments):
         signal.raise_signal(signal.SIGINT)
         return real(run, *arguments)
 
-    monkeypatch.setattr(train._Run, "_batch", interrupted)
+    monkeypatch.setattr(recipe._Run, "_batch", interrupted)
     arguments = ["train", str(videos), *BACKBONE, "--weights", "none", *FAST, "--out", str(tmp_path / "run")]
     assert cli.run(arguments) == 130
     said = capsys.readouterr().err

@@ -14,7 +14,7 @@ import torch
 from fe_adapter import cli
 from fe_adapter.demo.dataset import write_videos
 from fe_adapter.models.adapt import trainable_parameters
-from fe_adapter.train import CHECKPOINT
+from fe_adapter.train.recipe import CHECKPOINT
 from tests.distributed_worker import batch, classifier, one_step
 from tests.test_cli import BACKBONE
 

@@ -13,10 +13,11 @@ from torch import nn
 from fe_adapter import FEAdapterConfig, VideoClassifier, apply_memory_policy, cli
 from fe_adapter.data import EvalTransform, FrameSampler, open_dataset
 from fe_adapter.errors import InputError
-from fe_adapter.feature_cache import cache_features
 from fe_adapter.models.adapt import get_adapters
 from fe_adapter.models.prefix import prefix_tokens
-from fe_adapter.train import TrainConfig, fit
+from fe_adapter.train.config import TrainConfig
+from fe_adapter.train.feature_cache import cache_features
+from fe_adapter.train.recipe import fit
 from tests.models import build
 from tests.test_cli import BACKBONE, FAST, videos  # noqa: F401 (a fixture)
 
@@ -62,7 +63,7 @@ def test_training_has_the_same_losses(videos, tmp_path):  # noqa: F811
 
 
 def test_a_cache_is_used_again_goes_on_and_is_checked(videos, tmp_path, monkeypatch):  # noqa: F811
-    from fe_adapter import feature_cache
+    from fe_adapter.train import feature_cache
 
     monkeypatch.setattr(feature_cache, "_SHARD_BYTES", 2 * 4 * 17 * 48 * 4)  # two clips
     model, dataset, folder = classifier(), clips(videos), tmp_path / "cache"
@@ -115,7 +116,7 @@ def test_a_damaged_index_is_refused_in_one_line(videos, tmp_path, content):  # n
 
 
 def test_going_on_needs_space_for_what_is_missing(videos, tmp_path, monkeypatch):  # noqa: F811
-    from fe_adapter import feature_cache
+    from fe_adapter.train import feature_cache
 
     clip_bytes = 4 * 17 * 48 * 4
     monkeypatch.setattr(feature_cache, "_SHARD_BYTES", 2 * clip_bytes)

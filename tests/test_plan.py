@@ -7,10 +7,11 @@ import json
 import pytest
 import torch
 
-from fe_adapter import FEAdapterConfig, VideoClassifier, cli, estimate_memory, train
+from fe_adapter import FEAdapterConfig, VideoClassifier, cli, estimate_memory
 from fe_adapter.errors import InputError
 from fe_adapter.memory.measure import measure_peak_memory
 from fe_adapter.memory.plan import parse_bytes, plan_memory
+from fe_adapter.train import recipe
 from tests.models import build
 from tests.test_cli import BACKBONE, FAST, fails, videos  # noqa: F401 (a fixture)
 
@@ -175,7 +176,7 @@ def test_train_within_a_budget(videos, tmp_path, capsys):  # noqa: F811
 
 def test_out_of_memory_steps_down_or_stops(videos, tmp_path, capsys, monkeypatch):  # noqa: F811
     """The second step does not fit until the policy is a smaller one; nothing that was trained is lost."""
-    batch = train._Run._batch
+    batch = recipe._Run._batch
 
     def too_large(self, *arguments):
         if self.position.step >= 1 and self.config.memory_policy is None:
@@ -186,14 +187,14 @@ def test_out_of_memory_steps_down_or_stops(videos, tmp_path, capsys, monkeypatch
     arguments = ["train", str(videos), *BACKBONE[:2], "--backbone-args", size, "--weights", "none", *FAST]
     arguments += ["--batch-size", "2", "--save-every", "1"]
     assert cli.run([*arguments, "--out", str(tmp_path / "reference")]) == 0
-    monkeypatch.setattr(train._Run, "_batch", too_large)
+    monkeypatch.setattr(recipe._Run, "_batch", too_large)
     capsys.readouterr()
     assert cli.run([*arguments, "--out", str(tmp_path / "stopped")]) == 1
     line = capsys.readouterr().err.splitlines()[-1]
     assert "out of memory at step 1" in line
     assert "is whole" in line
     assert "--memory-policy" in line
-    assert (tmp_path / "stopped" / train.CHECKPOINT).exists()
+    assert (tmp_path / "stopped" / recipe.CHECKPOINT).exists()
     assert cli.run([*arguments, "--out", str(tmp_path / "run"), "--memory-fallback"]) == 0
     assert "Going on with memory policy" in capsys.readouterr().err
     losses = [

@@ -18,13 +18,15 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from fe_adapter import FEAdapterConfig, VideoClassifier, load_classifier, train
-from fe_adapter._training_state import Progress, load_training_state, save_training_state
+from fe_adapter import FEAdapterConfig, VideoClassifier, load_classifier
 from fe_adapter.data import EvalTransform, FrameSampler, TrainTransform, VideoFolder
 from fe_adapter.demo.dataset import write_videos
 from fe_adapter.errors import InputError, TrainingError
 from fe_adapter.evaluate.run import evaluate
-from fe_adapter.train import TrainConfig, fit
+from fe_adapter.train import recipe
+from fe_adapter.train.config import TrainConfig
+from fe_adapter.train.recipe import fit
+from fe_adapter.train.state import Progress, load_training_state, save_training_state
 from tests.videos import make_video
 
 pytest.importorskip("timm")
@@ -96,7 +98,7 @@ class StoppedError(Exception):
 
 def stop_after(monkeypatch, num_batches: int) -> None:
     """Let the process die at the start of a later batch."""
-    real, done = train._Run._batch, []
+    real, done = recipe._Run._batch, []
 
     def batch(run, *args):
         if len(done) == num_batches:
@@ -104,7 +106,7 @@ def stop_after(monkeypatch, num_batches: int) -> None:
         done.append(None)
         return real(run, *args)
 
-    monkeypatch.setattr(train._Run, "_batch", batch)
+    monkeypatch.setattr(recipe._Run, "_batch", batch)
 
 
 @pytest.mark.parametrize(
@@ -178,12 +180,12 @@ def test_workers_change_nothing(videos, tmp_path):
 SCRIPT = """
 import dataclasses, sys, time
 from tests import test_training as t
-from fe_adapter import train
-real = train._Run._batch
+from fe_adapter.train import recipe
+real = recipe._Run._batch
 def slow(run, *arguments):
     time.sleep(0.05)
     return real(run, *arguments)
-train._Run._batch = slow
+recipe._Run._batch = slow
 if __name__ == "__main__":
     recipe = dataclasses.replace(t.RECIPE, num_workers=int(sys.argv[3]), max_epochs=int(sys.argv[4]))
     t.fit(t.model(), t.train_set(sys.argv[1]), None, recipe, out=sys.argv[2], progress=False)
@@ -270,7 +272,7 @@ def test_numbers_that_are_not_finite_stop_it_with_advice(videos, tmp_path, what,
     fit(classifier, train_set(videos), None, recipe, out=tmp_path, progress=False)
     before = (tmp_path / "checkpoint.safetensors").read_bytes()
     if what == "loss":
-        monkeypatch.setattr(train.F, "cross_entropy", lambda logits, *a, **k: logits.sum() * float("nan"))
+        monkeypatch.setattr(recipe.F, "cross_entropy", lambda logits, *a, **k: logits.sum() * float("nan"))
     else:
         classifier.head.weight.register_hook(lambda g: g * float("inf"))
     (tmp_path / "checkpoint.safetensors").unlink()
@@ -397,7 +399,7 @@ def test_bad_recipes_are_refused(options, message):
 
 
 def test_the_schedule_warms_up_and_ends_at_zero():
-    schedule = train._Schedule(TrainConfig(max_epochs=20, warmup_epochs=1), steps_per_epoch=10, clips_per_step=128)
+    schedule = recipe.Schedule(TrainConfig(max_epochs=20, warmup_epochs=1), steps_per_epoch=10, clips_per_step=128)
     rates = [schedule(step) for step in range(200)]
     assert max(rates) == pytest.approx(schedule.peak) == pytest.approx(5e-4)
     assert rates.index(max(rates)) == 10
@@ -408,7 +410,7 @@ def test_the_schedule_warms_up_and_ends_at_zero():
 
 def test_what_is_not_decayed():
     classifier = model(config=FEAdapterConfig(bottleneck=8, dilation="dynamic"))
-    decayed, others = (group["params"] for group in train._parameter_groups(classifier, 0.1))
+    decayed, others = (group["params"] for group in recipe.parameter_groups(classifier, 0.1))
     names = {id(p): name for name, p in classifier.named_parameters()}
     assert all(p.dim() > 1 and "dilation" not in names[id(p)] for p in decayed)
     assert {names[id(p)].rpartition(".")[2] for p in others} == {"bias", "weight"}

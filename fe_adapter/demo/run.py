@@ -37,7 +37,8 @@ from fe_adapter.memory.policies import apply_memory_policy
 from fe_adapter.models.classifier import VideoClassifier
 from fe_adapter.predict.video import predict_video
 from fe_adapter.sharing.folder import load_classifier
-from fe_adapter.train import TrainConfig, fit
+from fe_adapter.train.config import TrainConfig
+from fe_adapter.train.recipe import fit
 
 BACKBONE = "timm:vit_tiny_patch16_224"
 BACKBONE_ARGS = {"img_size": SIZE, "patch_size": 12, "embed_dim": 64, "depth": 4, "num_heads": 4}

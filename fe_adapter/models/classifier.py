@@ -46,7 +46,7 @@ class VideoClassifier(nn.Module):
 
     Shape:
         ``(B, T, 3, h, w)`` uint8, or float in [0, 1]; logits ``(B, C)``. Or the tokens ``(B, T, L, D)`` that the first
-        adapted block is given (`fe_adapter.feature_cache`), from which the backbone goes on.
+        adapted block is given (`fe_adapter.train.feature_cache`), from which the backbone goes on.
 
     Raises:
         InputError: options do not fit together, or the backbone cannot be adapted.

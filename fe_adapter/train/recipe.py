@@ -16,98 +16,26 @@ from types import FrameType
 from typing import Any
 
 import torch
-from torch import nn
 from torch.nn import functional as F
 
-from fe_adapter._training_log import TrainingLog
-from fe_adapter._training_state import Progress, load_training_state, save_training_state
-from fe_adapter.checks import check_choice, check_count
 from fe_adapter.data.loader import make_loader, one_line_errors
 from fe_adapter.data.sampling import derive_seed
 from fe_adapter.errors import InputError, OutOfMemoryError, TrainingError
 from fe_adapter.evaluate.run import check_classes, evaluate
 from fe_adapter.files import make_folder
-from fe_adapter.memory.estimate import PRECISIONS
 from fe_adapter.memory.measure import measure_peak_memory
-from fe_adapter.memory.optimizers import check_optimizer, make_optimizer
+from fe_adapter.memory.optimizers import make_optimizer
 from fe_adapter.memory.plan import smaller_batches
-from fe_adapter.memory.policies import check_device, parse_policy, replace_memory_policy
+from fe_adapter.memory.policies import check_device, replace_memory_policy
 from fe_adapter.models.adapt import fingerprint, get_adaptation
 from fe_adapter.models.classifier import VideoClassifier
 from fe_adapter.sharing.folder import save_adapter
+from fe_adapter.train.config import TrainConfig
+from fe_adapter.train.log import TrainingLog
+from fe_adapter.train.optimizers import Schedule, parameter_groups
+from fe_adapter.train.state import Progress, load_training_state, save_training_state
 
-SAMPLERS = ("shuffle", "balanced")
-TRACKERS = (None, "tensorboard", "wandb")
 CHECKPOINT = "checkpoint.safetensors"
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainConfig:
-    """How to train. The defaults are the starting recipe: those of ST-Adapter and its peers, chosen by us.
-
-    Args:
-        max_epochs: passes over the training set.
-        batch_size: clips at a time, on each device.
-        accumulate: batches summed into one optimizer step, in which every clip counts the same.
-        optimizer: "adamw"; "sgd", with a momentum of 0.9; or "adamw8bit", whose state is a quarter (bitsandbytes).
-        lr: the optimizer's peak learning rate; None is ``base_lr`` times the clips of a step over 256.
-        base_lr: learning rate for a step of 256 clips.
-        weight_decay: of matrices; biases, norms and the dilation predictor have none.
-        warmup_epochs: of linear warm-up, then a cosine to zero; at most a tenth of the steps.
-        label_smoothing: share of the target spread over all classes, in [0, 1).
-        clip_grad_norm: largest norm of the gradient.
-        precision: "no" (fp32), "bf16" or "fp16" autocast.
-        memory_policy: what a step keeps in memory, as of `apply_memory_policy`; None leaves the model as it is.
-        sampler: "shuffle", or "balanced": every class equally often.
-        num_workers: processes that decode; 0 decodes in the training process.
-        save_every: steps between checkpoints.
-        seed: of the data order, the augmentation and dropout.
-        tracker: None, "tensorboard" or "wandb", beside the JSON-lines log.
-
-    Raises:
-        InputError: a value is out of range.
-    """
-
-    max_epochs: int = 30
-    batch_size: int = 8
-    accumulate: int = 1
-    optimizer: str = "adamw"
-    lr: float | None = None
-    base_lr: float = 1e-3
-    weight_decay: float = 1e-2
-    warmup_epochs: float = 2
-    label_smoothing: float = 0.1
-    clip_grad_norm: float = 1.0
-    precision: str = "no"
-    memory_policy: str | None = None
-    sampler: str = "shuffle"
-    num_workers: int = 0
-    save_every: int = 200
-    seed: int = 0
-    tracker: str | None = "tensorboard"
-
-    def __post_init__(self) -> None:
-        for name in ("max_epochs", "batch_size", "accumulate", "save_every"):
-            check_count(name, getattr(self, name), 1)
-        for name in ("num_workers", "seed"):
-            check_count(name, getattr(self, name), 0)
-        if self.seed >= 2**32:
-            raise InputError(f"seed={self.seed} is too large; it must be below 2^32")
-        for name in ("lr", "base_lr", "clip_grad_norm"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise InputError(f"{name}={value} is not a positive number")
-        for name in ("weight_decay", "warmup_epochs"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise InputError(f"{name}={getattr(self, name)} is not a number of at least 0")
-        if not 0 <= self.label_smoothing < 1:
-            raise InputError(f"label_smoothing={self.label_smoothing} is outside [0, 1)")
-        check_choice("precision", self.precision, tuple(PRECISIONS))
-        if self.memory_policy is not None:
-            parse_policy(self.memory_policy)
-        check_optimizer(self.optimizer)
-        check_choice("sampler", self.sampler, SAMPLERS)
-        check_choice("tracker", self.tracker, TRACKERS)
 
 
 # On resume, without another result but for rounding (and gelu2bit's, if it comes or goes)
@@ -222,8 +150,8 @@ class _Run:
         world = self.world = self.accelerator.num_processes
         self.num_batches = math.ceil(len(train_set) / (config.batch_size * world))
         steps_per_epoch = math.ceil(self.num_batches / config.accumulate)
-        self.schedule = _Schedule(config, steps_per_epoch, clips_per_step=config.batch_size * config.accumulate * world)
-        groups = _parameter_groups(model, config.weight_decay)
+        self.schedule = Schedule(config, steps_per_epoch, clips_per_step=config.batch_size * config.accumulate * world)
+        groups = parameter_groups(model, config.weight_decay)
         optimizer = make_optimizer(config.optimizer, groups, self.schedule.peak)
         self.prepared, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.trainable = [p for p in model.parameters() if p.requires_grad]
@@ -365,22 +293,6 @@ class _Run:
         save_adapter(self.model, self.out / name)
 
 
-class _Schedule:
-    """Learning rate by step: linear warm-up, then a cosine to zero."""
-
-    def __init__(self, config: TrainConfig, steps_per_epoch: int, clips_per_step: int) -> None:
-        self.clips_per_step = clips_per_step
-        self.peak = config.base_lr * clips_per_step / 256 if config.lr is None else config.lr
-        self.total = config.max_epochs * steps_per_epoch
-        self.warmup = min(config.warmup_epochs * steps_per_epoch, self.total / 10)
-
-    def __call__(self, step: int) -> float:
-        if step < self.warmup:
-            return self.peak * (step + 1) / (self.warmup + 1)
-        done = (step - self.warmup) / max(1, self.total - self.warmup)
-        return self.peak * (1 + math.cos(math.pi * done)) / 2
-
-
 def _identity(model: VideoClassifier, train_set: Any) -> dict[str, Any]:
     """What must be the same for a run to go on: the model, the data and what is made of it, as JSON values."""
     described = {name: value for name, value in model.describe().items() if name != "clip_seconds"}
@@ -433,18 +345,6 @@ def _on_device(loader: Any, accelerator: Any) -> Any:
         put_on_device=True,
         rng_types=[],  # the order is a function of seed and epoch, the same in every process
     )
-
-
-def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Biases, norms and the dilation predictor (whose decay would pull every dilation to 1) are not decayed."""
-    decayed: list[nn.Parameter] = []
-    others: list[nn.Parameter] = []
-    for name, p in model.named_parameters():
-        if p.requires_grad:
-            (others if p.dim() <= 1 or "dilation_proj" in name else decayed).append(p)
-    if not decayed and not others:
-        raise InputError("nothing in the model is trainable")
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
 
 
 def _memory_advice(config: TrainConfig) -> str:

@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from fe_adapter._training_state import Progress
 from fe_adapter.errors import InputError
 from fe_adapter.files import atomic_write
+from fe_adapter.train.state import Progress
 
 
 class TrainingLog:

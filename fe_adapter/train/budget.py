@@ -12,7 +12,8 @@ import torch
 from fe_adapter.errors import InputError, OutOfMemoryError
 from fe_adapter.memory.plan import MemoryPlan, PlanRow, parse_bytes, plan_memory
 from fe_adapter.models.classifier import VideoClassifier
-from fe_adapter.train import CHECKPOINT, TrainConfig, TrainResult, fit
+from fe_adapter.train.config import TrainConfig
+from fe_adapter.train.recipe import CHECKPOINT, TrainResult, fit
 
 
 class MemoryBudget:

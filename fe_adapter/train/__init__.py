@@ -1,0 +1,1 @@
+"""Training: one recipe, resumable bit for bit."""

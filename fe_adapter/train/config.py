@@ -1,0 +1,84 @@
+"""How to train: the settings of a run."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+from fe_adapter.checks import check_choice, check_count
+from fe_adapter.errors import InputError
+from fe_adapter.memory.estimate import PRECISIONS
+from fe_adapter.memory.optimizers import check_optimizer
+from fe_adapter.memory.policies import parse_policy
+
+SAMPLERS = ("shuffle", "balanced")
+TRACKERS = (None, "tensorboard", "wandb")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """How to train. The defaults are the starting recipe: those of ST-Adapter and its peers, chosen by us.
+
+    Args:
+        max_epochs: passes over the training set.
+        batch_size: clips at a time, on each device.
+        accumulate: batches summed into one optimizer step, in which every clip counts the same.
+        optimizer: "adamw"; "sgd", with a momentum of 0.9; or "adamw8bit", whose state is a quarter (bitsandbytes).
+        lr: the optimizer's peak learning rate; None is ``base_lr`` times the clips of a step over 256.
+        base_lr: learning rate for a step of 256 clips.
+        weight_decay: of matrices; biases, norms and the dilation predictor have none.
+        warmup_epochs: of linear warm-up, then a cosine to zero; at most a tenth of the steps.
+        label_smoothing: share of the target spread over all classes, in [0, 1).
+        clip_grad_norm: largest norm of the gradient.
+        precision: "no" (fp32), "bf16" or "fp16" autocast.
+        memory_policy: what a step keeps in memory, as of `apply_memory_policy`; None leaves the model as it is.
+        sampler: "shuffle", or "balanced": every class equally often.
+        num_workers: processes that decode; 0 decodes in the training process.
+        save_every: steps between checkpoints.
+        seed: of the data order, the augmentation and dropout.
+        tracker: None, "tensorboard" or "wandb", beside the JSON-lines log.
+
+    Raises:
+        InputError: a value is out of range.
+    """
+
+    max_epochs: int = 30
+    batch_size: int = 8
+    accumulate: int = 1
+    optimizer: str = "adamw"
+    lr: float | None = None
+    base_lr: float = 1e-3
+    weight_decay: float = 1e-2
+    warmup_epochs: float = 2
+    label_smoothing: float = 0.1
+    clip_grad_norm: float = 1.0
+    precision: str = "no"
+    memory_policy: str | None = None
+    sampler: str = "shuffle"
+    num_workers: int = 0
+    save_every: int = 200
+    seed: int = 0
+    tracker: str | None = "tensorboard"
+
+    def __post_init__(self) -> None:
+        for name in ("max_epochs", "batch_size", "accumulate", "save_every"):
+            check_count(name, getattr(self, name), 1)
+        for name in ("num_workers", "seed"):
+            check_count(name, getattr(self, name), 0)
+        if self.seed >= 2**32:
+            raise InputError(f"seed={self.seed} is too large; it must be below 2^32")
+        for name in ("lr", "base_lr", "clip_grad_norm"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise InputError(f"{name}={value} is not a positive number")
+        for name in ("weight_decay", "warmup_epochs"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise InputError(f"{name}={getattr(self, name)} is not a number of at least 0")
+        if not 0 <= self.label_smoothing < 1:
+            raise InputError(f"label_smoothing={self.label_smoothing} is outside [0, 1)")
+        check_choice("precision", self.precision, tuple(PRECISIONS))
+        if self.memory_policy is not None:
+            parse_policy(self.memory_policy)
+        check_optimizer(self.optimizer)
+        check_choice("sampler", self.sampler, SAMPLERS)
+        check_choice("tracker", self.tracker, TRACKERS)
