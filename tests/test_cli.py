@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from fe_adapter import cli
+from fe_adapter.cli import app as cli
 from fe_adapter.demo.dataset import draw_onset, write_video, write_videos
 from fe_adapter.predict.result import output_stems
 from fe_adapter.sharing.folder import find_model

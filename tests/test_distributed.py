@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fe_adapter import cli
+from fe_adapter.cli import app as cli
 from fe_adapter.demo.dataset import write_videos
 from fe_adapter.models.adapt import trainable_parameters
 from fe_adapter.train.recipe import CHECKPOINT

@@ -15,7 +15,7 @@ import pytest
 from bench import report
 from bench.__main__ import app as bench_app
 from bench.readme import pages, updated
-from fe_adapter import cli
+from fe_adapter.cli import app as cli
 from fe_adapter.demo.dataset import draw_onset, write_video, write_videos
 
 pytest.importorskip("timm")

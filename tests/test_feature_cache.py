@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from fe_adapter import FEAdapterConfig, VideoClassifier, apply_memory_policy, cli
+from fe_adapter import FEAdapterConfig, VideoClassifier, apply_memory_policy
+from fe_adapter.cli import app as cli
 from fe_adapter.data import EvalTransform, FrameSampler, open_dataset
 from fe_adapter.errors import InputError
 from fe_adapter.models.adapt import get_adapters

@@ -7,7 +7,8 @@ import json
 import pytest
 import torch
 
-from fe_adapter import FEAdapterConfig, VideoClassifier, cli, estimate_memory
+from fe_adapter import FEAdapterConfig, VideoClassifier, estimate_memory
+from fe_adapter.cli import app as cli
 from fe_adapter.errors import InputError
 from fe_adapter.memory.measure import measure_peak_memory
 from fe_adapter.memory.plan import parse_bytes, plan_memory
