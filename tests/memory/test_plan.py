@@ -13,8 +13,8 @@ from fe_adapter.errors import InputError
 from fe_adapter.memory.measure import measure_peak_memory
 from fe_adapter.memory.plan import parse_bytes, plan_memory
 from fe_adapter.train import recipe
-from tests.models import build
-from tests.test_cli import BACKBONE, FAST, fails, videos  # noqa: F401 (a fixture)
+from tests.cli.test_commands import BACKBONE, FAST, fails, videos  # noqa: F401 (a fixture)
+from tests.vits import build
 
 
 @pytest.fixture(scope="module")

@@ -12,15 +12,14 @@ import pytest
 import torch
 from torch import nn
 
-from fe_adapter import FEAdapterConfig, VideoClassifier, apply_memory_policy, estimate_memory
+from fe_adapter import FEAdapterConfig, VideoClassifier, adapt, apply_memory_policy, estimate_memory
 from fe_adapter.errors import InputError
 from fe_adapter.memory import xformers
 from fe_adapter.memory.frozen_weights import PackedLinear
 from fe_adapter.memory.measure import measure_saved_memory
-from fe_adapter.models import adapt
 from fe_adapter.models.adapt import get_adapters, trainable_parameters, unadapt
 from fe_adapter.ops.gelu2bit import GELUS, STEPS, gelu2bit, multiply_steps_op, step_codes_op
-from tests.models import build, tokens
+from tests.vits import build, tokens
 
 FRAMES = 2
 LIBRARIES = ("timm vit", "timm eva", "timm dinov2 registers", "hf vit", "hf clip vision", "hf dinov3", "open_clip",

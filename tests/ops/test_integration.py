@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_conte
 from bench.agreement import pair
 from fe_adapter.kernels.spec import AdapterSpec, Weights
 from fe_adapter.ops import operator, products
-from tests.distributed_worker import leave
+from tests.train.distributed_worker import leave
 
 
 class Operations(TorchDispatchMode):

@@ -1,4 +1,4 @@
-"""What `tests.test_kernels` runs in Triton's interpreter, in one process: every case by name."""
+"""What `tests.kernels.test_interpreter` runs in Triton's interpreter, in one process: every case by name."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from bench.checks import operators, steps_of_gelu2bit
 from fe_adapter import FEAdapter, FusedFEAdapter
 from fe_adapter.kernels.common import rounded
 from fe_adapter.kernels.spec import DESIGNS, AdapterSpec, Weights
-from tests.interpreter import memory_checks, run_time_ranges
+from tests.kernels.interpreter import memory_checks, run_time_ranges
 
 CASES: dict[str, Callable[[], None]] = {}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -453,7 +453,7 @@ def bad_designs_are_refused():
 @case
 def the_checks_see_planted_faults():
     """A kernel whose mask is missing, and two programs that write one element."""
-    from tests import faulty_kernels
+    from tests.kernels import faulty_kernels
 
     for launch, message in ((faulty_kernels.overrun, "out of bounds"), (faulty_kernels.collide, "race")):
         with pytest.raises(Exception) as caught, memory_checks():  # noqa: PT011 (the interpreter wraps it)

@@ -19,8 +19,8 @@ from fe_adapter.models.prefix import prefix_tokens
 from fe_adapter.train.config import TrainConfig
 from fe_adapter.train.feature_cache import cache_features
 from fe_adapter.train.recipe import fit
-from tests.models import build
-from tests.test_cli import BACKBONE, FAST, videos  # noqa: F401 (a fixture)
+from tests.cli.test_commands import BACKBONE, FAST, videos  # noqa: F401 (a fixture)
+from tests.vits import build
 
 LATE = FEAdapterConfig(bottleneck=8, blocks=(1,))
 

@@ -28,7 +28,7 @@ from bench.results import ROOT, Results
 from bench.worker import peak_rss
 from fe_adapter import FEAdapter, FusedFEAdapter
 from fe_adapter.errors import InputError
-from tests import faulty_checks
+from tests.bench import faulty_checks
 
 CPU = torch.device("cpu")
 
@@ -303,7 +303,7 @@ def test_the_checks_run_kernels_without_other_libraries(bare):
     script = """
 import torch
 from bench.checks import get_checks
-from tests.interpreter import run_time_ranges
+from tests.kernels.interpreter import run_time_ranges
 checks = get_checks(torch.device("cpu"), quick=True)
 with run_time_ranges():
     for name in ("gemm: static, bf16, tiny", "resident: dynamic, bf16, tiny", "steps of gelu2bit"):

@@ -16,7 +16,7 @@ from fe_adapter.cli import app as cli
 from fe_adapter.models.adapt import trainable_parameters
 from fe_adapter.train import recipe
 from fe_adapter.train.state import Progress, load_training_state, save_training_state
-from tests.models import build
+from tests.vits import build
 
 
 def sharded_training(folder: Path) -> None:

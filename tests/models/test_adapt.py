@@ -23,7 +23,7 @@ from fe_adapter.models.adapt import (
     trainable_parameters,
     unadapt,
 )
-from tests.models import BACKBONES, build, size, tokens
+from tests.vits import BACKBONES, build, size, tokens
 
 T = 2
 BOTH = FEAdapterConfig(bottleneck=8, positions=("attn", "mlp"))

@@ -15,13 +15,13 @@ from fe_adapter.cli import app as cli
 from fe_adapter.demo.dataset import write_videos
 from fe_adapter.models.adapt import trainable_parameters
 from fe_adapter.train.recipe import CHECKPOINT
-from tests.distributed_worker import batch, classifier, one_step
-from tests.test_cli import BACKBONE
+from tests.cli.test_commands import BACKBONE
+from tests.train.distributed_worker import batch, classifier, one_step
 
 pytest.importorskip("timm")
 pytest.importorskip("av")
 pytest.importorskip("accelerate")
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 RECIPE = ["--weights", "none", "--num-frames", "4", "--no-randaugment", "--tracker", "none", "--head-dropout", "0",
           "--val-fraction", "0.43", "--max-epochs", "2", "--memory-policy", "full"]  # fmt: skip
 

@@ -179,7 +179,7 @@ def test_workers_change_nothing(videos, tmp_path):
 
 SCRIPT = """
 import dataclasses, sys, time
-from tests import test_training as t
+from tests.train import test_recipe as t
 from fe_adapter.train import recipe
 real = recipe._Run._batch
 def slow(run, *arguments):
@@ -194,7 +194,7 @@ if __name__ == "__main__":
 
 def started(folder: Path, videos: Path, *, num_workers: int, max_epochs: int) -> subprocess.Popen:
     """A process that trains into ``folder / "run"``, in a session of its own, once its first checkpoint is there."""
-    root, script = Path(__file__).parents[1], folder / "script.py"  # workers import it again, so it must be a file
+    root, script = Path(__file__).parents[2], folder / "script.py"  # workers import it again, so it must be a file
     script.write_text(SCRIPT)
     process = subprocess.Popen(
         [sys.executable, script, videos, folder / "run", str(num_workers), str(max_epochs)],

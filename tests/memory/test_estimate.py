@@ -14,7 +14,7 @@ from fe_adapter.memory.estimate import _KernelConvolution
 from fe_adapter.memory.frozen_weights import _unpack
 from fe_adapter.memory.measure import measure_peak_memory, measure_saved_memory
 from fe_adapter.memory.optimizers import OPTIMIZERS, make_optimizer
-from tests.models import build
+from tests.vits import build
 
 
 def test_a_linear_layer_by_hand():

@@ -16,15 +16,15 @@ import pytest
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
-from tests.kernel_cases import CASES, SLOW_CASES
+from tests.kernels.kernel_cases import CASES, SLOW_CASES
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def run(*arguments: str) -> dict[str, str]:
     """What became of every case: "" or the failure."""
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-W", "error", "-m", "tests.kernel_cases", *arguments]
+    command = [sys.executable, "-W", "error", "-m", "tests.kernels.kernel_cases", *arguments]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads(done.stdout.splitlines()[-1])

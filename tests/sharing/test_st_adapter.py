@@ -1,0 +1,51 @@
+"""ST-Adapter's checkpoints."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fe_adapter.errors import InputError
+from fe_adapter.sharing.st_adapter import load_st_adapter
+from tests.vits import build
+
+
+def st_adapter_checkpoint(positions=("attn", "mlp"), D=48, R=6):
+    torch.manual_seed(3)
+    state = {"fc.weight": torch.randn(5, D), "fc.bias": torch.randn(5)}
+    for block in range(2):
+        for position in positions:
+            prefix = f"transformer.resblocks.{block}.adapter_pre_{position}"
+            shapes = {"fc1": (R, D), "conv": (R, 1, 3, 1, 1), "fc2": (D, R)}
+            for stage, shape in shapes.items():
+                state[f"{prefix}.{stage}.weight"] = torch.randn(shape)
+                state[f"{prefix}.{stage}.bias"] = torch.randn(shape[0])
+    return state
+
+
+def test_st_adapter_checkpoints_load(tmp_path):
+    state = st_adapter_checkpoint()
+    torch.save({"model": state, "optimizer": {}, "next_epoch": 3}, tmp_path / "checkpoint-3.pth")
+    vit = build("timm clip")
+    head = load_st_adapter(vit, tmp_path / "checkpoint-3.pth", num_frames=2)
+    assert torch.equal(head["weight"], state["fc.weight"])
+    adapter = vit.blocks[1].fe_adapter_mlp
+    assert (adapter.dilation, adapter.bottleneck) == (1, 6)
+    prefix = "transformer.resblocks.1.adapter_pre_mlp"
+    assert torch.equal(adapter.temporal_conv.weight, state[f"{prefix}.conv.weight"])
+    assert torch.equal(adapter.up_proj.bias, state[f"{prefix}.fc2.bias"])
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ({"fc.weight": torch.zeros(1)}, "holds no whole ST-Adapter"),
+        (st_adapter_checkpoint(D=32), "does not fit this backbone: size mismatch"),
+    ],
+)
+def test_foreign_st_adapter_checkpoints_are_refused(tmp_path, state, message):
+    torch.save({"model": state}, tmp_path / "checkpoint.pth")
+    vit = build("timm clip")
+    with pytest.raises(InputError, match=message):
+        load_st_adapter(vit, tmp_path / "checkpoint.pth", num_frames=2)
+    assert not hasattr(vit, "fe_adaptation")
