@@ -187,8 +187,8 @@ def slow(run, *arguments):
     return real(run, *arguments)
 recipe._Run._batch = slow
 if __name__ == "__main__":
-    recipe = dataclasses.replace(t.RECIPE, num_workers=int(sys.argv[3]), max_epochs=int(sys.argv[4]))
-    t.fit(t.model(), t.train_set(sys.argv[1]), None, recipe, out=sys.argv[2], progress=False)
+    config = dataclasses.replace(t.RECIPE, num_workers=int(sys.argv[3]), max_epochs=int(sys.argv[4]))
+    t.fit(t.model(), t.train_set(sys.argv[1]), None, config, out=sys.argv[2], progress=False)
 """
 
 
