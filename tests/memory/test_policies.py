@@ -362,14 +362,14 @@ def test_bad_policies(policy, blocks, message):
     model = adapted("timm vit")
     with pytest.raises(InputError, match=message):
         apply_memory_policy(model, policy, blocks)
-    assert not any("fe_checkpoint" in block.__dict__ for block in model.blocks)  # nothing is half done
+    assert not any(block.fe_state.around for block in model.blocks)  # nothing is half done
 
 
 def test_gelu2bit_needs_a_gelu():
     model = adapted("timm eva02")
     with pytest.raises(InputError, match="no block has a GELU"):
         apply_memory_policy(model, "full+gelu2bit")
-    assert not any("fe_checkpoint" in block.__dict__ for block in model.blocks)
+    assert not any(block.fe_state.around for block in model.blocks)
 
 
 @pytest.mark.parametrize("positions", [("attn",), ("mlp",), ("attn", "mlp")])
