@@ -33,7 +33,7 @@ from fe_adapter.checks import check_count
 from fe_adapter.errors import InputError
 from fe_adapter.memory import frozen_weights, xformers
 from fe_adapter.memory.checkpointing import CHECKPOINTS, Checkpoint
-from fe_adapter.models.adapt import get_adapters
+from fe_adapter.models.adaptation import get_adapters
 from fe_adapter.models.blocks import set_around
 from fe_adapter.models.forwards import override_forward, restore_forward
 from fe_adapter.ops.gelu2bit import gelu2bit, kind_of_gelu

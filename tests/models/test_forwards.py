@@ -12,7 +12,7 @@ from torch import nn
 
 from fe_adapter import FEAdapterConfig, adapt, disable_adapters, unadapt
 from fe_adapter.errors import InputError
-from fe_adapter.models.adapt import get_adapters
+from fe_adapter.models.adaptation import get_adapters
 from fe_adapter.models.forwards import override_forward, restore_forward, restore_forwards
 from tests.vits import build
 
