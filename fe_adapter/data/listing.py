@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import io
 import os
 from pathlib import Path
 
@@ -13,6 +14,14 @@ from fe_adapter.data.video import VIDEO_SUFFIXES
 from fe_adapter.errors import InputError
 
 SPLITS = ("train", "val", "test")
+SPLIT_NAMES = {  # in folders and CSV files, whatever their case
+    "train": "train", "training": "train",
+    "val": "val", "valid": "val", "validation": "val", "dev": "val",
+    "test": "test", "testing": "test",
+}  # fmt: skip
+# what systems and programs leave in folders; whatever begins with a dot is left out as well
+FOREIGN = frozenset({"__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found"})
+_NO_LABEL = frozenset({"nan", "null", "none", "n/a", "na", "#n/a"})  # what programs write where there is none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,16 +33,15 @@ class Clip:
 
 
 def list_folder(root: Path) -> list[Clip]:
-    """The videos below ``root``, in the order of their names.
+    """The videos below ``root``, in the order of their names. Hidden and foreign files and folders are left out.
 
     Raises:
         InputError: there is no such folder, no class folder in it, or a class without videos.
     """
-    if not root.is_dir():
-        raise InputError(f"{root}: no such folder")
+    folders = _folders(root)
     clips = []
-    for folder in sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")):
-        files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file())
+    for folder in folders:
+        files = _videos(folder)
         if not files:
             raise InputError(f"{folder} holds no videos; known endings are {' '.join(VIDEO_SUFFIXES)}")
         clips += [Clip(str(path), folder.name) for path in files]
@@ -45,28 +53,29 @@ def list_folder(root: Path) -> list[Clip]:
 def list_csv(file: Path) -> list[tuple[Clip, str | None]]:
     """The videos of a CSV file and the split of each; paths are relative to the file.
 
+    What spreadsheets make of such a file is read as well: a byte order mark, semicolons or tabs, blanks around values,
+    column names in any case, lines without values at the end.
+
     Raises:
         InputError: a missing column, value or file, or a path that is there twice; the line is named.
     """
-    try:
-        with file.open(newline="", encoding="utf-8-sig") as text:
-            reader = csv.DictReader(text)
-            columns, rows = reader.fieldnames or [], [(reader.line_num, row) for row in reader]
-    except OSError as error:
-        raise InputError(f"cannot read {file}: {error.strerror or error}") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{file} is no CSV file in UTF-8: {error}") from None
+    columns, rows = _read_csv(file)
     for column in ("path", "label"):
-        if column not in columns:
-            raise InputError(f"{file} has no column {column!r}; it has {', '.join(map(repr, columns)) or 'none'}")
+        if columns.count(column) != 1:
+            found = ", ".join(map(repr, columns)) or "none"
+            raise InputError(
+                f"{file} has {'no' if column not in columns else 'more than one'} column {column!r}; it has {found}"
+            )
     clips: list[tuple[Clip, str | None]] = []
     lines: dict[str, int] = {}
-    for line, row in rows:
-        name, label, split = row["path"], (row["label"] or "").strip(), row.get("split") or None
-        if not name or not label:
+    for line, values in rows:
+        row = dict(zip(columns, values, strict=False))
+        name, label, written = row.get("path"), row.get("label", ""), row.get("split") or None
+        if not name or not label or label.lower() in _NO_LABEL:
             raise InputError(f"{file}, line {line}: path or label is missing")
-        if split is not None and split not in SPLITS:
-            raise InputError(f"{file}, line {line}: split {split!r} is none of {', '.join(SPLITS)}")
+        split = None if written is None else SPLIT_NAMES.get(written.lower())
+        if written is not None and split is None:
+            raise InputError(f"{file}, line {line}: split {written!r} is none of {', '.join(SPLIT_NAMES)}")
         path = os.path.normpath(file.parent / name)
         if path in lines:
             raise InputError(f"{file}, line {line}: {name} is there already, in line {lines[path]}")
@@ -78,6 +87,14 @@ def list_csv(file: Path) -> list[tuple[Clip, str | None]]:
 
 
 def clips_by_split(data: Path) -> dict[str | None, list[Clip]]:
+    """The videos of a folder or CSV file; the key is None where the data has no splits of its own.
+
+    A folder has splits where folders with the names of `SPLIT_NAMES`, one of them for training or nothing else beside
+    them, hold folders rather than videos.
+
+    Raises:
+        InputError: as `list_folder` and `list_csv`; two folders for one split; videos beside the splits.
+    """
     if data.is_file():
         if data.suffix.lower() != ".csv":
             raise InputError(f"{data} is no folder and no .csv file")
@@ -87,9 +104,18 @@ def clips_by_split(data: Path) -> dict[str | None, list[Clip]]:
         if None in by_split and len(by_split) > 1:
             raise InputError(f"{data} leaves the split of some lines empty")
         return by_split
-    if (data / "train").is_dir() and not any(p.suffix.lower() in VIDEO_SUFFIXES for p in (data / "train").iterdir()):
-        return {split: list_folder(data / split) for split in SPLITS if (data / split).is_dir()}
-    return {None: list_folder(data)}
+    if data.suffix.lower() == ".csv" and not data.exists():
+        raise InputError(f"{data}: no such file")
+    splits, others = _split_folders(_folders(data))
+    if not splits or ("train" not in splits and others):
+        return {None: list_folder(data)}
+    beside = [folder.name for folder in others if _videos(folder)]
+    if beside:
+        raise InputError(
+            f"{data} has the splits {', '.join(folder.name for folder in splits.values())} and, beside them, videos in "
+            f"{beside[0]!r}; a split is named {', '.join(SPLIT_NAMES)}"
+        )
+    return {split: list_folder(splits[split]) for split in SPLITS if split in splits}
 
 
 def held_out(clips: list[Clip], fraction: float, seed: int, of_validation: bool) -> list[Clip]:
@@ -107,3 +133,77 @@ def held_out(clips: list[Clip], fraction: float, seed: int, of_validation: bool)
 def natural(name: str) -> tuple[int, int, str]:
     """Numbers by value, before other names."""
     return (0, int(name), "") if name.isdecimal() else (1, 0, name)
+
+
+def _split_folders(folders: list[Path]) -> tuple[dict[str, Path], list[Path]]:
+    """Folders by the split whose they are, and the others."""
+    splits: dict[str, Path] = {}
+    others = []
+    for folder in folders:
+        split = SPLIT_NAMES.get(folder.name.lower())
+        if split is None or not _folders(folder) or _videos(folder, deep=False):
+            others.append(folder)
+        elif split in splits:
+            raise InputError(
+                f"{folder.parent} has two folders for one split, {splits[split].name!r} and {folder.name!r}"
+            )
+        else:
+            splits[split] = folder
+    return splits, others
+
+
+def _folders(root: Path) -> list[Path]:
+    """The folders in ``root``, in the order of their names."""
+    if not root.is_dir():
+        raise InputError(f"{root} is no folder" if root.exists() else f"{root}: no such folder")
+    try:
+        return sorted(path for path in root.iterdir() if path.is_dir() and _is_ours(path.name))
+    except OSError as error:
+        raise InputError(f"cannot read the folder {root}: {error.strerror or error}") from None
+
+
+def _videos(folder: Path, deep: bool = True) -> list[Path]:
+    """The videos in ``folder`` and, deep, in the folders in it, in the order of their names."""
+
+    def fail(error: OSError) -> None:
+        raise InputError(f"cannot read the folder {error.filename}: {error.strerror or error}")
+
+    found = []
+    for where, folders, files in os.walk(folder, onerror=fail):
+        folders[:] = [name for name in folders if deep and _is_ours(name)]
+        found += [Path(where, name) for name in files if _is_ours(name) and name.lower().endswith(VIDEO_SUFFIXES)]
+    return sorted(path for path in found if path.is_file())
+
+
+def _is_ours(name: str) -> bool:
+    return not name.startswith(".") and name not in FOREIGN
+
+
+def _read_csv(file: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """The names of the columns, and of every line that has values its number and values, without blanks around them."""
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise InputError(f"cannot read {file}: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{file} is no CSV file in UTF-8: {error}") from None
+    header = text.partition("\n")[0].lower()
+    delimiter = next(
+        (mark for mark in ",;\t" if {"path", "label"} <= {part.strip(' "\r') for part in header.split(mark)}), ","
+    )
+    try:
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
+        lines = [(reader.line_num, [value.strip() for value in values]) for values in reader]
+    except csv.Error as error:
+        raise InputError(f"{file} is no CSV file in UTF-8: {error}") from None
+    lines = [(number, values) for number, values in lines if any(values)]
+    if not lines:
+        return [], []
+    columns = [name.lower() for name in lines[0][1]]
+    for number, values in lines[1:]:
+        if any(values[len(columns) :]):
+            raise InputError(
+                f"{file}, line {number}: {len(values)} values for {len(columns)} columns; "
+                f"quote a value that holds {delimiter!r}"
+            )
+    return columns, lines[1:]

@@ -264,7 +264,7 @@ CSVS = {
     "no such file": (["path,label", "sad/9.mkv,sad"], "line 2: sad/9.mkv: no such file"),
     "after empty lines": (["path,label", "", "", "sad/9.mkv,sad"], "line 4: sad/9.mkv: no such file"),
     "short line": (["path,label", "sad/0.mkv"], "line 2: path or label is missing"),
-    "bad split": (["path,label,split", "sad/0.mkv,sad,training"], "line 2: split 'training' is none of"),
+    "bad split": (["path,label,split", "sad/0.mkv,sad,holdout"], "line 2: split 'holdout' is none of"),
 }
 
 

@@ -1,0 +1,134 @@
+"""Which videos there are: splits by any of their names, files that are not ours, CSV files of spreadsheets."""
+
+from __future__ import annotations
+
+import pytest
+
+from fe_adapter.data.listing import FOREIGN, SPLIT_NAMES, clips_by_split, list_folder
+from fe_adapter.errors import InputError
+
+
+def make(root, *paths):
+    for path in paths:
+        file = root / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    return root
+
+
+def found(data):
+    """Names of classes and files by split."""
+    return {
+        split: sorted((clip.class_name, clip.path.rpartition("/")[2]) for clip in clips)
+        for split, clips in clips_by_split(data).items()
+    }
+
+
+def classes(root, split):
+    return make(root, f"{split}/happy/a.mp4", f"{split}/sad/b.mp4")
+
+
+@pytest.mark.parametrize("name", [*SPLIT_NAMES, *map(str.capitalize, SPLIT_NAMES), "TEST", "VALIDATION"])
+def test_a_split_goes_by_any_of_its_names(tmp_path, name):
+    split = SPLIT_NAMES[name.lower()]
+    classes(tmp_path, "Training" if split != "train" else "Dev")
+    classes(tmp_path, name)
+    expected = [("happy", "a.mp4"), ("sad", "b.mp4")]
+    assert found(tmp_path) == {split: expected, "train" if split != "train" else "val": expected}
+
+
+def test_data_to_test_on_needs_no_training_split(tmp_path):
+    assert set(found(classes(tmp_path, "Testing"))) == {"test"}
+
+
+def test_classes_with_the_names_of_splits_are_classes(tmp_path):
+    assert set(found(make(tmp_path, "train/a.mp4", "bus/b.mp4"))) == {None}
+    assert set(found(make(tmp_path / "other", "dev/a/a.mp4", "bus/b.mp4"))) == {None}
+
+
+def test_what_might_be_a_split_or_a_class_is_refused(tmp_path):
+    make(classes(tmp_path, "train"), "bus/c.mp4")
+    with pytest.raises(InputError, match="has the splits train and, beside them, videos in 'bus'"):
+        clips_by_split(tmp_path)
+
+
+def test_two_folders_for_one_split_are_refused(tmp_path):
+    for name in ("train", "val", "dev"):
+        classes(tmp_path, name)
+    with pytest.raises(InputError, match="two folders for one split, 'dev' and 'val'"):
+        clips_by_split(tmp_path)
+
+
+@pytest.mark.parametrize("depth", ["", "happy/", "happy/deep/"])
+@pytest.mark.parametrize("name", [".Trash", ".ipynb_checkpoints", *FOREIGN])
+def test_hidden_and_foreign_folders_are_left_out_at_every_depth(tmp_path, depth, name):
+    make(tmp_path, "happy/a.mp4", "happy/deep/c.mp4", "sad/b.mp4", f"{depth}{name}/x.mp4")
+    assert [clip.path.rpartition("/")[2] for clip in list_folder(tmp_path)] == ["a.mp4", "c.mp4", "b.mp4"]
+
+
+def test_hidden_files_are_left_out_at_every_depth(tmp_path):
+    make(tmp_path, "happy/a.mp4", "happy/._a.mp4", "happy/deep/.b.mp4", "sad/b.mp4", "sad/._b.mp4")
+    assert [clip.path.rpartition("/")[2] for clip in list_folder(tmp_path)] == ["a.mp4", "b.mp4"]
+
+
+CSV = {
+    "as it is": "path,label\nhappy/a.mp4,happy\nsad/b.mp4,sad\n",
+    "a byte order mark": "\ufeffpath,label\nhappy/a.mp4,happy\nsad/b.mp4,sad\n",
+    "another case": "Path,LABEL\nhappy/a.mp4,happy\nsad/b.mp4,sad\n",
+    "blanks": "path , label\n happy/a.mp4 , happy \nsad/b.mp4,\tsad\n",
+    "semicolons": "path;label\nhappy/a.mp4;happy\nsad/b.mp4;sad\n",
+    "tabs": "path\tlabel\nhappy/a.mp4\thappy\nsad/b.mp4\tsad\n",
+    "empty lines at the end": "path,label,,\nhappy/a.mp4,happy,,\nsad/b.mp4,sad,,\n,,,\n,,,\n",
+    "empty lines before and between": "\n\npath,label\nhappy/a.mp4,happy\n\nsad/b.mp4,sad",
+    "Windows": "path,label\r\nhappy/a.mp4,happy\r\nsad/b.mp4,sad\r\n",
+    "quoted": '"path","label"\n"happy/a.mp4", "happy"\n"sad/b.mp4","sad"\n',
+}
+
+
+@pytest.mark.parametrize("kind", CSV)
+def test_a_csv_from_a_spreadsheet_is_the_same_data(tmp_path, kind):
+    make(tmp_path, "happy/a.mp4", "sad/b.mp4")
+    (tmp_path / "list.csv").write_bytes(CSV[kind].encode())
+    assert found(tmp_path / "list.csv") == {None: [("happy", "a.mp4"), ("sad", "b.mp4")]}
+
+
+def test_a_csv_knows_splits_by_any_of_their_names(tmp_path):
+    make(tmp_path, "a.mp4", "b.mp4")
+    (tmp_path / "list.csv").write_text("path,label,Split\na.mp4,happy,Training\nb.mp4,sad,dev\n")
+    assert found(tmp_path / "list.csv") == {"train": [("happy", "a.mp4")], "val": [("sad", "b.mp4")]}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("path,label\na.mp4,nan\n", "line 2: path or label is missing"),
+        ("path,label\na.mp4,NULL\n", "line 2: path or label is missing"),
+        ("path,label\na.mp4\n", "line 2: path or label is missing"),
+        ("label,path\nhappy\n", "line 2: path or label is missing"),
+        ("path,label,label\na.mp4,x,y\n", "has more than one column 'label'"),
+        ("path,label\nmany,commas.mp4,happy\n", "line 2: 3 values for 2 columns; quote a value that holds ','"),
+        ("path,label,split\na.mp4,happy,train2\n", "line 2: split 'train2' is none of train, training, val"),
+    ],
+)
+def test_what_a_csv_cannot_mean_is_refused_with_its_line(tmp_path, text, message):
+    make(tmp_path, "a.mp4")
+    (tmp_path / "list.csv").write_text(text)
+    with pytest.raises(InputError, match=message):
+        clips_by_split(tmp_path / "list.csv")
+
+
+def test_a_csv_that_is_not_there_is_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(InputError, match=r"none\.csv: no such file"):
+        clips_by_split(tmp_path / "none.csv")
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    make(tmp_path, "happy/a.mp4", "sad/b.mp4")
+
+    def walk(folder, onerror):
+        onerror(PermissionError(13, "Permission denied", str(folder)))
+        return []
+
+    monkeypatch.setattr("os.walk", walk)
+    with pytest.raises(InputError, match=r"cannot read the folder .*happy: Permission denied"):
+        list_folder(tmp_path)
