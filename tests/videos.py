@@ -25,13 +25,22 @@ def make_video(
     codec: str = "libx264",
     pix_fmt: str = "yuv420p",
     container: dict[str, str] | None = None,
+    aspect: Fraction | None = None,
+    title: str | None = None,
 ) -> Path:
-    """``times`` gives each frame's own time in units of ``1 / fps`` seconds, for a variable frame rate."""
+    """``times`` gives each frame's own time in units of ``1 / fps`` seconds, for a variable frame rate.
+
+    ``aspect`` is the width of a pixel to its height.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w", options=container or {}) as file:
         stream = file.add_stream(codec, rate=fps)
         stream.height, stream.width = size
         stream.pix_fmt = pix_fmt
+        if aspect is not None:
+            stream.codec_context.sample_aspect_ratio = aspect
+        if title is not None:
+            file.metadata["title"] = title
         stream.codec_context.time_base = Fraction(1, fps)
         if codec == "libx264":
             stream.options = {"crf": "1"}
@@ -88,12 +97,29 @@ def make_empty_video(path: Path) -> Path:
 
 
 def rotate(path: Path, clockwise: int) -> Path:
-    """Ask players of an mp4 to turn its frames: the matrix in the track's header, ISO 14496-12 §8.3.2."""
+    """Ask players of an mp4 to turn its frames."""
     cos, sin = {0: (1, 0), 90: (0, 1), 180: (-1, 0), 270: (0, -1)}[clockwise]
-    one = 1 << 16
+    return display_matrix(path, cos, sin, -sin, cos)
+
+
+def display_matrix(path: Path, a: int, b: int, c: int, d: int) -> Path:
+    """Ask players of an mp4 to show (x, y) at (a x + c y, b x + d y): the track's header, ISO 14496-12 §8.3.2."""
     content = bytearray(path.read_bytes())
     start = content.index(b"tkhd") + 44
-    content[start : start + 36] = struct.pack(">9i", cos * one, sin * one, 0, -sin * one, cos * one, 0, 0, 0, 1 << 30)
+    one = 1 << 16
+    content[start : start + 36] = struct.pack(">9i", a * one, b * one, 0, c * one, d * one, 0, 0, 0, 1 << 30)
+    path.write_bytes(content)
+    return path
+
+
+def trim(path: Path, start: int, num_frames: int, fps: int = 10) -> Path:
+    """Ask players of an mp4 to show ``num_frames`` from ``start`` on: the edit list, ISO 14496-12 §8.6.6."""
+    with av.open(str(path)) as file:
+        ticks = round(1 / file.streams.video[0].time_base)
+    content = bytearray(path.read_bytes())
+    entry = content.index(b"elst") + 12
+    (delay,) = struct.unpack(">i", content[entry + 4 : entry + 8])  # of B-frames
+    content[entry : entry + 8] = struct.pack(">Ii", 1000 * num_frames // fps, delay + ticks * start // fps)
     path.write_bytes(content)
     return path
 

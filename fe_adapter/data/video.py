@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -17,9 +18,11 @@ from torch import Tensor
 
 from fe_adapter.errors import InputError
 
+_log = logging.getLogger("fe_adapter")
 VIDEO_SUFFIXES = (
     ".3gp", ".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".ts", ".webm", ".wmv",
 )  # fmt: skip
+_MAX_SIDE = 16_384  # pixels
 _SEEK_GAP = 4.0  # seconds between two wanted frames from which seeking beats decoding what lies between
 
 
@@ -31,8 +34,8 @@ class VideoInfo:
         path: the file.
         pts: ``(n,)`` int64 presentation times of the frames, ascending, in units of ``time_base``.
         time_base: seconds.
-        height: of the upright frame, in pixels.
-        width: of the upright frame, in pixels.
+        height: of a frame as a player shows it, in pixels: upright, and its pixels square.
+        width: likewise.
         is_numbered: the file has no presentation times; ``pts`` numbers the frames as they are decoded.
     """
 
@@ -66,6 +69,8 @@ class VideoInfo:
 def probe(path: str | os.PathLike[str]) -> VideoInfo:
     """Read the frame times and the size of a video; one frame is decoded.
 
+    Packets that are damaged are logged where the file does not say how many there should be; what decodes is used.
+
     Raises:
         InputError: there is no such file, or no whole video in it; the message says which.
     """
@@ -75,8 +80,13 @@ def probe(path: str | os.PathLike[str]) -> VideoInfo:
         packets = [packet for packet in container.demux(stream) if packet.size]
         if container.format.name == "avi":
             promised = 0  # its header counts frames that were dropped, too
-        if any(packet.is_corrupt for packet in packets) or len(packets) < promised:
-            raise InputError(f"{path} is truncated: {len(packets)} of {promised} frames are there")
+        damaged = sum(packet.is_corrupt for packet in packets)
+        if len(packets) - damaged < promised:
+            there = _num_packets(path)
+            if there < promised:
+                raise InputError(f"{path} is truncated: {there} of {promised} frames are there")
+        elif damaged:
+            _log.warning("%s: %d of %d packets are damaged; what decodes is used", path, damaged, len(packets))
         _check_length(path, container, packets)
         shown = [packet.pts for packet in packets if not packet.is_discard]
         numbered = time_base is None or None in shown or len(set(shown)) < len(shown)
@@ -84,19 +94,17 @@ def probe(path: str | os.PathLike[str]) -> VideoInfo:
         first = next(container.decode(stream), None)
         if first is None or not shown:
             raise InputError(f"{path} has no frames")
-        upright = first.width, first.height
-        if first.rotation % 180:
-            upright = upright[::-1]
+        height, width = _display_size(path, first, stream)
         if numbered:
             rate = stream.average_rate or 25
             time_base, pts = 1 / rate, np.arange(1 + sum(1 for _ in container.decode(stream)))
         else:
             pts = np.array(sorted(shown), dtype=np.int64)
-    return VideoInfo(path, pts, float(time_base), upright[1], upright[0], numbered)
+    return VideoInfo(path, pts, float(time_base), height, width, numbered)
 
 
 def read_frames(video: VideoInfo | str | os.PathLike[str], indices: Sequence[int] | None = None) -> Tensor:
-    """Frames of a video, upright, in RGB.
+    """Frames of a video as a player shows them, in RGB: turned, mirrored and stretched as the file says.
 
     Args:
         video: a file, or what `probe` said of it, which saves looking again.
@@ -118,7 +126,7 @@ def read_frames(video: VideoInfo | str | os.PathLike[str], indices: Sequence[int
         for pts, frame in _decode(container, stream, wanted, info):
             if frame.is_corrupt:
                 raise InputError(f"{info.path} is damaged at {(pts - info.pts[0]) * info.time_base:.2f} s")
-            frames[pts] = np.rot90(to_rgb(frame).to_ndarray(), frame.rotation // 90)
+            frames[pts] = _upright(frame, info, to_rgb)
     if len(frames) < len(wanted):
         missing = next(pts for pts in wanted if pts not in frames)
         at = (missing - info.pts[0]) * info.time_base
@@ -153,6 +161,46 @@ def _decode(container: Any, stream: Any, wanted: list[int], info: VideoInfo) -> 
             can_seek, position = False, seeked
 
 
+def _num_packets(path: str) -> int:
+    """How many whole packets are there, those as well that an edit list trims."""
+    with _opened(path, ignore_editlist="1") as (container, stream):
+        return sum(1 for packet in container.demux(stream) if packet.size and not packet.is_corrupt)
+
+
+def _orientation(path: str, frame: Any) -> tuple[bool, bool, bool]:
+    """Whether a player exchanges rows and columns of a frame, then mirrors it left to right, then top to bottom."""
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return False, False, False
+    # x' = a·x + c·y and y' = b·x + d·y; of a rotation by quarters and a reflection two of the four are 0
+    a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].tolist()
+    if a and d and not b and not c:
+        return False, a < 0, d < 0
+    if b and c and not a and not d:
+        return True, c < 0, b < 0
+    if not any((a, b, c, d)):  # says nothing, and players take it so
+        return False, False, False
+    raise InputError(f"{path} asks players to turn it by no multiple of 90 degrees; turn its frames themselves first")
+
+
+def _display_size(path: str, frame: Any, stream: Any) -> tuple[int, int]:
+    """Height and width of ``frame`` as a player shows it."""
+    height, width = frame.height, max(1, round(frame.width * (stream.sample_aspect_ratio or 1)))
+    if width > _MAX_SIDE:
+        raise InputError(f"{path} asks players to stretch it to {width} pixels; its sample aspect ratio is wrong")
+    return (width, height) if _orientation(path, frame)[0] else (height, width)
+
+
+def _upright(frame: Any, info: VideoInfo, to_rgb: Callable[..., Any]) -> np.ndarray:
+    """``(H, W, 3)`` uint8 of ``frame``, as a player shows it."""
+    exchanged, mirrored, flipped = _orientation(info.path, frame)
+    height, width = (info.width, info.height) if exchanged else (info.height, info.width)
+    image = to_rgb(frame, width=width, height=height).to_ndarray()
+    if exchanged:
+        image = image.swapaxes(0, 1)
+    return image[:: -1 if flipped else 1, :: -1 if mirrored else 1]
+
+
 def _check_length(path: str, container: Any, packets: list[Any]) -> None:
     """Refuse AVI and Matroska files that end before their headers say; other lengths are estimates."""
     if container.format.name == "avi":
@@ -170,7 +218,7 @@ def _check_length(path: str, container: Any, packets: list[Any]) -> None:
         raise InputError(f"{path} is truncated: {end:.1f} of {seconds:.1f} s are there")
 
 
-def _reformatter() -> Callable[[Any], Any]:
+def _reformatter() -> Callable[..., Any]:
     """Frames to RGB by one scaler on one thread: a scaler for every frame costs more than decoding small ones."""
     from av.video.reformatter import VideoReformatter
 
@@ -178,8 +226,8 @@ def _reformatter() -> Callable[[Any], Any]:
 
 
 @contextlib.contextmanager
-def _opened(path: str) -> Iterator[tuple[Any, Any]]:
-    """Container and video stream of a file, any failure as an `InputError` of one line."""
+def _opened(path: str, **options: str) -> Iterator[tuple[Any, Any]]:
+    """Container and video stream of a file, any failure as an `InputError` of one line; ``options`` are FFmpeg's."""
     try:
         import av
     except ImportError:
@@ -190,7 +238,8 @@ def _opened(path: str) -> Iterator[tuple[Any, Any]]:
     if file.stat().st_size == 0:
         raise InputError(f"{path} is empty")
     try:
-        with av.open(f"file:{path}") as container:  # or a colon in the name would make a protocol of what precedes it
+        # "file:", or a colon in the name would make a protocol of what precedes it; titles may be in any encoding
+        with av.open(f"file:{path}", container_options=options, metadata_errors="replace") as container:
             pictures = av.stream.Disposition.attached_pic  # the cover of a song is a video stream, too
             videos = [stream for stream in container.streams.video if not stream.disposition & pictures]
             if not videos:

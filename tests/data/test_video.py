@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import os
+from fractions import Fraction
 
 import pytest
 import torch
 
 from fe_adapter.data import FrameSampler, probe, read_frames
 from fe_adapter.errors import InputError
-from tests.videos import corner, levels, make_empty_video, make_sound, make_sound_with_cover, make_video, rotate
+from tests.videos import (
+    corner,
+    display_matrix,
+    levels,
+    make_empty_video,
+    make_sound,
+    make_sound_with_cover,
+    make_video,
+    rotate,
+    trim,
+)
 
 KINDS = {
     "h264": {},
@@ -159,3 +170,70 @@ def test_a_truncated_file_never_reads_as_a_shorter_or_other_video(share, suffix,
         assert suffix == ".mkv" or info.num_frames == 24
         assert info.num_frames >= 20  # the last frames in the file are not the last in time
         assert torch.equal(video, whole[(info.timestamps * 10).round()])
+
+
+# where the corner at the top left of a frame is shown, by the matrix (a, b, c, d), and whether rows become columns
+ORIENTATIONS = {
+    "as it is": ((1, 0, 0, 1), "top left", False),
+    "turned clockwise": ((0, 1, -1, 0), "top right", True),
+    "turned by half": ((-1, 0, 0, -1), "bottom right", False),
+    "turned anticlockwise": ((0, -1, 1, 0), "bottom left", True),
+    "mirrored": ((-1, 0, 0, 1), "top right", False),
+    "flipped": ((1, 0, 0, -1), "bottom left", False),
+    "transposed": ((0, 1, 1, 0), "top left", True),
+    "transposed the other way": ((0, -1, -1, 0), "bottom right", True),
+}
+
+
+@pytest.mark.parametrize("name", ORIENTATIONS)
+def test_a_frame_is_shown_as_by_a_player(name, tmp_path):
+    matrix, place, is_exchanged = ORIENTATIONS[name]
+    path = display_matrix(make_video(tmp_path / "video.mp4", num_frames=3), *matrix)
+    info, video = probe(path), read_frames(path)
+    assert corner(video[0]) == place
+    assert (info.height, info.width) == tuple(video.shape[-2:]) == ((64, 48) if is_exchanged else (48, 64))
+
+
+def test_another_angle_is_refused(tmp_path):
+    path = display_matrix(make_video(tmp_path / "video.mp4", num_frames=3), 1, 1, -1, 1)
+    with pytest.raises(InputError, match="no multiple of 90 degrees"):
+        probe(path)
+
+
+@pytest.mark.parametrize(("aspect", "width"), [(Fraction(3), 192), (Fraction(1, 2), 32), (Fraction(1), 64)])
+@pytest.mark.parametrize("turned", [False, True])
+def test_pixels_are_square(aspect, width, turned, tmp_path):
+    path = make_video(tmp_path / "video.mp4", num_frames=3, aspect=aspect)
+    if turned:
+        rotate(path, 90)
+    info, video = probe(path), read_frames(path)
+    assert tuple(video.shape[-2:]) == (info.height, info.width) == ((width, 48) if turned else (48, width))
+    assert levels(video) == [0, 1, 2]
+
+
+def test_absurd_pixels_are_refused(tmp_path):
+    with pytest.raises(InputError, match="sample aspect ratio is wrong"):
+        probe(make_video(tmp_path / "video.mp4", num_frames=1, size=(16, 2048), aspect=Fraction(16)))
+
+
+@pytest.mark.parametrize(("start", "num_frames"), [(0, 12), (10, 15), (0, 22), (7, 23), (29, 1)])
+def test_an_edit_list_trims_and_is_no_truncation(start, num_frames, tmp_path):
+    path = trim(make_video(tmp_path / "video.mp4", num_frames=30), start, num_frames)
+    assert levels(read_frames(path)) == list(range(start, start + num_frames))
+    cut(make_video(path, num_frames=30, container={"movflags": "faststart"}), 0.8)
+    with pytest.raises(InputError, match="is truncated"):
+        probe(trim(path, start, num_frames))
+
+
+def test_what_decodes_of_joined_streams_is_used_and_said(tmp_path, caplog):
+    one = make_video(tmp_path / "one.ts", num_frames=25)
+    joined = tmp_path / "joined.ts"
+    joined.write_bytes(2 * one.read_bytes())
+    assert levels(read_frames(joined)) == 2 * levels(read_frames(one))
+    assert "1 of 50 packets are damaged; what decodes is used" in caplog.text
+
+
+def test_titles_may_be_in_any_encoding(tmp_path):
+    path = make_video(tmp_path / "video.mp4", num_frames=3, title="Sc?ne d'ete")
+    path.write_bytes(path.read_bytes().replace(b"Sc?ne", b"Sc\xe8ne"))
+    assert levels(read_frames(path)) == [0, 1, 2]
