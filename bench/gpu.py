@@ -1,7 +1,7 @@
 """Is every kernel right on this GPU, and how fast is it? ``make gpu``: ten minutes, with torch and Triton alone.
 
-First the checks of `bench.checks`, in several processes, then as much of the suite as there is time for. Points and
-providers that need other libraries are left out where those are not installed.
+First the checks of `bench.proof.checks`, in several processes, then as much of the suite as there is time for. Points
+and providers that need other libraries are left out where those are not installed.
 """
 
 from __future__ import annotations
@@ -28,10 +28,12 @@ from typing import Any
 
 import torch
 
-from bench import kernels, suite
-from bench.case import SkippedError, get_cases
-from bench.checks import get_checks
-from bench.results import FOLDER, Results
+from bench.cases import get_cases
+from bench.measure.case import SkippedError
+from bench.measure.results import FOLDER, Results
+from bench.proof.checks import get_checks
+from bench.suite.run import run
+from bench.tuning import profile
 from fe_adapter.errors import InputError
 
 PASSED, NOT_RUN = "passed", "not run"
@@ -71,7 +73,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.check is None:
         names = sorted(get_cases(), key=lambda name: name != "layer")  # the design by design one first
         deadline = start + options.seconds
-        for record in suite.run(results, names, options.quick, deadline=deadline, thorough=False):
+        for record in run(results, names, options.quick, deadline=deadline, thorough=False):
             show(record)
     return int(bool(counts["failed"]) or any(record["failures"] for record in results.content["records"]))
 
@@ -79,11 +81,11 @@ def main(arguments: list[str] | None = None) -> int:
 def profile_kernels(results: Results, deadline: float) -> None:
     """Put what each kernel takes, by design, into ``results``, until ``deadline`` (of `time.monotonic`)."""
     results.content["kernels"] = []
-    for record in kernels.records():
+    for record in profile.records():
         results.content["kernels"].append(record)
         results.write()
         name = f"R={record['R']} dilation={record['dilation']} {record['design']}"
-        print(f"kernels of {name}: {kernels.summary(record)}", flush=True)
+        print(f"kernels of {name}: {profile.summary(record)}", flush=True)
         if time.monotonic() > deadline:
             break
 
@@ -106,7 +108,7 @@ def run_checks(results: Results, get: Callable[[], dict[str, Callable]], deadlin
                 if not todo:
                     break
                 name = todo.popleft()
-            worker = worker or Worker(get)
+            worker = worker or Checker(get)
             outcome = worker.run(name, deadline)
             with lock:
                 outcomes[name] = outcome
@@ -128,7 +130,7 @@ def run_checks(results: Results, get: Callable[[], dict[str, Callable]], deadlin
             todo.clear()  # interrupted, or out of disk: only what is under way still ends
 
 
-class Worker:
+class Checker:
     """A process that runs checks of ``get()``, one after the other."""
 
     def __init__(self, get: Callable[[], dict[str, Callable]]) -> None:

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from bench.agreement import pair
-from bench.baselines import Formulation, STAdapter
-from bench.case import DTYPES, Point, Provider
-from bench.modules import Work, compiled, settled_pair
+from bench.cases.rivals import Formulation, STAdapter
+from bench.cases.work import Work, compiled
+from bench.measure.case import DTYPES, Point, Provider
+from bench.proof.agreement import pair, settled_pair
 
 BASELINE = "st-adapter"
 

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bench.case import Point, Provider
 from bench.cases.step import Net
-from bench.harness import Contender
+from bench.measure.case import Point, Provider
+from bench.measure.harness import Contender
 from fe_adapter import VideoClassifier, apply_memory_policy
 from fe_adapter.memory.plan import FULL_TUNING, candidates, is_exact
 from fe_adapter.models.adapt import trainable_parameters

@@ -13,11 +13,11 @@ from unittest import mock
 import torch
 from torch import nn
 
-from bench.agreement import pair
-from bench.baselines import Formulation, SixProducts, STAdapter, causal_conv1d, fla_conv1d, shifted_adds
-from bench.case import DTYPES, Point, Provider, SkippedError
-from bench.harness import Contender
-from bench.modules import Work, compiled, settled_pair
+from bench.cases.rivals import Formulation, SixProducts, STAdapter, causal_conv1d, fla_conv1d, shifted_adds
+from bench.cases.work import Work, compiled
+from bench.measure.case import DTYPES, Point, Provider, SkippedError
+from bench.measure.harness import Contender
+from bench.proof.agreement import pair, settled_pair
 from fe_adapter.kernels.spec import DESIGNS
 
 BASELINE = "st-adapter"

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bench.baselines import Formulation, STAdapter
-from bench.case import Point, Provider
-from bench.harness import Contender, Graphed
-from bench.modules import common_name, compiled, settle_dilation
-from bench.worker import peak_rss
+from bench.cases.rivals import Formulation, STAdapter
+from bench.cases.work import common_name, compiled
+from bench.measure.case import Point, Provider
+from bench.measure.harness import Contender, Graphed
+from bench.measure.worker import peak_rss
+from bench.proof.agreement import settle_dilation
 from fe_adapter import FEAdapter, FEAdapterConfig, VideoClassifier, estimate_memory
 from fe_adapter.memory.measure import measure_peak_memory
 from fe_adapter.models.adapt import get_adapters, trainable_parameters

@@ -18,14 +18,18 @@ import pytest
 import torch
 from torch import nn
 
-from bench import baselines, checks, compare, gpu, plots, report, suite
-from bench.__main__ import app as bench_app
-from bench.baselines import Formulation, STAdapter, fla_conv1d, shifted_adds
-from bench.case import Point, Provider, SkippedError, get_cases, measure
-from bench.harness import Contender, ratio, time_interleaved
-from bench.readme import updated
-from bench.results import ROOT, Results
-from bench.worker import peak_rss
+from bench import gpu
+from bench.app import app as bench_app
+from bench.cases import get_cases, rivals
+from bench.cases.rivals import Formulation, STAdapter, fla_conv1d, shifted_adds
+from bench.measure.case import Point, Provider, SkippedError, measure
+from bench.measure.harness import Contender, ratio, time_interleaved
+from bench.measure.results import ROOT, Results
+from bench.measure.worker import peak_rss
+from bench.proof import checks
+from bench.report import compare, plots, report
+from bench.report.readme import updated
+from bench.suite import run as suite
 from fe_adapter import FEAdapter, FusedFEAdapter
 from fe_adapter.errors import InputError
 from tests.bench import faulty_checks
@@ -55,7 +59,7 @@ def toy(monkeypatch):
     case = Toy()
     monkeypatch.setattr(suite, "get_cases", lambda: {"toy": case})
     times = {"rival": [2e-3, 2.1e-3, 2.2e-3, 2e-3, 2.1e-3], "ours": [6e-3, 6.3e-3, 6.6e-3, 6e-3, 6.3e-3]}
-    monkeypatch.setattr("bench.case.time_interleaved", lambda *_: times)
+    monkeypatch.setattr("bench.measure.case.time_interleaved", lambda *_: times)
     return case
 
 
@@ -257,7 +261,7 @@ def test_every_check_on_the_gpu_has_an_outcome(tmp_path, monkeypatch):
     }
     gpu.run_checks(results, faulty_checks.get_checks, time.monotonic())
     assert set(results.content["checks"].values()) == {"not run"}
-    worker = gpu.Worker(faulty_checks.get_checks)
+    worker = gpu.Checker(faulty_checks.get_checks)
     assert worker.run("hangs", time.monotonic() + 0.1) == "not run"
     monkeypatch.setattr(gpu, "HANGS", 0.1)
     assert worker.run("hangs", math.inf) == "failed: not done after 0.1 s"
@@ -302,7 +306,7 @@ def test_make_gpu_needs_torch_and_triton_alone(bare, tmp_path):
 def test_the_checks_run_kernels_without_other_libraries(bare):
     script = """
 import torch
-from bench.checks import get_checks
+from bench.proof.checks import get_checks
 from tests.kernels.interpreter import run_time_ranges
 checks = get_checks(torch.device("cpu"), quick=True)
 with run_time_ranges():
@@ -331,13 +335,13 @@ def test_without_a_gpu_its_kernels_are_not_shown(monkeypatch):
 
 def test_a_kernel_that_fails_stops_no_other(monkeypatch, tmp_path, capsys):
     pytest.importorskip("triton")
-    from bench import kernels
+    from bench.tuning import profile
 
     def layer_step(R: int, dilation: int | str) -> None:
         raise RuntimeError("a launch failed")
 
-    monkeypatch.setattr(kernels, "serves", lambda *_: True)
-    monkeypatch.setattr(kernels, "layer_step", layer_step)
+    monkeypatch.setattr(profile, "serves", lambda *_: True)
+    monkeypatch.setattr(profile, "layer_step", layer_step)
     results = Results(tmp_path / "results.json")
     gpu.profile_kernels(results, deadline=math.inf)
     assert {record["failed"] for record in results.content["kernels"]} == {"RuntimeError: a launch failed"}
@@ -456,7 +460,7 @@ def test_causal_convolutions_become_centred_ones(library, monkeypatch):
     monkeypatch.setitem(sys.modules, "fla", types.ModuleType("fla"))
     monkeypatch.setitem(sys.modules, "fla.modules", types.ModuleType("fla.modules"))
     monkeypatch.setitem(sys.modules, "fla.modules.convolution", stand_in)
-    convolution = {"causal_conv1d": baselines.causal_conv1d, "fla": baselines.fla_conv1d}[library]()
+    convolution = {"causal_conv1d": rivals.causal_conv1d, "fla": rivals.fla_conv1d}[library]()
     torch.manual_seed(0)
     u, weight, bias = torch.randn(2, 5, 4, 6), torch.randn(6, 3), torch.randn(6)
     torch.testing.assert_close(convolution(u, weight, bias), shifted_adds(u, weight, bias))

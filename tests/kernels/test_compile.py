@@ -11,9 +11,9 @@ import torch
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
-from bench import compile as cases
-from bench.__main__ import app as bench_app
-from bench.ahead import ARCHS, recorded_calls
+from bench.app import app as bench_app
+from bench.proof import launches as cases
+from bench.proof.ahead import ARCHS, recorded_calls
 from fe_adapter.errors import InputError
 from fe_adapter.kernels import fused, plans
 

@@ -9,10 +9,9 @@ from pathlib import Path
 
 import torch
 
-from bench.case import find_point, get_cases
-from bench.harness import time_once
-
-ROOT = Path(__file__).parents[1]
+from bench.measure.case import find_point
+from bench.measure.harness import time_once
+from bench.measure.results import ROOT
 
 
 class Worker:
@@ -26,7 +25,7 @@ class Worker:
     """
 
     def __init__(self, case: str, point: str, provider: str, root: Path = ROOT) -> None:
-        command = [sys.executable, "-m", "bench.worker", case, point, provider]
+        command = [sys.executable, "-m", "bench.measure.worker", case, point, provider]
         environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": str(torch.get_num_threads())}
         pipe = subprocess.PIPE
         self.process = subprocess.Popen(command, cwd=root, env=environment, stdin=pipe, stdout=pipe, text=True)
@@ -62,6 +61,8 @@ def peak_rss(case: str, point: str, provider: str, steps: int = 2) -> int:
 
 def main(case_name: str, point_name: str, provider_name: str) -> None:
     """What the child does."""
+    from bench.cases import get_cases  # not before it is needed: a case asks for this module
+
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     case = get_cases()[case_name]
     point = find_point(case, point_name, device)

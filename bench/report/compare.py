@@ -12,10 +12,10 @@ from pathlib import Path
 import torch
 from rich.progress import track
 
-from bench.case import get_cases
-from bench.harness import Ratio, ratio
-from bench.results import ROOT, is_suite
-from bench.worker import Worker
+from bench.cases import get_cases
+from bench.measure.harness import Ratio, ratio
+from bench.measure.results import ROOT, is_suite
+from bench.measure.worker import Worker
 from fe_adapter.errors import InputError
 from fe_adapter.files import read_json
 

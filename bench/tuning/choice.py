@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from bench import cost
+from bench.tuning import cost
 from fe_adapter.kernels.plans import CHOICE
 from fe_adapter.kernels.spec import DESIGNS
 

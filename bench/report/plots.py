@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from bench.case import DTYPES
-from bench.harness import ratio
+from bench.measure.case import DTYPES
+from bench.measure.harness import ratio
 from fe_adapter.files import new_figure
 
 COLORS = {"ours": "tab:blue", "design": "tab:cyan", "rival": "tab:orange", "floor": "tab:gray"}
@@ -96,7 +96,7 @@ def _growth(series: list[dict[str, Any]], parameter: str, axes: Any) -> None:
 
 def _roofline(content: dict[str, Any], axes: Any) -> None:
     """FLOP/s of the layer forward against FLOPs for each byte of DRAM; measured on a GPU, predicted otherwise."""
-    from bench import cost  # not before it is needed: it imports Triton
+    from bench.tuning import cost  # not before it is needed: it imports Triton
 
     intensity = np.geomspace(10, 1000)
     device = content["machine"]["device"]

@@ -33,6 +33,21 @@ def pair(embed_dim: int, bottleneck: int, *, seed: int = 0, **options) -> tuple[
     return reference, fused
 
 
+def settled_pair(D: int, R: int, dilation: int | str = "dynamic", **options: Any) -> tuple[nn.Module, nn.Module]:
+    """As `pair`, a dynamic dilation settled by `settle_dilation`."""
+    plain, fused = pair(D, R, dilation=dilation, **options)
+    settle_dilation(plain)
+    fused.load_state_dict(plain.state_dict())
+    return plain, fused
+
+
+def settle_dilation(adapter: FEAdapter) -> None:
+    """Predict dilations of about 1.4 frames: at whole ones the derivative jumps, and rounding would decide."""
+    if adapter.dilation_proj is not None:
+        nn.init.normal_(adapter.dilation_proj.weight, std=0.02 * adapter.bottleneck**-0.5)
+        nn.init.constant_(adapter.dilation_proj.bias, 0.4)
+
+
 def share_weights(exact: nn.Module, layer: nn.Module) -> None:
     """Give both the weights of ``exact``, rounded to the dtype of ``layer``."""
     layer.load_state_dict(exact.state_dict())

@@ -12,9 +12,9 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from bench.checks import chosen, serves
-from bench.harness import empty_l2
-from bench.modules import settled_pair
+from bench.measure.harness import empty_l2
+from bench.proof.agreement import settled_pair
+from bench.proof.checks import chosen, serves
 from fe_adapter.kernels.spec import DESIGNS
 
 SHAPE = {"B": 8, "T": 8, "N": 196, "P": 1, "D": 768}

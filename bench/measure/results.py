@@ -13,7 +13,7 @@ from fe_adapter.environment import machine
 from fe_adapter.errors import InputError
 from fe_adapter.files import read_json, write_json
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "bench" / "results"
 
 

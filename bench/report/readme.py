@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench.report import between, to_baseline
-from bench.results import FOLDER, device_label
+from bench.measure.results import FOLDER, device_label
+from bench.report.report import between, to_baseline
 from fe_adapter.files import read_json
 from fe_adapter.memory.plan import FULL_TUNING
 

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import math
-import pkgutil
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
 
-from bench.harness import Contender, time_interleaved
+from bench.measure.harness import Contender, time_interleaved
 from fe_adapter.errors import InputError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}  # by their names in points
@@ -71,14 +69,6 @@ class Case(Protocol):
 
     def providers(self, point: Point, device: torch.device) -> Mapping[str, Provider]:
         """What to measure at ``point``, on the same inputs and weights."""
-
-
-def get_cases() -> dict[str, Case]:
-    """Every case, by name, in the order in which a suite runs them."""
-    import bench.cases
-
-    names = [module.name for module in pkgutil.iter_modules(bench.cases.__path__)]
-    return {name: importlib.import_module(f"bench.cases.{name}") for name in names}  # type: ignore[misc]
 
 
 def find_point(case: Case, name: str, device: torch.device) -> Point:

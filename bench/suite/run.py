@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
-from bench.case import Case, Point, get_cases, measure
-from bench.results import Results
+from bench.cases import get_cases
+from bench.measure.case import Case, Point, measure
+from bench.measure.results import Results
 
 FIRST = 60  # seconds that a case's first point may take, whose kernels have to be compiled
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from bench import plots
-from bench.harness import Ratio, ratio
-from bench.results import FOLDER, is_suite
+from bench.measure.harness import Ratio, ratio
+from bench.measure.results import FOLDER, is_suite
+from bench.report import plots
 from fe_adapter.files import atomic_write, read_json, write_csv, write_figure
 
 MIB = 2**20

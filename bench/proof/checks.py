@@ -14,10 +14,17 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from bench.agreement import RECOMPUTED_SLACK, assert_within, expect, forward_backward, pair, share_weights
-from bench.case import SkippedError
-from bench.harness import Graphed
-from bench.modules import settle_dilation
+from bench.measure.case import SkippedError
+from bench.measure.harness import Graphed
+from bench.proof.agreement import (
+    RECOMPUTED_SLACK,
+    assert_within,
+    expect,
+    forward_backward,
+    pair,
+    settle_dilation,
+    share_weights,
+)
 from fe_adapter import FEAdapter, FusedFEAdapter
 from fe_adapter.kernels.plans import refusals
 from fe_adapter.kernels.spec import DESIGNS

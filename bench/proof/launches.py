@@ -20,7 +20,7 @@ from unittest import mock
 
 import torch
 
-from bench.ahead import ARCHS, Report, compile_call, recorded_calls, type_of
+from bench.proof.ahead import ARCHS, Report, compile_call, recorded_calls, type_of
 from fe_adapter.errors import InputError
 from fe_adapter.kernels import conv, fused, gelu2bit, plans
 from fe_adapter.kernels.spec import DESIGNS, AdapterSpec, Weights

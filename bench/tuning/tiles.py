@@ -13,8 +13,8 @@ from unittest import mock
 
 import torch
 
-from bench.checks import chosen
-from bench.kernels import kernel_times, layer_step
+from bench.proof.checks import chosen
+from bench.tuning.profile import kernel_times, layer_step
 from fe_adapter.kernels import fused, plans
 
 CHANGES: tuple[dict[str, int], ...] = (

@@ -5,15 +5,13 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from bench.agreement import PLAIN_SLACK, Expected, assert_within, expect, pair
-from bench.case import SkippedError
-from bench.harness import Contender, Graphed
-from fe_adapter import FEAdapter
+from bench.measure.case import SkippedError
+from bench.measure.harness import Contender, Graphed
+from bench.proof.agreement import PLAIN_SLACK, Expected, assert_within, expect
 from fe_adapter.memory.measure import measure_peak_memory, measure_saved_memory
 
 ST_ADAPTER_NAMES = {"fc1": "down_proj", "conv": "temporal_conv", "fc2": "up_proj"}
@@ -99,21 +97,6 @@ def _results(module: nn.Module, leaf: Tensor, dy: Tensor) -> dict[str, Tensor]:
     gradients = torch.autograd.grad(y, (leaf, *parameters.values()), dy)
     names = ("x", *map(common_name, parameters))
     return {"y": y.detach(), **dict(zip(names, gradients, strict=True))}
-
-
-def settled_pair(D: int, R: int, dilation: int | str = "dynamic", **options: Any) -> tuple[nn.Module, nn.Module]:
-    """As `bench.agreement.pair`, a dynamic dilation settled by `settle_dilation`."""
-    plain, fused = pair(D, R, dilation=dilation, **options)
-    settle_dilation(plain)
-    fused.load_state_dict(plain.state_dict())
-    return plain, fused
-
-
-def settle_dilation(adapter: FEAdapter) -> None:
-    """Predict dilations of about 1.4 frames: at whole ones the derivative jumps, and rounding would decide."""
-    if adapter.dilation_proj is not None:
-        nn.init.normal_(adapter.dilation_proj.weight, std=0.02 * adapter.bottleneck**-0.5)
-        nn.init.constant_(adapter.dilation_proj.bias, 0.4)
 
 
 def common_name(name: str) -> str:
