@@ -33,7 +33,7 @@ def pair(embed_dim: int, bottleneck: int, *, seed: int = 0, **options) -> tuple[
     return reference, fused
 
 
-def settled_pair(D: int, R: int, dilation: int | str = "dynamic", **options: Any) -> tuple[nn.Module, nn.Module]:
+def settled_pair(D: int, R: int, dilation: int | str = "dynamic", **options: Any) -> tuple[FEAdapter, FusedFEAdapter]:
     """As `pair`, a dynamic dilation settled by `settle_dilation`."""
     plain, fused = pair(D, R, dilation=dilation, **options)
     settle_dilation(plain)
@@ -60,9 +60,11 @@ def forward_backward(layer: nn.Module, x: Tensor, dy: Tensor) -> dict[str, Tenso
     layer.zero_grad()
     y = layer(x)
     y.backward(dy)
-    assert x.grad is not None
-    gradients = {name: p.grad.clone() for name, p in layer.named_parameters()}
-    return {"y": y.detach(), "x": x.grad, **gradients}
+    found = {"y": y.detach()}
+    for name, tensor in (("x", x), *layer.named_parameters()):
+        assert tensor.grad is not None, f"{name} has no gradient"
+        found[name] = tensor.grad.clone()
+    return found
 
 
 PLAIN_SLACK = 3  # plain PyTorch rounds every operation: three taps and a sum are seven roundings, not one; 3 > √7

@@ -60,9 +60,7 @@ class Report:
     registers: int  # per thread
     spilled: int  # bytes per thread
     smem: int  # bytes per block
-    smem_limit: int
     tensor_memory: int  # columns per block, of 128 words
-    tensor_memory_limit: int
     blocks_per_sm: int
     tensor_core: int  # instructions
     async_copy: int  # instructions
@@ -123,9 +121,7 @@ def compile_call(
         registers=registers,
         spilled=spilled,
         smem=smem,
-        smem_limit=arch.smem_block,
         tensor_memory=tensor_memory,
-        tensor_memory_limit=arch.tensor_memory,
         blocks_per_sm=_blocks_per_sm(arch, registers, smem, warps, tensor_memory),
         tensor_core=len(re.findall(TENSOR_CORES, text)),
         async_copy=len(re.findall(ASYNC_COPIES, text)),

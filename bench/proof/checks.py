@@ -82,24 +82,24 @@ def get_checks(device: torch.device, quick: bool = False) -> dict[str, Callable[
     for shape, form, design in itertools.product(shapes, PLAIN, designs):
         add(design, next(iter(dtypes)), form, shape, **PLAIN[form])
     for form, precision, design in itertools.product(FORMS, dtypes, designs):
-        shape, options = FORMS[form]
+        at, options = FORMS[form]
         if "stream" in options and DTYPES[precision] == torch.float32:
             continue
-        add(design, precision, form, "tiny" if quick else shape, **options)
-    shape = TINY if quick else SHAPES["R=64"]
+        add(design, precision, form, "tiny" if quick else at, **options)
+    size = TINY if quick else SHAPES["R=64"]
     for design in designs:
-        if not serves(device, design, torch.bfloat16, shape, {}):
+        if not serves(device, design, torch.bfloat16, size, {}):
             continue
         for layout, change in LAYOUTS.items():
-            copies = 1 + shape[2] if layout == "expanded" else 1
+            copies = 1 + size[2] if layout == "expanded" else 1
             found[f"{design}: {layout} x and dy"] = partial(
-                check, device, design, torch.bfloat16, shape, dilation=1, change=change, copies=copies
+                check, device, design, torch.bfloat16, size, dilation=1, change=change, copies=copies
             )
         for function in (no_gradient_of_x, weights_not_contiguous, graph_replays, operators):
-            found[f"{design}: {_title(function)}"] = partial(function, device, design, shape)
+            found[f"{design}: {_title(function)}"] = partial(function, device, design, size)
     numel = 2**12 if quick else 2**31
-    once = (partial(compiled_whole, device, shape), partial(steps_of_gelu2bit, device), partial(second_gpu, shape))
-    return found | {_title(each.func): each for each in (*once, partial(over_2_31_elements, device, shape, numel))}
+    once = (partial(compiled_whole, device, size), partial(steps_of_gelu2bit, device), partial(second_gpu, size))
+    return found | {_title(each.func): each for each in (*once, partial(over_2_31_elements, device, size, numel))}
 
 
 def _title(function: Callable) -> str:
