@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -15,14 +15,16 @@ from rich.progress import track
 from rich.table import Table
 
 from bench.cases import get_cases
-from bench.measure.results import FOLDER, ROOT, Results, environment, is_suite
-from bench.report import compare as comparison
-from bench.report import readme as readme_tables
+from bench.measure.results import FOLDER, MIB, ROOT, Record, Results, environment, is_suite, point_name
+from bench.report import readme as tables
 from bench.report import report as reports
-from bench.suite import run as suites
+from bench.report.compare import between, compare_commits, compare_files
+from bench.suite.run import run
 from fe_adapter.environment import machine
 from fe_adapter.errors import InputError
 from fe_adapter.files import read_json, write_json
+
+# What imports Triton is imported by the commands that need it.
 
 app = typer.Typer(help=__doc__, no_args_is_help=True)
 Quick = Annotated[bool, typer.Option("--quick", help="Tiny sizes, in seconds: shows that everything runs.")]
@@ -40,20 +42,9 @@ def main() -> None:
     """Benchmarks of fe-adapter. Every figure is a ratio measured in one run against a named baseline."""
 
 
-@app.command()
-def suite(
-    quick: Quick = False, point: Only = None, threads: Threads = 2, resume: Resume = False, out: Out = None
-) -> None:
-    """Every case, in turns: what `python -m bench report` makes its report of.
-
-    Example: python -m bench suite --out results.json --resume
-    """
-    _measure(list(get_cases()), quick, point, threads, resume, out)
-
-
-def _add_case(name: str, title: str) -> None:
-    @app.command(name, help=f"{title}\n\nExample: python -m bench {name} --quick")
-    def case(
+def _add_measuring(command: str, cases: list[str], title: str) -> None:
+    @app.command(command, help=f"{title}\n\nExample: python -m bench {command} --quick")
+    def measure(
         quick: Quick = False,
         point: Only = None,
         provider: Provider = None,
@@ -61,51 +52,43 @@ def _add_case(name: str, title: str) -> None:
         resume: Resume = False,
         out: Out = None,
     ) -> None:
+        torch.set_num_threads(threads)
         if provider and out is not None:
             raise InputError("a result file holds every provider of a point; leave out --provider or --out")
-        _measure([name], quick, point, threads, resume, out, provider or ())
+        if resume and out is None:
+            raise InputError("--resume goes on with the file of --out; name it")
+        results = Results(out, resume, quick)
+        for record in run(results, cases, quick, point, provider or ()):
+            _show(record)
+        if not results.content["planned"]:
+            raise InputError(f"no point of {', '.join(cases)} has {point!r} in its name")
+        if any(record["failures"] for record in results.content["records"]):
+            raise typer.Exit(1)
 
 
+_add_measuring("suite", list(get_cases()), "Every case, in turns: what `python -m bench report` makes its report of.")
 for _name, _case in get_cases().items():
-    _add_case(_name, (inspect.getdoc(_case) or "").splitlines()[0])
+    _add_measuring(_name, [_name], (inspect.getdoc(_case) or "").splitlines()[0])
 
 
-def _measure(
-    names: list[str],
-    quick: bool,
-    point: str | None,
-    threads: int,
-    resume: bool,
-    out: Path | None,
-    only: Sequence[str] = (),
-) -> None:
-    torch.set_num_threads(threads)
-    if resume and out is None:
-        raise InputError("--resume goes on with the file of --out; name it")
-    results, console = Results(out, resume, quick), Console(width=140)
-    for record in suites.run(results, names, quick, point, only):
-        _show(record, console)
-    if not results.content["planned"]:
-        raise InputError(f"no point of {', '.join(names)} has {point!r} in its name")
-    if any(record["failures"] for record in results.content["records"]):
-        raise typer.Exit(1)
-
-
-def _show(record: dict[str, Any], console: Console) -> None:
+def _show(record: Record) -> None:
     """One point on the screen."""
-    title = f"{record['case']} {reports.point_name(record)} ({record['seconds']:.0f} s)"
+    title = f"{record['case']} {point_name(record)} ({record['seconds']:.0f} s)"
     if not record["providers"]:
-        console.print(f"[red]no figures[/] of {title}: {reports.why_empty(record)}")
+        _print(f"[red]no figures[/] of {title}: {reports.why_empty(record)}")
         return
-    columns = list(dict.fromkeys(column for provider in record["providers"].values() for column in provider["bytes"]))
+    columns = reports.memory_columns(record)
     table = Table("", "median ms", f"over {record['baseline']}", *(f"{c}, MiB" for c in columns), title=title)
-    for name, provider in record["providers"].items():
-        memory = (provider["bytes"].get(column) for column in columns)
-        cells = ["" if m is None else f"{m / 2**20:,.1f}" for m in memory]
-        table.add_row(name, f"{np.median(provider['ms']):.2f}", str(reports.to_baseline(record, name)), *cells)
-    console.print(table)
-    for name, reason in record["skipped"].items():
-        console.print(f"  without {name}: {reason}")
+    for name, figures in record["providers"].items():
+        memory = (f"{figures['bytes'][c] / MIB:,.1f}" if c in figures["bytes"] else "" for c in columns)
+        table.add_row(name, f"{np.median(figures['ms']):.2f}", str(between(record, name)), *memory)
+    _print(table, *(f"  without {name}: {reason}" for name, reason in record["skipped"].items()))
+
+
+def _print(*what: Table | str) -> None:
+    console = Console(width=160)
+    for each in what:
+        console.print(each)
 
 
 @app.command()
@@ -115,33 +98,9 @@ def report() -> None:
     Example: python -m bench report
     """
     reports.write()
-    for page in readme_tables.pages():
+    for page in tables.pages():
         path = ROOT / page
-        path.write_text(readme_tables.updated(path.read_text(), page))
-
-
-@app.command()
-def plans() -> None:
-    """What `fe-adapter plan` picks for ViT-B and ViT-L on cards of several sizes, into bench/results/plans.json.
-
-    Example: python -m bench plans
-    """
-    from bench.suite import budgets as planned
-
-    records = list(track(planned.plans(), "planning", total=len(planned.VITS) * len(planned.NUM_FRAMES)))
-    write_json(FOLDER / "plans.json", {"machine": machine(), "predicted": True, "plans": records})
-
-
-@app.command()
-def gelu2bit() -> None:
-    """Derive the constants of memory policy gelu2bit anew, and measure how far its gradient is from the exact one.
-
-    Example: python -m bench gelu2bit
-    """
-    from bench.tuning import gelu2bit as approximation
-
-    for row in approximation.report():
-        print("  ".join(f"{name}: {value}" for name, value in row.items()))
+        path.write_text(tables.updated(path.read_text(), page))
 
 
 @app.command()
@@ -167,16 +126,13 @@ def compare(
     if case not in get_cases():
         raise InputError(f"case {case!r} is none of {', '.join(get_cases())}")
     if Path(old).is_file() and Path(new).is_file():
-        comparisons, missing = comparison.compare_files(Path(old), Path(new))
+        comparisons, missing = compare_files(Path(old), Path(new))
     else:
-        comparisons, missing = list(comparison.compare_commits(old, new, case, rounds, quick)), []
+        comparisons, missing = list(compare_commits(old, new, case, rounds, quick)), []
     table = Table("case", "point", "provider", "new over old, 95 %", "", title=f"{new} over {old}")
     for c in comparisons:
         table.add_row(c.case, c.point, c.provider, str(c.ratio), "slower" * c.is_slower(allowed))
-    console = Console(width=140)
-    console.print(table)
-    for name in missing:
-        console.print(f"not in {new}, or wrong there: {name}")
+    _print(table, *(f"not in {new}, or wrong there: {name}" for name in missing))
     if missing or any(c.is_slower(allowed) for c in comparisons):
         raise typer.Exit(1)
 
@@ -186,7 +142,8 @@ def compile_command(
     target: Annotated[list[str] | None, typer.Option(help="sm_80, sm_90, gfx942, …; default all.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Two adapters only: bf16, static and dynamic.")] = False,
     jobs: Annotated[int, typer.Option(min=1, help="Processes that compile.")] = 2,
-    out: Annotated[Path | None, typer.Option(help="Write every launch to this CSV file.")] = None,
+    out: Annotated[Path | None, typer.Option(help="CSV file: the worst of each kernel and design by target.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="A row for every launch instead.")] = False,
 ) -> None:
     """Compile every kernel for GPUs that are not there: registers, spills, shared memory, tensor cores.
 
@@ -196,33 +153,30 @@ def compile_command(
     """
     import triton
 
-    from bench.proof import launches as cases  # not before it is needed: it imports Triton
+    from bench.proof import launches, summary
     from bench.proof.ahead import ARCHS
 
     targets = tuple(target or ARCHS)
     for name in targets:
         if name not in ARCHS:
             raise typer.BadParameter(f"{name} is none of {', '.join(ARCHS)}")
-    compiled = cases.compile_cases(cases.FAST, targets) if quick else cases.compile_all(targets, jobs)
-    compiled = compiled if out is None else cases.written(compiled, out)
-    reports = list(track(compiled, "compiling", transient=True))
-    if not reports:
+    compiled = launches.compile_cases(launches.FAST, targets) if quick else launches.compile_all(targets, jobs)
+    compiled = compiled if out is None else summary.written(compiled, out, every)
+    found = list(track(compiled, "compiling", transient=True))
+    if not found:
         raise InputError("--quick has adapters in bf16 alone, in which sm_75 cannot compute; leave it out")
-    figures = ("regs", "spill", "smem KiB", "blocks/SM", "products")
-    table = Table("target", "kernel", "design", "adapter", *figures, "problems", title=f"Triton {triton.__version__}")
-    for report in reports:
-        numbers = (report.registers, report.spilled, report.smem // 1024, report.blocks_per_sm, report.tensor_core)
-        names = (report.target, report.kernel, report.design, report.case)
-        table.add_row(*names, *map(str, numbers), "; ".join(cases.problems(report)) or "none")
-    console = Console(width=200)
-    console.print(table)
+    rows = summary.every(found) if every else summary.worst(found)
+    table = Table(*rows[0], title=f"Triton {triton.__version__}")
+    for row in rows:
+        table.add_row(*map(str, row.values()))
+    _print(table)
     if not quick:
         table = Table("R", "D", *targets, title="what the plans choose in bf16")
-        for R, D, variants in cases.chosen(targets):
+        for R, D, variants in launches.chosen(targets):
             table.add_row(str(R), str(D), *variants)
-        console.print(table)
+        _print(table)
         cost()
-    if any(cases.problems(report) for report in reports):
+    if any(row["problems"] for row in rows):
         raise typer.Exit(1)
 
 
@@ -235,19 +189,46 @@ def cost() -> None:
     from bench.tuning import cost as model
 
     names = ("gemm", "fused", "resident", "tail")
-    for title, options in (("static", {}), ("dynamic", {"dynamic": True}), ("static, fp32 stream", {"stream": 4})):
+    plain = model.Shape()
+    wide, dynamic = dataclasses.replace(plain, stream=4), dataclasses.replace(plain, dynamic=True)
+    for form, shape in (("static", plain), ("dynamic", dynamic), ("static, fp32 stream", wide)):
         table = Table("R", "card", *names, "fastest", "its bound", "of roofline")
+        table.title = f"PREDICTED µs, forward + backward: bf16, {form}, B=8 T=8 N=196 D=768"
         for R in model.BOTTLENECKS:
             for name, card in model.CARDS.items():
-                shape = model.Shape(R=R, **options)
+                shape = dataclasses.replace(shape, R=R)
                 times = {d: [1e6 * t for t in model.predicted(d, shape, card)] for d in model.designs(shape, card)}
                 shown = [f"{times[d][0]:.0f} + {times[d][1]:.0f}" if d in times else "" for d in names]
                 best = model.faster(shape, card)
                 bound = max(model.launches(best, shape, card)[0], key=lambda launch: launch.seconds(card)).bound(card)
                 share = f"{model.roofline_share(best, shape, card):.0%}"
                 table.add_row(str(R), name, *shown, best, bound, share)
-        table.title = f"PREDICTED µs, forward + backward: bf16, {title}, B=8 T=8 N=196 D=768"
-        Console(width=120).print(table)
+        _print(table)
+
+
+@app.command()
+def choice(
+    results: Annotated[Path | None, typer.Argument(help="What was measured on a GPU; without it, predictions.")] = None,
+) -> None:
+    """Make the rows of the launch plans' table of designs anew: which is the fastest up to which R.
+
+    They go into CHOICE in kernels/plans.py, under the card's compute capability.
+
+    Example: python -m bench choice
+    """
+    from bench.tuning import choice as choices
+
+    if results is None:
+        for name, predicted, now in choices.predicted():
+            print(f"{name}, predicted: {predicted}; the table: {now}")
+        return
+    content = read_json(results)
+    rows = choices.measured(content) if is_suite(content) else {}
+    if not rows:
+        raise InputError(
+            f"{results} has no times of several designs as graphs: it takes a run of `make gpu` of this version"
+        )
+    print(f"{content['machine']['device']}, measured: {rows}")
 
 
 @app.command()
@@ -261,18 +242,17 @@ def kernels(
     """
     if not torch.cuda.is_available():
         raise InputError("there is no GPU here; `python -m bench cost` predicts")
-    from bench.tuning import profile as profiler  # not before it is needed: it imports Triton
+    from bench.tuning import profile
 
     records = []
-    for record in profiler.records(tuple(bottleneck or (384, 64))):
+    for record in profile.records(tuple(bottleneck or (384, 64))):
         records.append(record)
-        title = f"R={record['R']} dilation={record['dilation']} {record['design']}: {profiler.summary(record)}"
-        table = Table("kernel", "launches", "µs", title=title)
+        table = Table("kernel", "launches", "µs", title=profile.summary(record))
         for row in record.get("kernels", ()):
             table.add_row(row["name"][:80], f"{row['launches']:g}", f"{row['us']:.1f}")
-        Console(width=120).print(table)
+        _print(table)
         if out is not None:
-            write_json(out, {"machine": environment(), "shape": profiler.SHAPE, "layers": records})
+            write_json(out, {"machine": environment(), "shape": profile.SHAPE, "layers": records})
 
 
 @app.command()
@@ -286,37 +266,35 @@ def tiles(
     """
     if not torch.cuda.is_available():
         raise InputError("there is no GPU here; `python -m bench compile` says what fits one")
-    from bench.tuning.tiles import sweep  # not before it is needed: it imports Triton
-
     if bottleneck % 16:
         raise InputError(f"R={bottleneck} is no multiple of 16: such rows have one plan")
+    from bench.tuning.tiles import sweep
 
     table = Table("plan", "kernels, µs", "all, µs", title=f"R={bottleneck} {'dynamic' if dynamic else 'static'}")
     for row in track(sweep(bottleneck, "dynamic" if dynamic else 1), "timing", transient=True):
         table.add_row(*row)
-    Console(width=160).print(table)
+    _print(table)
 
 
 @app.command()
-def choice(
-    results: Annotated[Path | None, typer.Argument(help="What was measured on a GPU; without it, predictions.")] = None,
-) -> None:
-    """Make the rows of the launch plans' table of designs anew: which is the fastest up to which R.
+def plans() -> None:
+    """What `fe-adapter plan` picks for ViT-B and ViT-L on cards of several sizes, into bench/results/plans.json.
 
-    They go into CHOICE in kernels/plans.py, under the card's compute capability.
-
-    Example: python -m bench choice
+    Example: python -m bench plans
     """
-    from bench.tuning import choice as choices  # not before it is needed: it imports Triton
+    from bench.suite.budgets import plans as planned
 
-    if results is None:
-        for name, rows, now in choices.predicted():
-            print(f"{name}, predicted: {rows}; the table: {now}")
-        return
-    content = read_json(results)
-    rows = choices.measured(content) if is_suite(content) else {}
-    if not rows:
-        raise InputError(
-            f"{results} has no times of several designs as graphs: it takes a run of `make gpu` of this version"
-        )
-    print(f"{content['machine']['device']}, measured: {rows}")
+    records = list(track(planned(), "planning"))
+    write_json(FOLDER / "plans.json", {"machine": machine(), "predicted": True, "plans": records})
+
+
+@app.command()
+def gelu2bit() -> None:
+    """Derive the constants of memory policy gelu2bit anew, and measure how far its gradient is from the exact one.
+
+    Example: python -m bench gelu2bit
+    """
+    from bench.tuning import gelu2bit as approximation
+
+    for row in approximation.report():
+        print("  ".join(f"{name}: {value}" for name, value in row.items()))

@@ -24,13 +24,12 @@ from datetime import date
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from bench.cases import get_cases
 from bench.measure.case import SkippedError
-from bench.measure.results import FOLDER, Results
+from bench.measure.results import FOLDER, Record, Results, point_name
 from bench.proof.checks import get_checks
 from bench.suite.run import run
 from bench.tuning import profile
@@ -84,8 +83,7 @@ def profile_kernels(results: Results, deadline: float) -> None:
     for record in profile.records():
         results.content["kernels"].append(record)
         results.write()
-        name = f"R={record['R']} dilation={record['dilation']} {record['design']}"
-        print(f"kernels of {name}: {profile.summary(record)}", flush=True)
+        print(f"kernels of {profile.summary(record)}", flush=True)
         if time.monotonic() > deadline:
             break
 
@@ -185,15 +183,14 @@ def _serve(connection: Connection, get: Callable[[], dict[str, Callable]]) -> No
             connection.send(outcome)
 
 
-def show(record: dict[str, Any]) -> None:
+def show(record: Record) -> None:
     """One point of the suite, as text."""
-    point = " ".join(f"{name}={value}" for name, value in record["point"].items())
-    print(f"{record['case']} {point} ({record['seconds']:.0f} s)")
+    print(f"{record['case']} {point_name(record)} ({record['seconds']:.0f} s)")
     medians = {name: statistics.median(provider["ms"]) for name, provider in record["providers"].items()}
     for name, ms in medians.items():
         print(f"  {ms:9.3f} ms  {ms / medians[record['baseline']]:6.2f} of {record['baseline']}  {name}")
-    for what in ("skipped", "failures"):
-        for name, why in record[what].items():
+    for what, reasons in (("skipped", record["skipped"]), ("failures", record["failures"])):
+        for name, why in reasons.items():
             print(f"  {what}: {name}: {why}")
     sys.stdout.flush()
 

@@ -1,9 +1,14 @@
-"""What the adapter is measured against. All take tokens ``(B*T, L, D)``, one prefix token, and a temporal kernel."""
+"""What the adapter is measured against: other ways to write a static one, each one decorated function.
+
+All take tokens ``(B*T, L, D)``, one prefix token, and a temporal kernel; ``layer`` measures every one of `RIVALS`.
+"""
 
 from __future__ import annotations
 
+import copy
 import importlib
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,24 +16,37 @@ from torch.nn import functional as F
 
 from fe_adapter import FEAdapter
 
+Convolution = Callable[[Tensor, Tensor, Tensor], Tensor]  # (u (B, T, N, R), weight (R, K), bias (R,)) -> like u
+Rival = Callable[[FEAdapter], nn.Module]
+RIVALS: dict[str, Rival] = {}
+
+
+def rival(name: str) -> Callable[[Rival], Rival]:
+    """A decorator: the function makes a module out of a static adapter, with the same weights, and is measured.
+
+    It raises an ImportError where a library that it needs is not installed.
+    """
+
+    def register(build: Rival) -> Rival:
+        RIVALS[name] = build
+        return build
+
+    return register
+
 
 class STAdapter(nn.Module):
     """The adapter in the formulation of ST-Adapter (arXiv 2206.13559): ``nn.Conv3d`` between two permutes.
 
-    Same parameters as a static `FEAdapter`, one prefix token, a temporal kernel (K, 1, 1). The residual is added in
-    place as published: the caller's ``x`` (B*T, L, D) is overwritten. With ``channels_last`` the permuted tensor goes
-    to the convolution as it is, which is what that memory format means, and so do the weights.
+    The residual is added in place as published: the caller's ``x`` is overwritten. With ``channels_last`` the permuted
+    tensor goes to the convolution as it is, which is what that memory format means, and so do the weights.
     """
 
-    def __init__(
-        self, embed_dim: int, bottleneck: int, num_frames: int, kernel_size: int = 3, channels_last: bool = False
-    ) -> None:
+    def __init__(self, adapter: FEAdapter, channels_last: bool = False) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(embed_dim, bottleneck)
-        size = (kernel_size, 1, 1)
-        self.conv = nn.Conv3d(bottleneck, bottleneck, size, padding=(kernel_size // 2, 0, 0), groups=bottleneck)
-        self.fc2 = nn.Linear(bottleneck, embed_dim)
-        self.num_frames = num_frames
+        self.fc1, self.fc2 = copy.deepcopy(adapter.down_proj), copy.deepcopy(adapter.up_proj)
+        self.conv = copy.deepcopy(adapter.temporal_conv)
+        self.conv.padding = tuple(size // 2 for size in adapter.kernel_size)
+        self.num_frames = adapter.num_frames
         self.memory_format = torch.channels_last_3d if channels_last else torch.contiguous_format
         self.conv.to(memory_format=self.memory_format)
 
@@ -41,26 +59,14 @@ class STAdapter(nn.Module):
         x[:, 1:, :] += delta
         return x
 
-    def load(self, adapter: FEAdapter) -> STAdapter:
-        """Take over the weights of a static adapter."""
-        names = (("fc1", "down_proj"), ("conv", "temporal_conv"), ("fc2", "up_proj"))
-        for mine, theirs in names:
-            getattr(self, mine).load_state_dict(getattr(adapter, theirs).state_dict())
-        return self
-
 
 class Formulation(nn.Module):
-    """A static adapter whose convolution is written another way; the rest is plain PyTorch.
+    """A static adapter whose convolution is written another way, or left out (None); the rest is plain PyTorch."""
 
-    Args:
-        adapter: whose weights it shares.
-        convolution: ``(u (B, T, N, R), weight (R, K), bias (R,)) -> (B, T, N, R)``; None leaves it out.
-    """
-
-    def __init__(self, adapter: FEAdapter, convolution: Callable[[Tensor, Tensor, Tensor], Tensor] | None) -> None:
+    def __init__(self, adapter: FEAdapter, convolution: Convolution | None) -> None:
         super().__init__()
         self.down_proj, self.up_proj, self.num_frames = adapter.down_proj, adapter.up_proj, adapter.num_frames
-        self.temporal_conv = None if convolution is None else adapter.temporal_conv
+        self.temporal_conv: Any = None if convolution is None else adapter.temporal_conv
         self.convolution = convolution
 
     def forward(self, x: Tensor) -> Tensor:
@@ -71,45 +77,70 @@ class Formulation(nn.Module):
         return torch.cat([x[:, :1], x[:, 1:] + self.up_proj(u)], dim=1)
 
 
-def shifted_adds(u: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+@rival("st-adapter")
+def st_adapter(adapter: FEAdapter) -> STAdapter:
+    return STAdapter(adapter)
+
+
+@rival("st-adapter channels-last")
+def st_adapter_channels_last(adapter: FEAdapter) -> STAdapter:
+    return STAdapter(adapter, channels_last=True)
+
+
+@rival("shifted adds")
+def shifted_adds(adapter: FEAdapter) -> Formulation:
     """The convolution as a sum of shifted products, differentiated by autograd."""
-    K, T = weight.shape[1], u.shape[1]
-    padded = F.pad(u, (0, 0, 0, 0, K // 2, K // 2))
-    return bias + sum(weight[:, k] * padded[:, k : k + T] for k in range(K))
+
+    def convolution(u: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        K, T = weight.shape[1], u.shape[1]
+        padded = F.pad(u, (0, 0, 0, 0, K // 2, K // 2))
+        return bias + sum(weight[:, k] * padded[:, k : k + T] for k in range(K))
+
+    return Formulation(adapter, convolution)
 
 
-def causal_conv1d() -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """The convolution by causal-conv1d, in its layout with channels last; ImportError where it is not installed."""
+@rival("causal-conv1d")
+def causal_conv1d(adapter: FEAdapter) -> Formulation:
+    """The convolution by causal-conv1d, in its layout with channels last."""
     function = importlib.import_module("causal_conv1d").causal_conv1d_fn  # x (batch, dim, length)
-    return lambda u, weight, bias: _causal(
-        lambda x: function(x.transpose(1, 2), weight, bias).transpose(1, 2), u, weight
-    )
+
+    def convolution(u: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return _centred(lambda x: function(x.transpose(1, 2), weight, bias).transpose(1, 2), u, weight)
+
+    return Formulation(adapter, convolution)
 
 
-def fla_conv1d() -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """The convolution by flash-linear-attention; ImportError where it is not installed."""
+@rival("fla")
+def fla_conv1d(adapter: FEAdapter) -> Formulation:
+    """The convolution by flash-linear-attention."""
     function = importlib.import_module("fla.modules.convolution").causal_conv1d  # x (batch, length, dim)
-    return lambda u, weight, bias: _causal(lambda x: function(x, weight, bias)[0], u, weight)
+
+    def convolution(u: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return _centred(lambda x: function(x, weight, bias)[0], u, weight)
+
+    return Formulation(adapter, convolution)
 
 
-def _causal(convolve: Callable[[Tensor], Tensor], u: Tensor, weight: Tensor) -> Tensor:
+def _centred(causal: Callable[[Tensor], Tensor], u: Tensor, weight: Tensor) -> Tensor:
     """A centred convolution of ``u`` (B, T, N, R) by one over (B*N, T, R) that only looks back."""
     B, half = len(u), weight.shape[1] // 2
     by_position = F.pad(u, (0, 0, 0, 0, 0, half)).transpose(1, 2).flatten(0, 1)  # frames of zeros behind
-    return convolve(by_position)[:, half:].unflatten(0, (B, -1)).transpose(1, 2)
+    return causal(by_position)[:, half:].unflatten(0, (B, -1)).transpose(1, 2)
+
+
+def no_convolution(adapter: FEAdapter) -> Formulation:
+    """A floor, not a rival: it does less."""
+    return Formulation(adapter, None)
 
 
 class SixProducts:
-    """The floor: the six matrix products no adapter can avoid, on ready contiguous rows of patch tokens."""
+    """A floor: the six matrix products no adapter can avoid, on ready contiguous rows of patch tokens."""
 
     def __init__(self, rows: int, embed_dim: int, bottleneck: int, device: torch.device, dtype: torch.dtype) -> None:
-        def random(*shape: int) -> Tensor:
-            return torch.randn(shape, device=device, dtype=dtype)
-
-        self.x, self.dy, self.c, self.dh = (
-            random(rows, width) for width in (embed_dim, embed_dim, bottleneck, bottleneck)
-        )
-        self.down, self.up = random(bottleneck, embed_dim), random(embed_dim, bottleneck)
+        self.x, self.dy = torch.randn(2, rows, embed_dim, device=device, dtype=dtype)
+        self.c, self.dh = torch.randn(2, rows, bottleneck, device=device, dtype=dtype)
+        self.down, up = torch.randn(2, bottleneck, embed_dim, device=device, dtype=dtype)
+        self.up = up.t().contiguous()
 
     def forward(self, _: object = None) -> tuple[Tensor, ...]:
         return F.linear(self.x, self.down), F.linear(self.c, self.up)

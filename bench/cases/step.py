@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bench.cases.rivals import Formulation, STAdapter
+from bench.cases.rivals import no_convolution, st_adapter
 from bench.cases.work import common_name, compiled
 from bench.measure.case import Point, Provider
 from bench.measure.harness import Contender, Graphed
@@ -66,10 +66,10 @@ def providers(point: Point, device: torch.device) -> Mapping[str, Provider]:
     found = {
         "full fine-tuning": Provider(lambda: net.contender(net.classifier(tune="full"))),
         "LoRA": Provider(lambda: net.contender(net.lora())),
-        "st-adapter": Provider(lambda: net.checked_contender(net.adapted(1, _st_adapter), dilation=1)),
+        "st-adapter": Provider(lambda: net.checked_contender(net.adapted(1, st_adapter), dilation=1)),
         "static": Provider(lambda: net.checked_contender(net.adapted(1), dilation=1), "ours"),
         "dynamic": Provider(lambda: net.checked_contender(net.adapted("dynamic"), dilation="dynamic"), "ours"),
-        "no convolution": Provider(lambda: net.contender(net.adapted(1, _without_convolution)), "floor"),
+        "no convolution": Provider(lambda: net.contender(net.adapted(1, no_convolution)), "floor"),
         "linear probe": Provider(lambda: net.contender(net.classifier(tune="head")), "floor"),
     }
     if device.type == "cuda":
@@ -78,13 +78,14 @@ def providers(point: Point, device: torch.device) -> Mapping[str, Provider]:
         found |= {name: _with_rss(found[name], point, name) for name in FEW}
     elif point.thorough:  # on a CPU, compiling a step takes minutes
         torch._dynamo.reset()  # what other points compiled counts towards its limit
-        for name, model in (
-            ("full fine-tuning", partial(net.classifier, tune="full")),
-            ("static", partial(net.adapted, 1)),
-        ):
+        made: dict[str, Callable[[], VideoClassifier]] = {
+            "full fine-tuning": partial(net.classifier, tune="full"),
+            "static": partial(net.adapted, 1),
+        }
+        for name, make in made.items():
             role = found[name].role
-            found[f"{name} compiled"] = Provider(lambda model=model: net.contender(compiled(model())), role)
-            found[f"{name} graphed"] = Provider(lambda model=model: net.graphed_contender(model()), role)
+            found[f"{name} compiled"] = Provider(partial(net.compiled_contender, make), role)
+            found[f"{name} graphed"] = Provider(partial(net.graphed_contender, make), role)
     return found
 
 
@@ -112,7 +113,7 @@ class Net:
         from peft import LoraConfig, inject_adapter_in_model
 
         model = self.classifier(tune="head")
-        model.vit = inject_adapter_in_model(LoraConfig(**LORA), model.vit)  # type: ignore[arg-type, assignment]
+        model.vit = inject_adapter_in_model(LoraConfig(**LORA), model.vit)  # type: ignore[arg-type]
         return model
 
     def adapted(
@@ -155,8 +156,13 @@ class Net:
         """A step of ``model``, whose logits and gradients must be those of adapters in plain PyTorch."""
         return self.contender(model, partial(self._check_results, model, dilation))
 
-    def graphed_contender(self, model: VideoClassifier) -> Contender:
-        """A step of ``model`` as one CUDA graph."""
+    def compiled_contender(self, make: Callable[[], VideoClassifier]) -> Contender:
+        """A step of what ``make`` makes, by `torch.compile`."""
+        return self.contender(compiled(make()))
+
+    def graphed_contender(self, make: Callable[[], VideoClassifier]) -> Contender:
+        """A step of what ``make`` makes, as one CUDA graph."""
+        model = make()
         optimizer = torch.optim.AdamW(trainable_parameters(model), capturable=True)
 
         def step() -> None:
@@ -225,14 +231,6 @@ class Net:
             module.num_frames = frames
         flat = torch.cat([gradients[name].double().flatten() for name in sorted(gradients)])
         return {"logits": logits.detach().double(), "gradients": flat}
-
-
-def _st_adapter(adapter: FEAdapter) -> nn.Module:
-    return STAdapter(adapter.embed_dim, adapter.bottleneck, adapter.num_frames).to(adapter.up_proj.weight).load(adapter)
-
-
-def _without_convolution(adapter: FEAdapter) -> nn.Module:
-    return Formulation(adapter, None)
 
 
 def _with_rss(provider: Provider, point: Point, name: str) -> Provider:

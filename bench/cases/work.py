@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from bench.measure.case import SkippedError
+from bench.measure.case import DTYPES, Point, SkippedError
 from bench.measure.harness import Contender, Graphed
-from bench.proof.agreement import PLAIN_SLACK, Expected, assert_within, expect
+from bench.proof.agreement import PLAIN_SLACK, Expected, assert_within, expect, pair, settled_pair
+from fe_adapter import FEAdapter, FusedFEAdapter
 from fe_adapter.memory.measure import measure_peak_memory, measure_saved_memory
 
 ST_ADAPTER_NAMES = {"fc1": "down_proj", "conv": "temporal_conv", "fc2": "up_proj"}
@@ -62,8 +64,6 @@ class Work:
 
     def graphed_contender(self, module: nn.Module) -> Contender:
         """Forward and backward of ``module`` as one CUDA graph, the copy of its input included."""
-        if self.leaf.device.type != "cuda":
-            raise SkippedError("CUDA graphs need a GPU")
 
         def step() -> None:
             module.zero_grad(set_to_none=True)
@@ -76,6 +76,20 @@ class Work:
         if reference not in self.expected:
             self.expected[reference] = expect(reference, self.leaf.detach(), self.dy, self.leaf.dtype, run=_results)
         assert_within(_results(module, self.leaf, self.dy), self.expected[reference], PLAIN_SLACK)
+
+
+Pair = tuple[FEAdapter, FusedFEAdapter]  # with the same weights
+
+
+def at_work(point: Point, device: torch.device, part: str) -> tuple[Work, Pair, Pair]:
+    """What every provider of a layer's point shares: random tokens, a static and a dynamic adapter."""
+    if point.thorough:
+        torch._dynamo.reset()  # what other points compiled counts towards its limit
+    B, T, N, D, R = (point[name] for name in "BTNDR")
+    options: dict[str, Any] = {"num_frames": T, "device": device, "dtype": DTYPES[point["dtype"]]}
+    torch.manual_seed(0)
+    work = Work.random((B * T, N + 1, D), part, device, options["dtype"])
+    return work, pair(D, R, dilation=1, **options), settled_pair(D, R, **options)
 
 
 def compiled(module: nn.Module) -> nn.Module:

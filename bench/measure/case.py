@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 
 from bench.measure.harness import Contender, time_interleaved
+from bench.measure.results import Record
 from fe_adapter.errors import InputError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}  # by their names in points
@@ -81,7 +82,7 @@ def find_point(case: Case, name: str, device: torch.device) -> Point:
     return points[name]
 
 
-def measure(case_name: str, case: Case, point: Point, device: torch.device) -> dict[str, Any]:
+def measure(case_name: str, case: Case, point: Point, device: torch.device) -> Record:
     """One record of the results: times and memory of every provider at ``point``, or who failed, and no figure.
 
     Each provider first shows that its results are right; if one is wrong, nothing is timed.
@@ -89,7 +90,7 @@ def measure(case_name: str, case: Case, point: Point, device: torch.device) -> d
     Raises:
         InputError: ``point.only`` names a provider that is not there.
     """
-    record: dict[str, Any] = {
+    record: Record = {
         "case": case_name,
         "point": dict(point.parameters),
         "baseline": case.BASELINE,
@@ -97,6 +98,7 @@ def measure(case_name: str, case: Case, point: Point, device: torch.device) -> d
         "providers": {},
         "skipped": {},
         "failures": {},
+        "seconds": 0.0,
     }
     try:
         providers = case.providers(point, device)

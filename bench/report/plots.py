@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from bench.measure.case import DTYPES
-from bench.measure.harness import ratio
+from bench.measure.results import Record, point_name
+from bench.report.compare import between
 from fe_adapter.files import new_figure
 
 COLORS = {"ours": "tab:blue", "design": "tab:cyan", "rival": "tab:orange", "floor": "tab:gray"}
@@ -48,13 +49,13 @@ def _plots(content: dict[str, Any]) -> dict[str, Draw]:
     return plots
 
 
-def _ratios(records: list[dict[str, Any]], axes: Any) -> None:
+def _ratios(records: list[Record], axes: Any) -> None:
     """Time over the baseline's, with intervals: a group of bars for each point, one bar a provider."""
     labels: list[str] = []
     for record in records:
         labels.append(_short(record))
         for name, provider in record["providers"].items():
-            value, low, high = ratio(provider["ms"], record["providers"][record["baseline"]]["ms"])
+            value, low, high = between(record, name)
             whiskers = None if math.isnan(low) else [[value - low], [high - value]]
             axes.barh(len(labels), value, xerr=whiskers, color=COLORS[provider["role"]])
             labels.append(name)
@@ -64,7 +65,7 @@ def _ratios(records: list[dict[str, Any]], axes: Any) -> None:
     axes.invert_yaxis()
 
 
-def _memory(record: dict[str, Any], axes: Any) -> None:
+def _memory(record: Record, axes: Any) -> None:
     """Peak memory, one rung below the other in the record's order, with the time of each."""
     rungs = {name: p for name, p in record["providers"].items() if "peak" in p["bytes"]}
     peaks = [provider["bytes"]["peak"] / 2**20 for provider in rungs.values()]
@@ -76,7 +77,7 @@ def _memory(record: dict[str, Any], axes: Any) -> None:
     axes.invert_yaxis()
 
 
-def _growth(series: list[dict[str, Any]], parameter: str, axes: Any) -> None:
+def _growth(series: list[Record], parameter: str, axes: Any) -> None:
     """Median time of every provider as one parameter grows."""
     for name in series[0]["providers"]:
         points = [
@@ -138,9 +139,9 @@ def _intensity(shape: Any) -> float:
     return _flops(shape) / (2 * shape.x + shape.h)
 
 
-def _series(records: list[dict[str, Any]], parameter: str) -> list[dict[str, Any]]:
+def _series(records: list[Record], parameter: str) -> list[Record]:
     """The longest run of records that differ in ``parameter`` alone, in its order."""
-    groups: dict[str, list[dict[str, Any]]] = {}
+    groups: dict[str, list[Record]] = {}
     for record in records:
         if parameter in record["point"]:
             groups.setdefault(str({k: v for k, v in record["point"].items() if k != parameter}), []).append(record)
@@ -148,5 +149,5 @@ def _series(records: list[dict[str, Any]], parameter: str) -> list[dict[str, Any
     return sorted(longest, key=lambda record: record["point"][parameter])
 
 
-def _short(record: dict[str, Any]) -> str:
-    return " ".join(f"{name}={value}" for name, value in record["point"].items() if name not in ("dtype", "precision"))
+def _short(record: Record) -> str:
+    return point_name(record, without=("dtype", "precision"))

@@ -6,13 +6,12 @@ import dataclasses
 import gc
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 
 from bench.cases import get_cases
 from bench.measure.case import Case, Point, measure
-from bench.measure.results import Results
+from bench.measure.results import Record, Results
 
 FIRST = 60  # seconds that a case's first point may take, whose kernels have to be compiled
 
@@ -25,7 +24,7 @@ def run(
     only: Sequence[str] = (),
     deadline: float | None = None,
     thorough: bool = True,
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[Record]:
     """Measure what ``results`` does not have yet, and yield each record once it is on disk.
 
     Cases take turns, each with its most telling point first, so that a run that is cut off has the most of all.

@@ -20,14 +20,15 @@ from torch import nn
 
 from bench import gpu
 from bench.app import app as bench_app
-from bench.cases import get_cases, rivals
-from bench.cases.rivals import Formulation, STAdapter, fla_conv1d, shifted_adds
+from bench.cases import get_cases
+from bench.cases.rivals import RIVALS, STAdapter, fla_conv1d, shifted_adds
 from bench.measure.case import Point, Provider, SkippedError, measure
-from bench.measure.harness import Contender, ratio, time_interleaved
+from bench.measure.harness import Contender, time_interleaved
 from bench.measure.results import ROOT, Results
 from bench.measure.worker import peak_rss
 from bench.proof import checks
 from bench.report import compare, plots, report
+from bench.report.compare import ratio
 from bench.report.readme import updated
 from bench.suite import run as suite
 from fe_adapter import FEAdapter, FusedFEAdapter
@@ -35,6 +36,7 @@ from fe_adapter.errors import InputError
 from tests.bench import faulty_checks
 
 CPU = torch.device("cpu")
+ADAPTER = FEAdapter(8, 4, num_frames=2, dilation=1)
 
 
 class Toy:
@@ -140,14 +142,14 @@ def test_a_provider_that_cannot_run_is_named_with_its_reason():
     def too_large() -> Contender:
         raise torch.OutOfMemoryError
 
-    case = Toy(a=Provider(missing), b=Provider(fla_conv1d), c=Provider(too_large))
+    case = Toy(a=Provider(missing), b=Provider(partial(fla_conv1d, ADAPTER)), c=Provider(too_large))
     record = measure("toy", case, Point({"B": 1}, rounds=1), CPU)
     assert record["skipped"] == {"a": "no C++ compiler", "b": "fla is not installed", "c": "out of memory"}
     assert set(record["providers"]) == {"rival", "ours"}
 
 
 def test_without_the_baseline_there_are_no_figures():
-    record = measure("toy", Toy(rival=Provider(fla_conv1d)), Point({"B": 1}, rounds=1), CPU)
+    record = measure("toy", Toy(rival=Provider(partial(fla_conv1d, ADAPTER))), Point({"B": 1}, rounds=1), CPU)
     assert record["providers"] == {}
     assert "No figures: rival: fla is not installed." in report.text(
         {"f": {"machine": {"device": ""}, "records": [record]}}
@@ -211,7 +213,7 @@ def test_a_design_can_be_forced_for_one_provider_alone(monkeypatch):
     layer = get_cases()["layer"]
     contender = Contender(lambda _: seen.append(os.environ.get("FE_ADAPTER_BACKEND")))
     work = mock.Mock(**{"contender.return_value": contender, "graphed_contender.return_value": contender})
-    graphed = layer._graphed_design(work, torch.nn.Identity(), torch.nn.Identity(), "eager")
+    graphed = layer.graphed_design(work, torch.nn.Identity(), torch.nn.Identity(), "eager")
     graphed.step(graphed.prepare())
     assert seen == ["eager", None]
 
@@ -220,7 +222,7 @@ def test_a_design_can_be_forced_for_one_provider_alone(monkeypatch):
 
     work.contender.return_value = Contender(refuse)
     with pytest.raises(SkippedError, match="cannot run here"):
-        layer._graphed_design(work, torch.nn.Identity(), torch.nn.Identity(), "fused")
+        layer.graphed_design(work, torch.nn.Identity(), torch.nn.Identity(), "fused")
 
 
 def test_a_check_leaves_the_environment_as_it_was(monkeypatch):
@@ -439,9 +441,9 @@ def test_the_baselines_compute_a_static_adapter(channels_last):
     for parameter in adapter.parameters():
         nn.init.normal_(parameter)
     x = torch.randn(6, 17, 24)
-    st_adapter = STAdapter(24, 8, 3, channels_last=channels_last).load(adapter)
+    st_adapter = STAdapter(adapter, channels_last)
     torch.testing.assert_close(st_adapter(x.clone()), adapter(x), rtol=1e-5, atol=1e-4)
-    torch.testing.assert_close(Formulation(adapter, shifted_adds)(x), adapter(x), rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(shifted_adds(adapter)(x), adapter(x), rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("library", ["causal_conv1d", "fla"])
@@ -460,10 +462,10 @@ def test_causal_convolutions_become_centred_ones(library, monkeypatch):
     monkeypatch.setitem(sys.modules, "fla", types.ModuleType("fla"))
     monkeypatch.setitem(sys.modules, "fla.modules", types.ModuleType("fla.modules"))
     monkeypatch.setitem(sys.modules, "fla.modules.convolution", stand_in)
-    convolution = {"causal_conv1d": rivals.causal_conv1d, "fla": rivals.fla_conv1d}[library]()
     torch.manual_seed(0)
     u, weight, bias = torch.randn(2, 5, 4, 6), torch.randn(6, 3), torch.randn(6)
-    torch.testing.assert_close(convolution(u, weight, bias), shifted_adds(u, weight, bias))
+    ours, theirs = (RIVALS[name](ADAPTER).convolution for name in ("shifted adds", library.replace("_", "-")))
+    torch.testing.assert_close(theirs(u, weight, bias), ours(u, weight, bias))
 
 
 def test_the_step_refuses_wrong_gradients():
