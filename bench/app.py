@@ -7,18 +7,18 @@ import inspect
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import torch
 import typer
 from rich.console import Console
+from rich.markdown import Markdown
 from rich.progress import track
 from rich.table import Table
 
 from bench.cases import get_cases
-from bench.measure.results import FOLDER, MIB, ROOT, Record, Results, environment, is_suite, point_name
+from bench.measure.results import FOLDER, ROOT, Results, is_suite
 from bench.report import readme as tables
 from bench.report import report as reports
-from bench.report.compare import between, compare_commits, compare_files
+from bench.report.compare import compare_commits, compare_files
 from bench.suite.run import run
 from fe_adapter.environment import machine
 from fe_adapter.errors import InputError
@@ -59,7 +59,7 @@ def _add_measuring(command: str, cases: list[str], title: str) -> None:
             raise InputError("--resume goes on with the file of --out; name it")
         results = Results(out, resume, quick)
         for record in run(results, cases, quick, point, provider or ()):
-            _show(record)
+            _print(Markdown("\n".join(reports.point_table(record))))
         if not results.content["planned"]:
             raise InputError(f"no point of {', '.join(cases)} has {point!r} in its name")
         if any(record["failures"] for record in results.content["records"]):
@@ -71,21 +71,7 @@ for _name, _case in get_cases().items():
     _add_measuring(_name, [_name], (inspect.getdoc(_case) or "").splitlines()[0])
 
 
-def _show(record: Record) -> None:
-    """One point on the screen."""
-    title = f"{record['case']} {point_name(record)} ({record['seconds']:.0f} s)"
-    if not record["providers"]:
-        _print(f"[red]no figures[/] of {title}: {reports.why_empty(record)}")
-        return
-    columns = reports.memory_columns(record)
-    table = Table("", "median ms", f"over {record['baseline']}", *(f"{c}, MiB" for c in columns), title=title)
-    for name, figures in record["providers"].items():
-        memory = (f"{figures['bytes'][c] / MIB:,.1f}" if c in figures["bytes"] else "" for c in columns)
-        table.add_row(name, f"{np.median(figures['ms']):.2f}", str(between(record, name)), *memory)
-    _print(table, *(f"  without {name}: {reason}" for name, reason in record["skipped"].items()))
-
-
-def _print(*what: Table | str) -> None:
+def _print(*what: Table | Markdown | str) -> None:
     console = Console(width=160)
     for each in what:
         console.print(each)
@@ -170,12 +156,6 @@ def compile_command(
     for row in rows:
         table.add_row(*map(str, row.values()))
     _print(table)
-    if not quick:
-        table = Table("R", "D", *targets, title="what the plans choose in bf16")
-        for R, D, variants in launches.chosen(targets):
-            table.add_row(str(R), str(D), *variants)
-        _print(table)
-        cost()
     if any(row["problems"] for row in rows):
         raise typer.Exit(1)
 
@@ -234,7 +214,6 @@ def choice(
 @app.command()
 def kernels(
     bottleneck: Annotated[list[int] | None, typer.Option(min=1, help="R; may be repeated; default 384 and 64.")] = None,
-    out: Annotated[Path | None, typer.Option(help="JSON file of the figures.")] = None,
 ) -> None:
     """On a GPU: what each kernel of a layer's forward and backward takes, design by design, and what the host takes.
 
@@ -244,15 +223,11 @@ def kernels(
         raise InputError("there is no GPU here; `python -m bench cost` predicts")
     from bench.tuning import profile
 
-    records = []
     for record in profile.records(tuple(bottleneck or (384, 64))):
-        records.append(record)
         table = Table("kernel", "launches", "µs", title=profile.summary(record))
         for row in record.get("kernels", ()):
             table.add_row(row["name"][:80], f"{row['launches']:g}", f"{row['us']:.1f}")
         _print(table)
-        if out is not None:
-            write_json(out, {"machine": environment(), "shape": profile.SHAPE, "layers": records})
 
 
 @app.command()

@@ -252,21 +252,5 @@ def problems(report: Report) -> list[str]:
     return found
 
 
-def chosen(targets: tuple[str, ...]) -> Iterator[tuple[int, int, list[str]]]:
-    """Which compiled variant the plans choose for each R and D in bf16 on the targets: "resident 384 even"."""
-    for R, D in itertools.product(BOTTLENECKS, WIDTHS):
-        variants = []
-        for target in targets:
-            x, taps = torch.empty(1, 8, 2, D, dtype=torch.bfloat16), torch.empty(R, 1, 3, 1, 1)
-            with plans_for(target):
-                design = plans.choose_design(x, x.dtype, R, taps)
-                if design != "gemm":
-                    plan = plans.launch_plan(design, x, x.dtype, R)
-                    width = f"{plan.PARTS}x{plan.BLOCK_K} " if plan.PARTS else ""
-                    design += f" {width}{'even' if plan.options(D, R, 3, backward=False)['EVEN'] else 'masked'}"
-            variants.append(design)
-        yield R, D, variants
-
-
 def _short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")

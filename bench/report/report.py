@@ -57,7 +57,7 @@ def text(contents: dict[str, dict[str, Any]]) -> str:
         if missing:
             lines += [f"**Cut off**: {len(missing)} points are not measured: {'; '.join(missing)}.", ""]
         for record in content["records"]:
-            lines += _table(record)
+            lines += point_table(record)
     return "\n".join(lines)
 
 
@@ -113,7 +113,7 @@ def _losses(content: dict[str, Any]) -> list[str]:
     return lines + [""] * bool(failed)
 
 
-def _table(record: Record) -> list[str]:
+def point_table(record: Record) -> list[str]:
     """One point: a row for each provider, in the case's order."""
     title = f"### {record['case']}: {point_name(record)}"
     if not record["providers"]:
