@@ -6,11 +6,12 @@ import dataclasses
 import math
 import shlex
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 
-from bench.measure.harness import Contender, time_interleaved
+from bench.measure.harness import Contender, in_turns, time_once
 from bench.measure.results import Record
 from fe_adapter.errors import InputError
 
@@ -72,16 +73,6 @@ class Case(Protocol):
         """What to measure at ``point``, on the same inputs and weights."""
 
 
-def find_point(case: Case, name: str, device: torch.device) -> Point:
-    """The point of that name, one of the quick ones too.
-
-    Raises:
-        KeyError: there is none.
-    """
-    points = {str(point): point for quick in (True, False) for point in case.points(device, quick)}
-    return points[name]
-
-
 def measure(case_name: str, case: Case, point: Point, device: torch.device) -> Record:
     """One record of the results: times and memory of every provider at ``point``, or who failed, and no figure.
 
@@ -126,7 +117,8 @@ def measure(case_name: str, case: Case, point: Point, device: torch.device) -> R
     if record["failures"] or case.BASELINE not in contenders:
         return record
     try:
-        seconds = time_interleaved(contenders, point.rounds, point.warmup, f"{case_name} {point}")
+        clocks = {name: partial(time_once, contender) for name, contender in contenders.items()}
+        seconds = in_turns(clocks, point.rounds, point.warmup, f"{case_name} {point}")
     except torch.OutOfMemoryError:
         record["failures"]["all of them side by side"] = "out of memory"
         return record

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
 from typing import Any
 
 import torch
@@ -26,14 +25,6 @@ class Contender:
     prepare: Callable[[], Any] = lambda: None
     check: Callable[[], None] = lambda: None
     memory: Callable[[], dict[str, int]] = dict
-
-
-def time_interleaved(
-    contenders: Mapping[str, Contender], rounds: int, warmup: int, label: str
-) -> dict[str, list[float]]:
-    """Seconds of every round of every contender, in turns."""
-    clocks = {name: partial(time_once, contender) for name, contender in contenders.items()}
-    return in_turns(clocks, rounds, warmup, label)
 
 
 def in_turns(clocks: Mapping[str, Callable[[], float]], rounds: int, warmup: int, label: str) -> dict[str, list[float]]:

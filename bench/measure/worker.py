@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 
-from bench.measure.case import find_point
 from bench.measure.harness import time_once
 from bench.measure.results import ROOT
 
@@ -65,7 +64,8 @@ def main(case_name: str, point_name: str, provider_name: str) -> None:
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     case = get_cases()[case_name]
-    point = find_point(case, point_name, device)
+    points = {str(point): point for quick in (True, False) for point in case.points(device, quick)}
+    point = points[point_name]
     torch.manual_seed(0)
     contender = case.providers(point, device)[provider_name].build()
     for request in sys.stdin:

@@ -23,7 +23,7 @@ from bench.app import app as bench_app
 from bench.cases import get_cases
 from bench.cases.rivals import RIVALS, STAdapter, fla_conv1d, shifted_adds
 from bench.measure.case import Point, Provider, SkippedError, measure
-from bench.measure.harness import Contender, time_interleaved
+from bench.measure.harness import Contender, in_turns, time_once
 from bench.measure.results import ROOT, Results
 from bench.measure.worker import peak_rss
 from bench.proof import checks
@@ -61,14 +61,15 @@ def toy(monkeypatch):
     case = Toy()
     monkeypatch.setattr(suite, "get_cases", lambda: {"toy": case})
     times = {"rival": [2e-3, 2.1e-3, 2.2e-3, 2e-3, 2.1e-3], "ours": [6e-3, 6.3e-3, 6.6e-3, 6e-3, 6.3e-3]}
-    monkeypatch.setattr("bench.measure.case.time_interleaved", lambda *_: times)
+    monkeypatch.setattr("bench.measure.case.in_turns", lambda *_: times)
     return case
 
 
 def test_contenders_take_turns_and_warm_up_does_not_count():
     calls = []
     contenders = {name: Contender(lambda _, name=name: calls.append(name)) for name in "ab"}
-    seconds = time_interleaved(contenders, rounds=3, warmup=1, label="")
+    clocks = {name: partial(time_once, contender) for name, contender in contenders.items()}
+    seconds = in_turns(clocks, rounds=3, warmup=1, label="")
     assert [len(times) for times in seconds.values()] == [3, 3]
     assert sorted("".join(calls[i : i + 2]) for i in range(0, 8, 2)) == ["ab", "ab", "ba", "ba"]
 
