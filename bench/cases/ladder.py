@@ -55,8 +55,9 @@ def providers(point: Point, device: torch.device) -> Mapping[str, Provider]:
 
 
 def _contender(net: Net, baseline: Net, policy: str) -> Contender:
-    model = apply_memory_policy(net.adapted(1), policy)
-    return net.contender(model, partial(_check, net, model, baseline, policy))  # type: ignore[arg-type]
+    model = net.adapted(1)
+    apply_memory_policy(model, policy)
+    return net.contender(model, partial(_check, net, model, baseline, policy))
 
 
 def _check(net: Net, model: VideoClassifier, baseline: Net, policy: str) -> None:

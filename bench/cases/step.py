@@ -29,7 +29,6 @@ from fe_adapter.models.adapt import get_adapters, trainable_parameters
 BASELINE = "full fine-tuning"
 FEW = ("full fine-tuning", "LoRA", "static")  # where a step takes many seconds
 NUM_CLASSES = 7
-LORA = {"r": 16, "target_modules": r".*\.attn\.(qkv|proj)"}
 VITS: dict[str, tuple[str, dict[str, Any]]] = {
     "ViT-S/16": ("vit_small_patch16_224", {}),
     "ViT-B/16": ("vit_base_patch16_224", {}),
@@ -113,7 +112,7 @@ class Net:
         from peft import LoraConfig, inject_adapter_in_model
 
         model = self.classifier(tune="head")
-        model.vit = inject_adapter_in_model(LoraConfig(**LORA), model.vit)  # type: ignore[arg-type]
+        model.vit = inject_adapter_in_model(LoraConfig(r=16, target_modules=r".*\.attn\.(qkv|proj)"), model.vit)
         return model
 
     def adapted(
@@ -128,7 +127,8 @@ class Net:
             nn.init.normal_(adapter.temporal_conv.weight)
             settle_dilation(adapter)
         if replace is not None:
-            for block in model.vit.blocks:  # type: ignore[union-attr]
+            blocks: Any = model.vit.blocks
+            for block in blocks:
                 block.fe_adapter = replace(block.fe_adapter)
         return model
 
@@ -202,7 +202,7 @@ class Net:
             assert error <= 2 * allowed + floor, f"{name}: {error / allowed:.1f} times the error of plain adapters"
 
     def _plain_results(self, dilation: int | str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Those of adapters in plain PyTorch: in float64, and in the precision of the point."""
+        """Results of adapters in plain PyTorch: in float64, and in the precision of the point."""
         if dilation not in self._plain:
             plain = self.plainly_adapted(dilation)
             exact = self._results(copy.deepcopy(plain).double())
@@ -211,7 +211,7 @@ class Net:
         return self._plain[dilation]
 
     def plainly_adapted(self, dilation: int | str) -> VideoClassifier:
-        """As `adapted`, the same parameters computed by plain PyTorch."""
+        """A classifier with the parameters of `adapted`, computed by plain PyTorch."""
         plain = self.adapted(dilation)
         for adapter in get_adapters(plain):
             adapter.__class__ = FEAdapter

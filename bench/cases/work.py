@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -100,7 +100,7 @@ def compiled(module: nn.Module) -> nn.Module:
     """
     if next(module.parameters()).device.type == "cpu" and not any(map(shutil.which, ("c++", "g++", "clang++"))):
         raise SkippedError("torch.compile needs a C++ compiler")
-    return torch.compile(module, fullgraph=True)  # type: ignore[return-value]
+    return cast(nn.Module, torch.compile(module, fullgraph=True))
 
 
 def _results(module: nn.Module, leaf: Tensor, dy: Tensor) -> dict[str, Tensor]:

@@ -34,7 +34,7 @@ def pair(embed_dim: int, bottleneck: int, *, seed: int = 0, **options) -> tuple[
 
 
 def settled_pair(D: int, R: int, dilation: int | str = "dynamic", **options: Any) -> tuple[FEAdapter, FusedFEAdapter]:
-    """As `pair`, a dynamic dilation settled by `settle_dilation`."""
+    """A `pair` whose dilation, where it is dynamic, `settle_dilation` has settled."""
     plain, fused = pair(D, R, dilation=dilation, **options)
     settle_dilation(plain)
     fused.load_state_dict(plain.state_dict())
@@ -165,7 +165,7 @@ def assert_within(actual: dict[str, Tensor], expected: dict[str, Expected], slac
 
 
 def _component(error: Tensor, exact: Tensor) -> Tensor:
-    """Of ``error`` along ``exact``."""
+    """The component of ``error`` along ``exact``."""
     return (error * exact).sum() / (exact.norm() + torch.finfo(exact.dtype).tiny)
 
 
@@ -197,7 +197,7 @@ class _Rounding(TorchFunctionMode):
         return max(self.eps, self.sum(length))
 
     def sum(self, length: int) -> float:
-        """The same of a sum that stays in registers."""
+        """The relative spacing of a sum that stays in registers."""
         return self.sum_eps * math.sqrt(length)
 
     def round(self, z: Tensor, eps: float) -> Tensor:

@@ -168,8 +168,10 @@ def type_of(value: Any) -> tuple[str, bool]:
 def _usage(asm: Mapping[str, Any], text: str, arch: Arch) -> tuple[int, int]:
     """Registers and spilled bytes per thread."""
     if arch.backend == "hip":
-        found = [re.search(rf"\.{key}:\s*(\d+)", text) for key in ("vgpr_count", "private_segment_fixed_size")]
-        return int(found[0][1]), int(found[1][1])  # type: ignore[index]
+        registers, spilled = (
+            int(re.findall(rf"\.{key}:\s*(\d+)", text)[0]) for key in ("vgpr_count", "private_segment_fixed_size")
+        )
+        return registers, spilled
     from triton import knobs
 
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:

@@ -8,7 +8,7 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, cast
 from unittest import mock
 
 import torch
@@ -260,7 +260,7 @@ def compiled_whole(device: torch.device, shape: Shape) -> None:
     x, dy = tokens(device, torch.bfloat16, shape)
     backend = "inductor" if device.type == "cuda" else "aot_eager"  # a CPU would need a C++ compiler
     compiled = torch.compile(layer, fullgraph=True, backend=backend)
-    actual = forward_backward(compiled, x, dy)  # type: ignore[arg-type]
+    actual = forward_backward(cast(torch.nn.Module, compiled), x, dy)
     actual = {name.removeprefix("_orig_mod."): value for name, value in actual.items()}
     assert_same_bits(actual, forward_backward(layer, x, dy), "compiled and eager")
 

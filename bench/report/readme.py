@@ -124,7 +124,7 @@ def _ladder_table(content: dict[str, Any]) -> str:
 
 
 def _plans_table(content: dict[str, Any]) -> str:
-    """For each net and number of frames, the policy that is picked for each size of card."""
+    """The policy that is picked for each size of card, by net and number of frames."""
 
     def shown(picked: dict[str, Any] | None) -> str:
         if picked is None:

@@ -73,7 +73,7 @@ def why_empty(record: Record) -> str:
 
 
 def _checks(content: dict[str, Any]) -> list[str]:
-    """Of a run of `bench.gpu`: how many checks passed, and what became of the others."""
+    """How many checks of a run of `bench.gpu` passed, and what became of the others."""
     outcomes = content.get("checks", {})
     others = [f"- **{name}**: {outcome}" for name, outcome in outcomes.items() if outcome != "passed"]
     passed = f"Checks before the timing: {len(outcomes) - len(others)} of {len(outcomes)} passed."

@@ -22,7 +22,7 @@ EMPTIES = "FillFunctor<signed char>"  # in the name of the kernel that empties t
 
 
 def records(bottlenecks: tuple[int, ...] = (384, 64)) -> Iterator[dict[str, Any]]:
-    """For every R, form and design that serves it a record: its ``kernels``, ``gpu_us``, ``host_us``; or ``failed``."""
+    """A record for every R, form and design that serves it: its ``kernels``, ``gpu_us``, ``host_us``; or ``failed``."""
     B, T, N, P, D = SHAPE.values()
     dilations: tuple[int | str, ...] = (1, "dynamic")
     for R, dilation, design in itertools.product(bottlenecks, dilations, DESIGNS):

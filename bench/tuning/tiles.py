@@ -37,7 +37,7 @@ Row = tuple[str, str, str]  # what was changed; µs of each kernel; µs of all
 
 
 def sweep(R: int, dilation: int | str) -> Iterator[Row]:
-    """Of every design but ``tail``, whose plans are those of ``resident``."""
+    """Times of every design but ``tail``, whose plans are those of ``resident``."""
     step = layer_step(R, dilation)
     for design, change in itertools.product(("resident", "fused"), CHANGES):
         with chosen(design), mock.patch.object(fused, "launch_plan", _changed(change)):
