@@ -76,7 +76,7 @@ def main(case_name: str, point_name: str, provider_name: str) -> None:
 
 
 def _peak_resident() -> int:
-    """The most bytes this program held; `getrusage` counts what its parent held when it started it. Linux only, else 0."""
+    """The most bytes this program held: `getrusage` counts its parent's, when it was started. Linux only, else 0."""
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.exists() else []
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM")), 0)
