@@ -72,7 +72,7 @@ for _name, _case in get_cases().items():
 
 
 def _print(*what: Table | Markdown | str) -> None:
-    console = Console(width=160)
+    console = Console(width=200)
     for each in what:
         console.print(each)
 
@@ -152,7 +152,7 @@ def compile_command(
     if not found:
         raise InputError("--quick has adapters in bf16 alone, in which sm_75 cannot compute; leave it out")
     rows = summary.every(found) if every else summary.worst(found)
-    table = Table(*rows[0], title=f"Triton {triton.__version__}")
+    table = Table(*(name.replace("_", " ") for name in rows[0]), title=f"Triton {triton.__version__}")
     for row in rows:
         table.add_row(*map(str, row.values()))
     _print(table)
