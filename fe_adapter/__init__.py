@@ -1,11 +1,12 @@
 """Turn a frozen image transformer into a video model: temporal adapters, trained on the GPU you already have."""
 
+from typing import TYPE_CHECKING, Any
+
 from fe_adapter.config import FEAdapterConfig
 from fe_adapter.layers import FEAdapter, FusedFEAdapter
-from fe_adapter.memory.estimate import estimate_memory
-from fe_adapter.memory.plan import plan_memory
-from fe_adapter.memory.policies import apply_memory_policy
-from fe_adapter.models.adapt import (
+from fe_adapter.memory import apply_memory_policy, estimate_memory, plan_memory
+from fe_adapter.models import (
+    VideoClassifier,
     adapt,
     disable_adapters,
     print_trainable_parameters,
@@ -13,8 +14,11 @@ from fe_adapter.models.adapt import (
     trainable_parameters,
     unadapt,
 )
-from fe_adapter.models.classifier import VideoClassifier
-from fe_adapter.sharing.folder import load_adapter, load_classifier, save_adapter
+from fe_adapter.sharing import load_adapter, load_classifier, load_st_adapter, save_adapter
+
+if TYPE_CHECKING:
+    from fe_adapter.predict import predict_video
+    from fe_adapter.train import TrainConfig, fit
 
 __version__ = "0.1.0"
 
@@ -22,17 +26,31 @@ __all__ = [
     "FEAdapter",
     "FEAdapterConfig",
     "FusedFEAdapter",
+    "TrainConfig",
     "VideoClassifier",
     "adapt",
     "apply_memory_policy",
     "disable_adapters",
     "estimate_memory",
+    "fit",
     "load_adapter",
     "load_classifier",
+    "load_st_adapter",
     "plan_memory",
+    "predict_video",
     "print_trainable_parameters",
     "save_adapter",
     "set_num_frames",
     "trainable_parameters",
     "unadapt",
 ]
+
+_AT_FIRST_USE = {"TrainConfig": "train", "fit": "train", "predict_video": "predict"}  # they need more than torch
+
+
+def __getattr__(name: str) -> Any:
+    import importlib
+
+    if name not in _AT_FIRST_USE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_AT_FIRST_USE[name]}"), name)

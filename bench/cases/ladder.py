@@ -19,7 +19,7 @@ from bench.measure.case import Point, Provider
 from bench.measure.harness import Contender
 from fe_adapter import VideoClassifier, apply_memory_policy
 from fe_adapter.memory.plan import FULL_TUNING, candidates, is_exact
-from fe_adapter.models.adapt import trainable_parameters
+from fe_adapter.models.adaptation import trainable_parameters
 
 BASELINE = "none"
 FEW = ("none", "selective", "gelu2bit+recompute_input")

@@ -24,7 +24,7 @@ from bench.measure.worker import peak_rss
 from bench.proof.agreement import settle_dilation
 from fe_adapter import FEAdapter, FEAdapterConfig, VideoClassifier, estimate_memory
 from fe_adapter.memory.measure import measure_peak_memory
-from fe_adapter.models.adapt import get_adapters, trainable_parameters
+from fe_adapter.models.adaptation import get_adapters, trainable_parameters
 
 BASELINE = "full fine-tuning"
 FEW = ("full fine-tuning", "LoRA", "static")  # where a step takes many seconds

@@ -14,6 +14,10 @@ from fe_adapter.errors import InputError
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+Adapter = Callable[[Tensor], Tensor]
+# (q, k, v, bias, dropout, scale), q, k and v (B, L, heads, width) -> the same shape
+Attention = Callable[[Tensor, Tensor, Tensor, Tensor | None, float, float | None], Tensor]
+# by module and class of a block: its forward with an adapter in front of the MLP, (block, adapter, *args, **kwargs)
 Forwards = dict[tuple[str, str], Callable[..., Tensor]]
 
 
@@ -58,7 +62,7 @@ class Library(Protocol):
         NAME: in front of the colon of a backbone's name.
         EXTRA: of ours that installs the library.
         REFUSED: classes that cannot be adapted, each with the reason.
-        FORWARDS: by module and class of a block, its forward with an adapter in front of the MLP.
+        FORWARDS: of its blocks, with an adapter in front of the MLP.
     """
 
     NAME: str

@@ -45,7 +45,7 @@ def _refuse_patch_dropout(vit: nn.Module) -> None:
 
 
 def forward_with_mlp_adapter(block: nn.Module) -> Callable[..., Tensor]:
-    """The forward, to be given ``block`` as its first argument, that runs ``block.fe_adapter_mlp`` before the MLP.
+    """The forward ``(block, adapter, *args, **kwargs)`` that runs ``adapter`` before the block's MLP.
 
     Raises:
         InputError: blocks of this kind have no point before the MLP, or none that is known.

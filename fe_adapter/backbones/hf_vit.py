@@ -8,7 +8,18 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fe_adapter.backbones.backbone import CLIP, HALF, IMAGENET, Backbone, Forwards, Preprocessing, pair, patches
+from fe_adapter.backbones.backbone import (
+    CLIP,
+    HALF,
+    IMAGENET,
+    Adapter,
+    Attention,
+    Backbone,
+    Forwards,
+    Preprocessing,
+    pair,
+    patches,
+)
 from fe_adapter.backbones.weights import load_weights
 from fe_adapter.errors import InputError
 
@@ -115,14 +126,17 @@ def _with_statistics(model: Any, source: str) -> nn.Module:
     return model
 
 
-def _vit_layer(self: Any, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor:
+def _vit_layer(
+    self: Any, adapter: Adapter, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
+) -> Tensor:
     z, _ = self.attention(self.layernorm_before(hidden_states), attention_mask, **kwargs)
-    x = self.fe_adapter_mlp(self.dropout(z) + hidden_states)
+    x = adapter(self.dropout(z) + hidden_states)
     return self.dropout(self.mlp(self.layernorm_after(x))) + x
 
 
 def _beit_layer(
     self: Any,
+    adapter: Adapter,
     hidden_states: Tensor,
     attention_mask: Tensor | None = None,
     interpolate_pos_encoding: bool = False,
@@ -135,20 +149,24 @@ def _beit_layer(
         bias = self.relative_position_bias(window, interpolate_pos_encoding, dim_size=hidden_states.shape[1])
         attention_mask = bias if attention_mask is None else bias + attention_mask
     z, _ = self.attention(self.layernorm_before(hidden_states), attention_mask=attention_mask, **kwargs)
-    x = self.fe_adapter_mlp(self.drop_path(self.lambda_1 * self.dropout(z)) + hidden_states)
+    x = adapter(self.drop_path(self.lambda_1 * self.dropout(z)) + hidden_states)
     z = self.dropout(self.mlp(self.layernorm_after(x)))
     return self.drop_path(self.lambda_2 * z) + x
 
 
-def _dino_layer(self: Any, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor:
+def _dino_layer(
+    self: Any, adapter: Adapter, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
+) -> Tensor:
     z, _ = self.attention(self.norm1(hidden_states), attention_mask=attention_mask, **kwargs)
-    x = self.fe_adapter_mlp(self.drop_path(self.layer_scale1(z)) + hidden_states)
+    x = adapter(self.drop_path(self.layer_scale1(z)) + hidden_states)
     return self.drop_path(self.layer_scale2(self.mlp(self.norm2(x)))) + x
 
 
-def _clip_layer(self: Any, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor:
+def _clip_layer(
+    self: Any, adapter: Adapter, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
+) -> Tensor:
     z, _ = self.self_attn(hidden_states=self.layer_norm1(hidden_states), attention_mask=attention_mask, **kwargs)
-    x = self.fe_adapter_mlp(hidden_states + z)
+    x = adapter(hidden_states + z)
     return x + self.mlp(self.layer_norm2(x))
 
 
@@ -162,3 +180,37 @@ FORWARDS: Forwards = {
     ("transformers.models.clip", "CLIPEncoderLayer"): _clip_layer,
     ("transformers.models.siglip", "SiglipEncoderLayer"): _clip_layer,
 }
+
+
+def has_attention_registry(vit: Any) -> bool:
+    """Whether ``vit`` takes its attention from transformers' registry, where another can be put."""
+    return hasattr(vit, "config") and hasattr(vit.config, "_attn_implementation")
+
+
+def exchange_attention(vit: Any, name: str, attention: Attention) -> None:
+    """Let ``vit`` take ``attention`` until `restore_attention`; it is registered as ``name`` and what it replaces."""
+    from transformers import AttentionInterface
+
+    def registered(
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        scaling: float | None = None,
+        dropout: float = 0.0,
+        **kwargs: Any,
+    ) -> tuple[Tensor, None]:
+        q, k, v = (t.transpose(1, 2) for t in (query, key, value))  # (B, heads, L, width) -> (B, L, heads, width)
+        return attention(q, k, v, attention_mask, dropout, scaling), None
+
+    name = f"{name}.{vit.config._attn_implementation}"
+    AttentionInterface.register(name, registered)
+    vit.config._attn_implementation = name
+
+
+def restore_attention(vit: Any, name: str) -> None:
+    """Undo `exchange_attention` of that name."""
+    before = str(vit.config._attn_implementation)
+    if before.startswith(f"{name}."):
+        vit.config._attn_implementation = before.removeprefix(f"{name}.")

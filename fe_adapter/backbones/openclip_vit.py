@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from fe_adapter.backbones import timm_vit
-from fe_adapter.backbones.backbone import CLIP, Backbone, Forwards, Preprocessing, pair
+from fe_adapter.backbones.backbone import CLIP, Adapter, Backbone, Forwards, Preprocessing, pair
 from fe_adapter.errors import InputError
 
 NAME = EXTRA = "openclip"
@@ -68,15 +68,17 @@ def build(name: str, pretrained: bool, path: Path | None, args: dict[str, Any]) 
     return model.visual
 
 
-def _block(self: Any, q_x: Tensor, k_x: None = None, v_x: None = None, attn_mask: Tensor | None = None) -> Tensor:
+def _block(
+    self: Any, adapter: Adapter, q_x: Tensor, k_x: None = None, v_x: None = None, attn_mask: Tensor | None = None
+) -> Tensor:
     x = q_x + self.ls_1(self.attention(q_x=self.ln_1(q_x), k_x=k_x, v_x=v_x, attn_mask=attn_mask))
-    x = self.fe_adapter_mlp(x)
+    x = adapter(x)
     return x + self.ls_2(self.mlp(self.ln_2(x)))
 
 
-def _custom_block(self: Any, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
+def _custom_block(self: Any, adapter: Adapter, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
     x = x + self.ls_1(self.ln_attn(self.attn(self.ln_1(x), attn_mask=attn_mask)))
-    x = self.fe_adapter_mlp(x)
+    x = adapter(x)
     return x + self.ls_2(self.mlp(self.ln_2(x)))
 
 

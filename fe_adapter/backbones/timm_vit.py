@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fe_adapter.backbones.backbone import IMAGENET, Backbone, Forwards, Preprocessing, pair
+from fe_adapter.backbones.backbone import IMAGENET, Adapter, Attention, Backbone, Forwards, Preprocessing, pair
 from fe_adapter.backbones.weights import load_weights
 from fe_adapter.errors import InputError
 
@@ -63,24 +63,24 @@ def build(name: str, pretrained: bool, path: Path | None, args: dict[str, Any]) 
     return model
 
 
-def _block(self: Any, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+def _block(self: Any, adapter: Adapter, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
     x = x + self.drop_path1(self.ls1(self.attn(self.norm1(x), attn_mask=attn_mask, is_causal=is_causal)))
-    x = self.fe_adapter_mlp(x)
+    x = adapter(x)
     return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
 
 
-def _eva_block(self: Any, x: Tensor, rope: Tensor | None = None, **attention: Any) -> Tensor:
+def _eva_block(self: Any, adapter: Adapter, x: Tensor, rope: Tensor | None = None, **attention: Any) -> Tensor:
     z = self.attn(self.norm1(x), rope=rope, **attention)
     x = x + self.drop_path1(z if self.gamma_1 is None else self.gamma_1 * z)
-    x = self.fe_adapter_mlp(x)
+    x = adapter(x)
     z = self.mlp(self.norm2(x))
     return x + self.drop_path2(z if self.gamma_2 is None else self.gamma_2 * z)
 
 
-def _beit_block(self: Any, x: Tensor, shared_rel_pos_bias: Tensor | None = None) -> Tensor:
+def _beit_block(self: Any, adapter: Adapter, x: Tensor, shared_rel_pos_bias: Tensor | None = None) -> Tensor:
     z = self.attn(self.norm1(x), shared_rel_pos_bias=shared_rel_pos_bias)
     x = x + self.drop_path1(z if self.gamma_1 is None else self.gamma_1 * z)
-    x = self.fe_adapter_mlp(x)
+    x = adapter(x)
     z = self.mlp(self.norm2(x))
     return x + self.drop_path2(z if self.gamma_2 is None else self.gamma_2 * z)
 
@@ -90,3 +90,20 @@ FORWARDS: Forwards = {
     ("timm.models.eva", "EvaBlock"): _eva_block,
     ("timm.models.beit", "Block"): _beit_block,
 }
+
+
+def attention_modules(vit: nn.Module) -> list[nn.Module]:
+    """The modules of ``vit`` that `attention_forward` can serve."""
+    kind = ("timm.layers.attention", "Attention")
+    return [module for module in vit.modules() if (type(module).__module__, type(module).__name__) == kind]
+
+
+def attention_forward(module: Any, x: Tensor, attention: Attention) -> Tensor:
+    """The forward of timm's ``Attention`` without masks, but for the product, which is ``attention``'s."""
+    q, k, v = module.qkv(x).unflatten(-1, (3, module.num_heads, module.head_dim)).unbind(2)  # (B, L, heads, width)
+    q, k = module.q_norm(q), module.k_norm(k)
+    dropout = module.attn_drop.p if module.training else 0.0
+    y = module.norm(attention(q, k, v, None, dropout, module.scale).flatten(2))
+    if getattr(module, "gate", None) is not None:
+        y = y * module.gate(x).sigmoid()
+    return module.proj_drop(module.proj(y))

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fe_adapter.backbones.backbone import IMAGENET, Backbone, Forwards, Preprocessing, pair, patches
+from fe_adapter.backbones.backbone import IMAGENET, Adapter, Backbone, Forwards, Preprocessing, pair, patches
 from fe_adapter.backbones.weights import load_weights
 from fe_adapter.errors import InputError
 
@@ -48,10 +48,10 @@ def build(name: str, pretrained: bool, path: Path | None, args: dict[str, Any]) 
     return model
 
 
-def _block(self: Any, input: Tensor) -> Tensor:
+def _block(self: Any, adapter: Adapter, input: Tensor) -> Tensor:
     z = self.ln_1(input)
     z, _ = self.self_attention(z, z, z, need_weights=False)
-    x = self.fe_adapter_mlp(self.dropout(z) + input)
+    x = adapter(self.dropout(z) + input)
     return x + self.mlp(self.ln_2(x))
 
 

@@ -28,7 +28,7 @@ from fe_adapter.data.transforms import EvalTransform, TrainTransform
 from fe_adapter.errors import InputError, TrainingError
 from fe_adapter.files import read_json, write_json
 from fe_adapter.memory.policies import check_device, is_in_bf16, replace_memory_policy
-from fe_adapter.models.adapt import trainable_summary
+from fe_adapter.models.adaptation import trainable_summary
 from fe_adapter.models.classifier import VideoClassifier
 from fe_adapter.sharing.folder import load_classifier
 from fe_adapter.train.budget import MemoryBudget

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from fe_adapter.errors import InputError
@@ -123,7 +124,7 @@ def read_frames(video: VideoInfo | str | os.PathLike[str], indices: Sequence[int
         at = (missing - info.pts[0]) * info.time_base
         raise InputError(f"{info.path} is damaged: the frame at {at:.2f} s cannot be decoded")
     stacked = np.stack([frames[int(info.pts[i])] for i in chosen])
-    return torch.from_numpy(stacked).permute(0, 3, 1, 2).contiguous()
+    return rearrange(torch.from_numpy(stacked), "t h w c -> t c h w").contiguous()
 
 
 def _decode(container: Any, stream: Any, wanted: list[int], info: VideoInfo) -> Iterator[tuple[int, Any]]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from fe_adapter.demo.faces import EXPRESSIONS, Array, draw, random_motion, random_scene
@@ -29,7 +30,7 @@ def make_stills(num_images: int, seed: int) -> tuple[Tensor, Tensor]:
         images.append(draw(random_scene(random), names[label], intensity, random_motion(random, 6)))
         labels += [len(names), *[label] * 5]
     pixels = torch.from_numpy(np.concatenate(images)[:num_images])
-    return pixels.permute(0, 3, 1, 2).contiguous(), torch.tensor(labels[:num_images])
+    return rearrange(pixels, "n h w c -> n c h w").contiguous(), torch.tensor(labels[:num_images])
 
 
 def write_videos(folder: Path | str, num_pairs: int, seed: int) -> None:

@@ -21,11 +21,11 @@ from fe_adapter.checks import check_choice
 from fe_adapter.errors import InputError
 from fe_adapter.kernels.spec import CONV_ROWS, PAD, AdapterSpec, ConvGradients, Weights, ceil_div
 from fe_adapter.memory import xformers
+from fe_adapter.memory.checkpointing import HostMemory
 from fe_adapter.memory.measure import SavedStorages
 from fe_adapter.memory.optimizers import check_optimizer, state_bytes, step_bytes
 from fe_adapter.memory.policies import apply_memory_policy
-from fe_adapter.models.blocks import HostMemory
-from fe_adapter.ops import gelu2bit, operator
+from fe_adapter.ops import dispatch, gelu2bit, operator
 
 # What operators of our own run on each device. A GPU has kernels for gelu2bit: they allocate their results only.
 _IMPLEMENTATIONS = {
@@ -208,7 +208,7 @@ def _imitated(device: str) -> Iterator[None]:
         library.impl(op, partial(_in_float32, op), "AutocastCPU")  # as CUDA's autocast, and not a CPU's, runs them
     HostMemory.device = torch.device("meta")  # anything but the device that is counted
     try:
-        with operator.imagine(_KernelConvolution):
+        with dispatch.imagine(_KernelConvolution):
             yield
     finally:
         HostMemory.device = torch.device("cpu")

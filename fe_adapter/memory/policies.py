@@ -25,18 +25,19 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fe_adapter.backbones.backbone import get_blocks
 from fe_adapter.backbones.describe import describe_backbone
 from fe_adapter.checks import check_count
 from fe_adapter.errors import InputError
 from fe_adapter.memory import frozen_weights, xformers
-from fe_adapter.models.adapt import get_adapters
-from fe_adapter.models.blocks import set_checkpoint, set_gelu2bit
-from fe_adapter.ops.gelu2bit import kind_of_gelu
+from fe_adapter.memory.checkpointing import CHECKPOINTS, Checkpoint
+from fe_adapter.models.adaptation import get_adapters
+from fe_adapter.models.blocks import set_around
+from fe_adapter.models.forwards import override_forward, restore_forward
+from fe_adapter.ops.gelu2bit import gelu2bit, kind_of_gelu
 
-CHECKPOINTS = ("selective", "full", "offload", "budget")
 RECOMPUTES = {"recompute_hidden": "hidden", "recompute_input": "input"}
 OF_BLOCKS = (*CHECKPOINTS, "gelu2bit", *RECOMPUTES)
 OF_WEIGHTS = ("bf16", *frozen_weights.QUANTIZED)  # cannot be taken off again
@@ -82,10 +83,10 @@ def apply_memory_policy(
             _take_off(vit, here)
         elif _base(name) in CHECKPOINTS:
             for block in here:
-                set_checkpoint(block, name)
+                set_around(block, Checkpoint(name))
         elif name == "gelu2bit":
             for block in here:
-                set_gelu2bit(block, True)
+                _set_gelu2bit(block, True)
         elif name in RECOMPUTES:
             for block in here:
                 for adapter in get_adapters(block):
@@ -202,11 +203,26 @@ def _refuse_conflicts(wanted: list[tuple[str, list[int]]]) -> None:
                     raise InputError(f"memory policies {taken[i]!r} and {name!r} exclude each other on block {i}")
 
 
+def _set_gelu2bit(block: nn.Module, wanted: bool) -> None:
+    """Make GELUs of ``block`` keep two bits an element, or what they kept before."""
+    for module in block.modules():
+        if kind_of_gelu(module) is not None:
+            restore_forward(module, _gelu2bit_forward)
+            if wanted:
+                override_forward(module, _gelu2bit_forward)
+
+
+def _gelu2bit_forward(module: nn.Module, own: Any, x: Tensor) -> Tensor:
+    kind = kind_of_gelu(module)
+    assert kind is not None
+    return gelu2bit(x, kind)
+
+
 def _take_off(vit: nn.Module, blocks: list[nn.Module]) -> None:
     adaptation = getattr(vit, "fe_adaptation", None)
     for block in blocks:
-        set_checkpoint(block, None)
-        set_gelu2bit(block, False)
+        set_around(block, None)
+        _set_gelu2bit(block, False)
         for adapter in get_adapters(block):
             adapter.recompute = adaptation.config.recompute if adaptation is not None else None
     xformers.undo(vit)

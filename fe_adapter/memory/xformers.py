@@ -6,46 +6,44 @@ another choice of speed.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fe_adapter.backbones import hf_vit, timm_vit
 from fe_adapter.errors import InputError
 from fe_adapter.libraries import import_quietly, require
+from fe_adapter.models.forwards import override_forward, restore_forward
 
 NAME = "fe_adapter_xformers"  # in transformers' registry of attention functions
 
 
-def check(vit: Any) -> None:
+def check(vit: nn.Module) -> None:
     """Raise `InputError` where `use` could not: xFormers is missing, or no attention of ``vit`` can be exchanged."""
-    _attention()
-    if not _timm_modules(vit) and not _has_registry(vit):
+    _memory_efficient_attention()
+    if not timm_vit.attention_modules(vit) and not hf_vit.has_attention_registry(vit):
         raise InputError(
             f"memory policy 'xformers' is for timm's and transformers' attention, not {type(vit).__name__}"
         )
 
 
-def use(vit: Any) -> None:
+def use(vit: nn.Module) -> None:
     """Let the attention modules of ``vit`` call xFormers."""
-    for module in _timm_modules(vit):
-        module.forward = functools.partial(_timm_forward, module)
-    if _has_registry(vit):
-        from transformers import AttentionInterface
-
-        AttentionInterface.register(NAME, _transformers_attention)
-        vit.__dict__.setdefault("fe_attention_before", vit.config._attn_implementation)
-        vit.config._attn_implementation = NAME
+    undo(vit)
+    for module in timm_vit.attention_modules(vit):
+        override_forward(module, _timm_forward)
+    if hf_vit.has_attention_registry(vit):
+        hf_vit.exchange_attention(vit, NAME, _attention)
 
 
-def undo(vit: Any) -> None:
+def undo(vit: nn.Module) -> None:
     """Give the attention modules back what they called before."""
-    for module in _timm_modules(vit):
-        module.__dict__.pop("forward", None)
-    if "fe_attention_before" in vit.__dict__:
-        vit.config._attn_implementation = vit.__dict__.pop("fe_attention_before")
+    for module in timm_vit.attention_modules(vit):
+        restore_forward(module, _timm_forward)
+    if hf_vit.has_attention_registry(vit):
+        hf_vit.restore_attention(vit, NAME)
 
 
 def check_solver() -> None:
@@ -81,19 +79,18 @@ def _refuse_cpu(x: Tensor) -> None:
         raise InputError("memory policy 'xformers' needs a GPU; what it was given is on a CPU")
 
 
-def _timm_modules(vit: nn.Module) -> list[Any]:
-    return [
-        module
-        for module in vit.modules()
-        if (type(module).__module__, type(module).__name__) == ("timm.layers.attention", "Attention")
-    ]
+def _timm_forward(module: nn.Module, own: Callable, x: Tensor, **masks: Any) -> Tensor:
+    if any(mask is not None and mask is not False for mask in masks.values()):
+        return own(module, x, **masks)
+    return timm_vit.attention_forward(module, x, _attention)
 
 
-def _has_registry(vit: Any) -> bool:
-    return hasattr(vit, "config") and hasattr(vit.config, "_attn_implementation")
+def _attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, dropout: float, scale: float | None) -> Tensor:
+    _refuse_cpu(q)
+    return _memory_efficient_attention()(q, k, v, attn_bias=bias, p=dropout, scale=scale)
 
 
-def _attention() -> Any:
+def _memory_efficient_attention() -> Any:
     return _imported("xformers.ops", "memory_efficient_attention", "xformers")
 
 
@@ -106,33 +103,3 @@ def _imported(module: str, name: str, policy: str) -> Any:
         return getattr(import_quietly(module), name)
     except ImportError:
         raise InputError(f"memory policy {policy!r} needs xFormers; pip install 'fe-adapter[xformers]'") from None
-
-
-def _timm_forward(self: Any, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-    """timm's own, but for the product; masks are left to it."""
-    if attn_mask is not None or is_causal:
-        return type(self).forward(self, x, attn_mask=attn_mask, is_causal=is_causal)
-    _refuse_cpu(x)
-    q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim)).unbind(2)  # (B, L, heads, width)
-    q, k = self.q_norm(q), self.k_norm(k)
-    y = _attention()(q, k, v, p=self.attn_drop.p if self.training else 0.0, scale=self.scale).flatten(2)
-    y = self.norm(y)
-    if getattr(self, "gate", None) is not None:
-        y = y * self.gate(x).sigmoid()
-    return self.proj_drop(self.proj(y))
-
-
-def _transformers_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    **kwargs: Any,
-) -> tuple[Tensor, None]:
-    """As transformers' registry wants it: (B, heads, L, width) in, (B, L, heads, width) out."""
-    _refuse_cpu(query)
-    q, k, v = (t.transpose(1, 2) for t in (query, key, value))
-    return _attention()(q, k, v, attn_bias=attention_mask, p=dropout, scale=scaling), None

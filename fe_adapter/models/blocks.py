@@ -1,38 +1,77 @@
-"""How a block of an image transformer runs: an adapter in front of it, and less kept of it for backward.
+"""How a block of an image transformer runs: with adapters in it, or around all of it what a memory policy wants.
 
-What replaces a block's behaviour are module-level functions that find everything on the block they are called with, so
-that a copy of a model, deep or pickled, is independent of the original.
+A block that is different from its class has one `BlockState`; `_run`, which takes the place of its forward, reads it.
 """
 
 from __future__ import annotations
 
-import contextlib
-import copy
+import dataclasses
 import functools
-import inspect
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
-from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-from fe_adapter.memory import xformers
-from fe_adapter.ops.gelu2bit import gelu2bit, kind_of_gelu
+from fe_adapter.models.forwards import override_forward, restore_forward
 
-_ATTENTION = frozenset(
-    getattr(torch.ops.aten, name).default
-    for name in (
-        "_scaled_dot_product_flash_attention",
-        "_scaled_dot_product_flash_attention_for_cpu",
-        "_scaled_dot_product_efficient_attention",
-        "_scaled_dot_product_cudnn_attention",
-        "_scaled_dot_product_fused_attention_overrideable",
-    )
-)
+# (run, block, args, kwargs): calls run(*args, **kwargs), which is the block and its adapters
+Around = Callable[[Callable, nn.Module, tuple, dict[str, Any]], Any]
+CHILDREN = {"attn": "fe_adapter", "mlp": "fe_adapter_mlp"}  # by position: the block's children that are adapters
 
-_HOOKS = "respect_saved_tensors_hooks"  # from PyTorch 2.14 on it wants to be told
-_SELECTIVE = {_HOOKS: True} if _HOOKS in inspect.signature(checkpoint).parameters else {}
+
+@dataclasses.dataclass
+class BlockState:
+    """What is different about a block; it is the block's attribute ``fe_state``.
+
+    Args:
+        adapters: by name, the positions of an adapter and the block's child that is there.
+        active: the name of the adapter that runs; None runs none.
+        before_mlp: the block's forward, to be given the adapter before its MLP, where there is one.
+        around: what a memory policy does around the block.
+        own_forward: a forward that the block, and not its class, had before.
+    """
+
+    adapters: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict)
+    active: str | None = None
+    before_mlp: Callable[..., Tensor] | None = None
+    around: Around | None = None
+    own_forward: Callable[..., Any] | None = None
+
+
+def put_adapters(
+    block: nn.Module, adapters: Mapping[str, nn.Module], before_mlp: Callable[..., Tensor] | None, name: str = "default"
+) -> None:
+    """Make ``adapters``, by position, children of ``block`` and let them run."""
+    state = _state(block)
+    for position, adapter in adapters.items():
+        block.add_module(CHILDREN[position], adapter)
+    state.adapters[name] = {position: CHILDREN[position] for position in adapters}
+    state.active, state.before_mlp = name, before_mlp
+
+
+def take_adapters(block: nn.Module) -> None:
+    """Take all adapters out of ``block``."""
+    state = get_state(block)
+    if state is None:
+        return
+    for children in state.adapters.values():
+        for child in children.values():
+            delattr(block, child)
+    state.adapters, state.active, state.before_mlp = {}, None, None
+    _drop_if_plain(block)
+
+
+def set_around(block: nn.Module, around: Around | None) -> None:
+    """Run ``block`` and its adapters within ``around``; None runs them as they are."""
+    if around is None and get_state(block) is None:
+        return
+    _state(block).around = around
+    _drop_if_plain(block)
+
+
+def get_state(block: nn.Module) -> BlockState | None:
+    """The state of a block that is different from its class."""
+    return block.__dict__.get("fe_state")
 
 
 def first_argument(args: tuple, kwargs: dict[str, Any]) -> Any:
@@ -45,116 +84,41 @@ def with_first_argument(tokens: Tensor, args: tuple, kwargs: dict[str, Any]) -> 
     return ((tokens, *args[1:]), kwargs) if args else (args, {**kwargs, next(iter(kwargs)): tokens})
 
 
-def adapt_input(block: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
-    """Forward pre-hook: the adapter replaces the block's input, unless a checkpoint around both does it."""
-    return None if "fe_checkpoint" in block.__dict__ else _adapted_input(block, args, kwargs)
+def _state(block: Any) -> BlockState:
+    state = get_state(block)
+    if state is None:
+        state = block.fe_state = BlockState(own_forward=block.__dict__.pop("forward", None))
+        override_forward(block, _run)
+    return state
 
 
-def adapted_forward(forward: Any, block: Any, *args: Any, **kwargs: Any) -> Tensor:
-    """``forward``, which calls the adapter before the MLP, or the block's own where adapters are disabled."""
-    if not block.fe_adapter_enabled:
-        return type(block).forward(block, *args, **kwargs)
-    return forward(block, *args, **kwargs)
+def _drop_if_plain(block: Any) -> None:
+    state = block.fe_state
+    if state.adapters or state.around is not None:
+        return
+    restore_forward(block, _run)
+    del block.fe_state
+    if state.own_forward is not None:
+        block.forward = state.own_forward
 
 
-def set_checkpoint(block: Any, kind: str | None) -> None:
-    """Keep less of ``block`` and its adapters for backward; None keeps everything.
-
-    ``kind`` is "full", "selective", "offload", or "budget=" with a share from 0 to 1.
-    """
-    if "fe_checkpoint" in block.__dict__:
-        _, inner = block.forward.args
-        del block.fe_checkpoint, block.forward
-        block.__dict__.pop("fe_kept", None)
-        if inner is not None:
-            block.forward = inner
-    if kind is not None:
-        block.fe_checkpoint = kind
-        block.forward = functools.partial(_checkpointed_forward, block, block.__dict__.get("forward"))
+def _run(block: Any, own: Callable, *args: Any, **kwargs: Any) -> Any:
+    state = getattr(block, "fe_state", None)
+    if state is None:  # it was taken off while another subclass, such as FSDP2's, was above ours
+        return own(block, *args, **kwargs)
+    if state.around is None:
+        return _adapters_and_block(block, own, *args, **kwargs)
+    return state.around(functools.partial(_adapters_and_block, block, own), block, args, kwargs)
 
 
-def set_gelu2bit(block: nn.Module, wanted: bool) -> None:
-    """Make GELUs of ``block`` keep two bits an element, or what they kept before."""
-    for module in block.modules():
-        kind = kind_of_gelu(module)
-        if kind is None:
-            continue
-        module.__dict__.pop("forward", None)
-        if wanted:
-            module.forward = functools.partial(gelu2bit, kind=kind)
-
-
-class HostMemory(saved_tensors_hooks):
-    """Within the context, what autograd saves waits in the host's memory, pinned where there is a GPU."""
-
-    device = torch.device("cpu")
-
-    def __init__(self) -> None:
-        super().__init__(self._pack, self._unpack)
-
-    def _pack(self, tensor: Tensor) -> tuple[torch.device, Tensor]:
-        host = torch.empty_like(tensor, device=self.device, pin_memory=tensor.is_cuda)
-        return tensor.device, host.copy_(tensor.detach(), non_blocking=tensor.is_cuda)
-
-    @staticmethod
-    def _unpack(packed: tuple[torch.device, Tensor]) -> Tensor:
-        device, host = packed
-        return host.to(device, non_blocking=True)
-
-
-def _adapted_input(block: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-    if not getattr(block, "fe_adapter_enabled", False) or not hasattr(block, "fe_adapter"):
-        return args, kwargs
-    return with_first_argument(block.fe_adapter(first_argument(args, kwargs)), args, kwargs)
-
-
-def _checkpointed_forward(block: Any, inner: Any, *args: Any, **kwargs: Any) -> Any:
-    run = functools.partial(_adapter_and_block, block, inner)
-    if not torch.is_grad_enabled():
-        return run(*args, **kwargs)
-    options: dict[str, Any] = {}
-    if block.fe_checkpoint == "selective":
-        width = first_argument(args, kwargs).shape[-1]
-        keep = functools.partial(_keep_attention, width)
-        options = _selective(keep)
-    elif block.fe_checkpoint.startswith("budget="):
-        if "fe_kept" not in block.__dict__:
-            block.fe_kept = _solve(block, run, args, kwargs)
-        options = _selective(copy.deepcopy(block.fe_kept))  # it counts the operators as they come
-    with HostMemory() if block.fe_checkpoint == "offload" else contextlib.nullcontext():
-        return checkpoint(
-            run,
-            *args,
-            use_reentrant=False,
-            preserve_rng_state=block.training,  # a frozen block is in evaluation mode: nothing in it is random
-            **options,
-            **kwargs,
-        )
-
-
-def _solve(block: Any, run: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
-    def run_on(tokens: Tensor) -> Any:
-        args_here, kwargs_here = with_first_argument(tokens, args, kwargs)
-        return run(*args_here, **kwargs_here)
-
-    return xformers.solve(run_on, first_argument(args, kwargs), float(block.fe_checkpoint.removeprefix("budget=")))
-
-
-def _selective(keep: Any) -> dict[str, Any]:
-    return {"context_fn": functools.partial(create_selective_checkpoint_contexts, keep), **_SELECTIVE}
-
-
-def _adapter_and_block(block: Any, inner: Any, *args: Any, **kwargs: Any) -> Any:
-    args, kwargs = _adapted_input(block, args, kwargs)
-    return type(block).forward(block, *args, **kwargs) if inner is None else inner(*args, **kwargs)
-
-
-def _keep_attention(width: int, context: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-    """Keep attention's core and the products of its projections, ``width`` wide in and up to 3 ``width`` out."""
-    if op in _ATTENTION:
-        return CheckpointPolicy.MUST_SAVE
-    if op in (torch.ops.aten.addmm.default, torch.ops.aten.mm.default):
-        rows, columns = args[-1].shape
-        if rows == width and columns <= 3 * width:
-            return CheckpointPolicy.MUST_SAVE
-    return CheckpointPolicy.PREFER_RECOMPUTE
+def _adapters_and_block(block: Any, own: Callable, *args: Any, **kwargs: Any) -> Any:
+    state = block.fe_state
+    children = {} if state.active is None else state.adapters[state.active]
+    if "attn" in children:
+        tokens = getattr(block, children["attn"])(first_argument(args, kwargs))
+        args, kwargs = with_first_argument(tokens, args, kwargs)
+    if "mlp" in children:
+        return state.before_mlp(block, getattr(block, children["mlp"]), *args, **kwargs)
+    if state.own_forward is not None:
+        return state.own_forward(*args, **kwargs)
+    return own(block, *args, **kwargs)

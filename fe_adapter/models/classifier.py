@@ -18,7 +18,7 @@ from fe_adapter.backbones.describe import describe_backbone
 from fe_adapter.checks import check_choice, check_count
 from fe_adapter.config import FEAdapterConfig
 from fe_adapter.errors import InputError
-from fe_adapter.models.adapt import adapt, get_adaptation, get_adapters, set_num_frames
+from fe_adapter.models.adaptation import adapt, get_adaptation, get_adapters, set_num_frames
 from fe_adapter.models.prefix import starting_from
 
 TUNE = ("adapter", "head", "full")

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from fe_adapter.backbones.backbone import get_blocks
-from fe_adapter.models.adapt import get_adaptation, get_adapters
+from fe_adapter.models.adaptation import get_adaptation, get_adapters
 from fe_adapter.models.blocks import first_argument, with_first_argument
 
 

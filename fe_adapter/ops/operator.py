@@ -9,62 +9,20 @@ settled autocast: it passes the compute dtype. Outputs never alias inputs or eac
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fe_adapter.kernels.spec import AdapterSpec, Weights, as_clips
-from fe_adapter.ops import eager_conv, products
-from fe_adapter.ops.dispatch import choose_design
+from fe_adapter.ops.dispatch import choose
 from fe_adapter.ops.registration import register, register_autograd
 
 
 def _pair(grid_size: Sequence[int]) -> tuple[int, int]:
     H, W = grid_size
     return H, W
-
-
-_imagined: products.Convolution | None = None
-
-
-@contextlib.contextmanager
-def imagine(convolution: products.Convolution | None) -> Iterator[None]:
-    """Within the context adapters run around ``convolution``, whatever the device: for estimates on fake tensors."""
-    global _imagined
-    _imagined, before = convolution, _imagined
-    try:
-        yield
-    finally:
-        _imagined = before
-
-
-def _backend(backend: str, x: Tensor, weights: Weights, spec: AdapterSpec) -> tuple[Callable, Callable]:
-    """The functions ``forward`` and ``backward`` that serve a call."""
-    if _imagined is not None and backend != "eager":
-        return partial(products.forward, convolution=_imagined), partial(products.backward, convolution=_imagined)
-    design = choose_design(backend, x, weights, spec)
-    if design == "eager":
-        return partial(products.forward, convolution=eager_conv), partial(products.backward, convolution=eager_conv)
-    if design == "gemm":
-        from fe_adapter.kernels import conv  # not before it is needed: it imports Triton
-
-        return _on_its_device(products.forward, convolution=conv), _on_its_device(products.backward, convolution=conv)
-    from fe_adapter.ops import fused
-
-    return _on_its_device(fused.forward, design=design), _on_its_device(fused.backward, design=design)
-
-
-def _on_its_device(function: Callable, **options: Any) -> Callable:
-    """``function`` with the device of its first argument as the current one, which is where Triton launches."""
-
-    def run(z: Tensor, *arguments: Any) -> Any:
-        with torch.cuda.device_of(z):
-            return function(z, *arguments, **options)
-
-    return run
 
 
 def _without_autocast(device_type: str) -> contextlib.AbstractContextManager:
@@ -91,8 +49,7 @@ def adapter_forward(
     spec = AdapterSpec(dilation, max_dilation, activation, num_prefix_tokens, _pair(grid_size), compute_dtype)
     with _without_autocast(x.device.type):
         clips = as_clips(x, num_frames)
-        forward, _ = _backend(backend, clips, Weights(*weights), spec)
-        y, h = forward(clips, Weights(*weights), spec)
+        y, h = choose(backend, clips, Weights(*weights), spec).forward(clips, Weights(*weights), spec)
     y = torch.ops.aten._unsafe_view(y, x.shape)  # as for any product that PyTorch reshapes: no view, no copy
     return y, h if needs_backward and recompute != "hidden" else h.new_empty(0)
 
@@ -129,8 +86,8 @@ def adapter_backward(
     with _without_autocast(dy.device.type):
         dy_clips = as_clips(dy, num_frames)
         x, y = (None if z is None else as_clips(z, num_frames) for z in (x, y))
-        _, backward = _backend(backend, dy_clips, Weights(*weights), spec)
-        dx, gradients = backward(dy_clips, x, y, h, Weights(*weights), spec, needs_dx)
+        implementation = choose(backend, dy_clips, Weights(*weights), spec)
+        dx, gradients = implementation.backward(dy_clips, x, y, h, Weights(*weights), spec, needs_dx)
     outputs = [dy.new_empty(0) if dx is None else dx.view(dy.shape)]
     for weight, gradient in zip(weights, gradients, strict=False):  # a static adapter has no last two
         assert gradient is not None

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
+from einops import rearrange
 from torch import Tensor
 
 from fe_adapter.data.sampling import FrameSampler
@@ -99,4 +99,4 @@ def _film_strip(info: VideoInfo, num_frames: int = 12) -> Any:
     frames = EvalTransform((96, round(96 * info.width / info.height)))(
         read_frames(info, FrameSampler(num_frames)(info))
     )
-    return torch.cat(list(frames), dim=-1).permute(1, 2, 0).numpy()
+    return rearrange(frames, "t c h w -> h (t w) c").numpy()

@@ -15,7 +15,7 @@ from fe_adapter.config import FEAdapterConfig
 from fe_adapter.distributed import full_tensor, is_first_process
 from fe_adapter.errors import InputError
 from fe_adapter.files import atomic_write, read_json, read_tensors
-from fe_adapter.models.adapt import adapt, get_adaptation, get_adapters, unadapt
+from fe_adapter.models.adaptation import adapt, get_adaptation, get_adapters, unadapt
 from fe_adapter.models.classifier import VideoClassifier
 
 FORMAT_VERSION = 1

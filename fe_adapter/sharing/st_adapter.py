@@ -12,7 +12,8 @@ from fe_adapter.backbones.backbone import get_blocks
 from fe_adapter.backbones.weights import read_state_dict
 from fe_adapter.config import FEAdapterConfig
 from fe_adapter.errors import InputError
-from fe_adapter.models.adapt import CHILDREN, adapt, get_adaptation, unadapt
+from fe_adapter.models.adaptation import adapt, get_adaptation, unadapt
+from fe_adapter.models.blocks import CHILDREN
 
 _KEY = re.compile(r"transformer\.resblocks\.(\d+)\.adapter_pre_(attn|mlp)\.(fc1|conv|fc2)\.(weight|bias)$")
 _STAGES = {"fc1": "down_proj", "conv": "temporal_conv", "fc2": "up_proj"}

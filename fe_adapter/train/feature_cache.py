@@ -29,7 +29,7 @@ from fe_adapter.errors import InputError
 from fe_adapter.files import atomic_write, make_folder, read_json
 from fe_adapter.memory.estimate import PRECISIONS
 from fe_adapter.memory.frozen_weights import describe_storage
-from fe_adapter.models.adapt import get_adaptation
+from fe_adapter.models.adaptation import get_adaptation
 from fe_adapter.models.classifier import VideoClassifier
 from fe_adapter.models.prefix import prefix_tokens, split_blocks
 

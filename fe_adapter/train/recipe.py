@@ -27,7 +27,7 @@ from fe_adapter.memory.measure import measure_peak_memory
 from fe_adapter.memory.optimizers import make_optimizer
 from fe_adapter.memory.plan import smaller_batches
 from fe_adapter.memory.policies import check_device, replace_memory_policy
-from fe_adapter.models.adapt import fingerprint, get_adaptation
+from fe_adapter.models.adaptation import fingerprint, get_adaptation
 from fe_adapter.models.classifier import VideoClassifier
 from fe_adapter.sharing.folder import save_adapter
 from fe_adapter.train.config import TrainConfig

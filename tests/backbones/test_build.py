@@ -8,9 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from fe_adapter import (
-    VideoClassifier,
-)
+from fe_adapter import VideoClassifier
 from fe_adapter.errors import InputError
 from tests.models.test_classifier import ARGS, NAME, classifier, video
 from tests.vits import build

@@ -17,7 +17,7 @@ from fe_adapter.errors import InputError
 from fe_adapter.memory import xformers
 from fe_adapter.memory.frozen_weights import PackedLinear
 from fe_adapter.memory.measure import measure_saved_memory
-from fe_adapter.models.adapt import get_adapters, trainable_parameters, unadapt
+from fe_adapter.models.adaptation import get_adapters, trainable_parameters, unadapt
 from fe_adapter.ops.gelu2bit import GELUS, STEPS, gelu2bit, multiply_steps_op, step_codes_op
 from tests.vits import build, tokens
 
@@ -160,7 +160,7 @@ def test_bf16_freezes_the_backbone_alone():
     assert logits.dtype == torch.float32
     logits.sum().backward()
     assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in parameters)
-    from fe_adapter.models.adapt import fingerprint as again
+    from fe_adapter.models.adaptation import fingerprint as again
 
     assert again(model.vit) == fingerprint
 
@@ -362,14 +362,14 @@ def test_bad_policies(policy, blocks, message):
     model = adapted("timm vit")
     with pytest.raises(InputError, match=message):
         apply_memory_policy(model, policy, blocks)
-    assert not any("fe_checkpoint" in block.__dict__ for block in model.blocks)  # nothing is half done
+    assert not any(block.fe_state.around for block in model.blocks)  # nothing is half done
 
 
 def test_gelu2bit_needs_a_gelu():
     model = adapted("timm eva02")
     with pytest.raises(InputError, match="no block has a GELU"):
         apply_memory_policy(model, "full+gelu2bit")
-    assert not any("fe_checkpoint" in block.__dict__ for block in model.blocks)
+    assert not any(block.fe_state.around for block in model.blocks)
 
 
 @pytest.mark.parametrize("positions", [("attn",), ("mlp",), ("attn", "mlp")])

@@ -13,7 +13,7 @@ from torch import nn
 from fe_adapter import FEAdapterConfig, FusedFEAdapter
 from fe_adapter.backbones.describe import describe_backbone
 from fe_adapter.errors import InputError
-from fe_adapter.models.adapt import (
+from fe_adapter.models.adaptation import (
     adapt,
     disable_adapters,
     get_adaptation,

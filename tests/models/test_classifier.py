@@ -10,12 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from fe_adapter import (
-    FEAdapterConfig,
-    VideoClassifier,
-)
+from fe_adapter import FEAdapterConfig, VideoClassifier
 from fe_adapter.errors import InputError
-from fe_adapter.models.adapt import get_adapters
+from fe_adapter.models.adaptation import get_adapters
 from tests.vits import BACKBONES, build, size
 
 NAME = "timm:vit_tiny_patch16_224"

@@ -127,7 +127,7 @@ def test_selective_checkpointing_can_name_the_operator(options):
     unnamed = functools.partial(create_selective_checkpoint_contexts, [])
     for contexts, calls in ((named, 2), (unnamed, 3)):
         model = stack(**options)
-        with mock.patch.object(operator, "choose_design", wraps=operator.choose_design) as chosen:
+        with mock.patch.object(operator, "choose", wraps=operator.choose) as chosen:
             y = checkpoint(model, clips(), use_reentrant=False, context_fn=contexts)
             y.square().mean().backward()
         assert chosen.call_count == calls * len(model)

@@ -224,8 +224,8 @@ def test_a_clip_beyond_32_bits_is_for_the_eager_backend():
     spec = AdapterSpec(1, None, "identity", 1, (2**12 - 1, 1), torch.float32)
     weights = Weights(*layer.parameters())
     with pytest.raises(RuntimeError, match=r"\(T, L, R\) = \(4096, 4096, 128\) needs offsets of more than 32 bits"):
-        dispatch.choose_design("triton", x, weights, spec)
-    assert dispatch.choose_design("auto", x, weights, spec) == "eager"
+        dispatch.choose("triton", x, weights, spec)
+    assert dispatch.choose("auto", x, weights, spec).name == "eager"
 
 
 @pytest.mark.parametrize("cls", [FEAdapter, FusedFEAdapter])

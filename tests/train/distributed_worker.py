@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from fe_adapter import FEAdapterConfig, VideoClassifier, apply_memory_policy
 from fe_adapter.cli import app as cli
-from fe_adapter.models.adapt import trainable_parameters
+from fe_adapter.models.adaptation import trainable_parameters
 from fe_adapter.train import recipe
 from fe_adapter.train.state import Progress, load_training_state, save_training_state
 from tests.vits import build

@@ -13,7 +13,7 @@ import torch
 
 from fe_adapter.cli import app as cli
 from fe_adapter.demo.dataset import write_videos
-from fe_adapter.models.adapt import trainable_parameters
+from fe_adapter.models.adaptation import trainable_parameters
 from fe_adapter.train.recipe import CHECKPOINT
 from tests.cli.test_commands import BACKBONE
 from tests.train.distributed_worker import batch, classifier, one_step

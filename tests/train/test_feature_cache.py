@@ -14,7 +14,7 @@ from fe_adapter import FEAdapterConfig, VideoClassifier, apply_memory_policy
 from fe_adapter.cli import app as cli
 from fe_adapter.data import EvalTransform, FrameSampler, open_dataset
 from fe_adapter.errors import InputError
-from fe_adapter.models.adapt import get_adapters
+from fe_adapter.models.adaptation import get_adapters
 from fe_adapter.models.prefix import prefix_tokens
 from fe_adapter.train.config import TrainConfig
 from fe_adapter.train.feature_cache import cache_features

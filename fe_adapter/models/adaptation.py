@@ -1,9 +1,8 @@
 """Put adapters into a frozen image transformer, and take them out again.
 
-Before self-attention an adapter is a child ``fe_adapter`` of its block, called by a forward pre-hook that replaces the
-block's input. Before the MLP it is ``fe_adapter_mlp``, called by a forward written for the block's kind. Backbone
-parameters keep their names. Hooks are module-level functions that find the adapter on the module they are called with,
-so that a copy of an adapted model, deep or pickled, is independent of the original.
+Before self-attention an adapter is a child ``fe_adapter`` of its block and replaces its input. Before the MLP it
+is ``fe_adapter_mlp``, called by a forward written for the block's kind. Backbone parameters keep their names. Copies of
+an adapted model, deep or pickled, are independent of it.
 """
 
 from __future__ import annotations
@@ -25,10 +24,10 @@ from fe_adapter.checks import check_count, check_kernel_size
 from fe_adapter.config import FEAdapterConfig
 from fe_adapter.errors import InputError
 from fe_adapter.layers import FEAdapter, FusedFEAdapter
-from fe_adapter.models.blocks import adapt_input, adapted_forward, set_checkpoint, set_gelu2bit
+from fe_adapter.models.blocks import CHILDREN, get_state, put_adapters, set_around, take_adapters
+from fe_adapter.models.forwards import restore_forwards
 
 _log = logging.getLogger("fe_adapter")
-CHILDREN = {"attn": "fe_adapter", "mlp": "fe_adapter_mlp"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +93,7 @@ def adapt(
         raise InputError("with blocks_path, give embed_dim and num_prefix_tokens as well")
     blocks = get_blocks(vit, blocks_path)
     chosen = [blocks[i] for i in _indices(config.blocks, len(blocks))]
-    forwards = [forward_with_mlp_adapter(block) if "mlp" in config.positions else None for block in chosen]
+    forwards = [_forward_before_mlp(block) if "mlp" in config.positions else None for block in chosen]
     _warn_if_input_is_not_shared(config, vit)
 
     spatial = check_kernel_size(config.kernel_size)[1:] != (1, 1)
@@ -131,16 +130,7 @@ def adapt(
     )
     vit.requires_grad_(False)
     for block, forward, by_position in zip(chosen, forwards, adapters, strict=True):
-        checkpoint = block.__dict__.get("fe_checkpoint")
-        set_checkpoint(block, None)  # and put it back around the adapters
-        block.fe_adapter_enabled = True  # type: ignore[assignment]
-        for position, adapter in by_position.items():
-            block.add_module(CHILDREN[position], adapter)
-        if "attn" in config.positions:
-            block.register_forward_pre_hook(adapt_input, with_kwargs=True)
-        if forward is not None:
-            block.forward = functools.partial(adapted_forward, forward, block)
-        set_checkpoint(block, checkpoint)
+        put_adapters(block, by_position, forward)
     if spatial and patch_size is not None:
         vit.register_forward_pre_hook(_follow_grid, with_kwargs=True)
     vit.train = functools.partial(_train_adapters_only, vit)  # type: ignore[method-assign]
@@ -156,15 +146,12 @@ def unadapt(vit: nn.Module) -> nn.Module:
     """
     adaptation = get_adaptation(vit)
     for block in get_blocks(vit, adaptation.blocks_path):
-        set_checkpoint(block, None)
-        set_gelu2bit(block, False)
-        for child in CHILDREN.values():
-            if hasattr(block, child):
-                delattr(block, child)
-        block.__dict__.pop("fe_adapter_enabled", None)
-        block.__dict__.pop("forward", None)
-        _remove_hook(block, adapt_input)
-    _remove_hook(vit, _follow_grid)
+        set_around(block, None)
+        take_adapters(block)
+        restore_forwards(block)
+    for key in [key for key, hook in vit._forward_pre_hooks.items() if hook is _follow_grid]:
+        del vit._forward_pre_hooks[key]
+        vit._forward_pre_hooks_with_kwargs.pop(key, None)
     del vit.fe_adaptation
     del vit.train
     for name, p in vit.named_parameters():
@@ -177,14 +164,15 @@ def unadapt(vit: nn.Module) -> nn.Module:
 @contextlib.contextmanager
 def disable_adapters(model: nn.Module) -> Iterator[None]:
     """Within the block ``model`` computes as if it had no adapters; they stay where they are."""
-    blocks = [module for module in model.modules() if getattr(module, "fe_adapter_enabled", False)]
-    for block in blocks:
-        block.fe_adapter_enabled = False  # type: ignore[assignment]
+    states = [state for module in model.modules() if (state := get_state(module)) is not None]
+    active = [state.active for state in states]
+    for state in states:
+        state.active = None
     try:
         yield
     finally:
-        for block in blocks:
-            block.fe_adapter_enabled = True  # type: ignore[assignment]
+        for state, name in zip(states, active, strict=True):
+            state.active = name
 
 
 def set_num_frames(model: nn.Module, num_frames: int) -> None:
@@ -262,6 +250,15 @@ def _indices(chosen: tuple[int, ...] | None, num_blocks: int) -> list[int]:
     return sorted(indices)
 
 
+def _forward_before_mlp(block: nn.Module) -> Any:
+    if "forward" in block.__dict__:
+        raise InputError(
+            f"a {type(block).__name__} has a forward of its own, so that nothing can come between its "
+            "attention and its MLP; use positions='attn'"
+        )
+    return forward_with_mlp_adapter(block)
+
+
 def _warn_if_input_is_not_shared(config: FEAdapterConfig, vit: nn.Module) -> None:
     low_precision = next(vit.parameters()).dtype in (torch.bfloat16, torch.float16)
     fp32_norm = any(type(module).__name__ == "LayerNormFp32" for module in vit.modules())
@@ -285,9 +282,3 @@ def _train_adapters_only(vit: nn.Module, mode: bool = True) -> nn.Module:
     for adapter in get_adapters(vit):
         adapter.train(mode)
     return vit
-
-
-def _remove_hook(module: nn.Module, hook: Any) -> None:
-    for key in [key for key, value in module._forward_pre_hooks.items() if value is hook]:
-        del module._forward_pre_hooks[key]
-        module._forward_pre_hooks_with_kwargs.pop(key, None)
