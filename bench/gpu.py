@@ -1,7 +1,7 @@
 """Is every kernel right on this GPU, and how fast is it? ``make gpu``: ten minutes, with torch and Triton alone.
 
-First the checks of `bench.checks`, in several processes, then as much of the suite as there is time for. Points and
-providers that need other libraries are left out where those are not installed.
+First the checks of `bench.proof.checks`, in several processes, then as much of the suite as there is time for. Points
+and providers that need other libraries are left out where those are not installed.
 """
 
 from __future__ import annotations
@@ -24,14 +24,15 @@ from datetime import date
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from bench import kernels, suite
-from bench.case import SkippedError, get_cases
-from bench.checks import get_checks
-from bench.results import FOLDER, Results
+from bench.cases import get_cases
+from bench.measure.case import SkippedError
+from bench.measure.results import FOLDER, Record, Results, point_name
+from bench.proof.checks import get_checks
+from bench.suite.run import run
+from bench.tuning import profile
 from fe_adapter.errors import InputError
 
 PASSED, NOT_RUN = "passed", "not run"
@@ -71,7 +72,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.check is None:
         names = sorted(get_cases(), key=lambda name: name != "layer")  # the design by design one first
         deadline = start + options.seconds
-        for record in suite.run(results, names, options.quick, deadline=deadline, thorough=False):
+        for record in run(results, names, options.quick, deadline=deadline, thorough=False):
             show(record)
     return int(bool(counts["failed"]) or any(record["failures"] for record in results.content["records"]))
 
@@ -79,11 +80,10 @@ def main(arguments: list[str] | None = None) -> int:
 def profile_kernels(results: Results, deadline: float) -> None:
     """Put what each kernel takes, by design, into ``results``, until ``deadline`` (of `time.monotonic`)."""
     results.content["kernels"] = []
-    for record in kernels.records():
+    for record in profile.records():
         results.content["kernels"].append(record)
         results.write()
-        name = f"R={record['R']} dilation={record['dilation']} {record['design']}"
-        print(f"kernels of {name}: {kernels.summary(record)}", flush=True)
+        print(f"kernels of {profile.summary(record)}", flush=True)
         if time.monotonic() > deadline:
             break
 
@@ -106,7 +106,7 @@ def run_checks(results: Results, get: Callable[[], dict[str, Callable]], deadlin
                 if not todo:
                     break
                 name = todo.popleft()
-            worker = worker or Worker(get)
+            worker = worker or Checker(get)
             outcome = worker.run(name, deadline)
             with lock:
                 outcomes[name] = outcome
@@ -128,7 +128,7 @@ def run_checks(results: Results, get: Callable[[], dict[str, Callable]], deadlin
             todo.clear()  # interrupted, or out of disk: only what is under way still ends
 
 
-class Worker:
+class Checker:
     """A process that runs checks of ``get()``, one after the other."""
 
     def __init__(self, get: Callable[[], dict[str, Callable]]) -> None:
@@ -183,15 +183,14 @@ def _serve(connection: Connection, get: Callable[[], dict[str, Callable]]) -> No
             connection.send(outcome)
 
 
-def show(record: dict[str, Any]) -> None:
+def show(record: Record) -> None:
     """One point of the suite, as text."""
-    point = " ".join(f"{name}={value}" for name, value in record["point"].items())
-    print(f"{record['case']} {point} ({record['seconds']:.0f} s)")
+    print(f"{record['case']} {point_name(record)} ({record['seconds']:.0f} s)")
     medians = {name: statistics.median(provider["ms"]) for name, provider in record["providers"].items()}
     for name, ms in medians.items():
         print(f"  {ms:9.3f} ms  {ms / medians[record['baseline']]:6.2f} of {record['baseline']}  {name}")
-    for what in ("skipped", "failures"):
-        for name, why in record[what].items():
+    for what, reasons in (("skipped", record["skipped"]), ("failures", record["failures"])):
+        for name, why in reasons.items():
             print(f"  {what}: {name}: {why}")
     sys.stdout.flush()
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench import report
-from bench.__main__ import app as bench_app
-from bench.readme import pages, updated
+from bench.app import app as bench_app
+from bench.report import report
+from bench.report.readme import pages, updated
 from fe_adapter.cli import app as cli
 from fe_adapter.demo.dataset import draw_onset, write_video, write_videos
 

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bench.case import Point, Provider
 from bench.cases.step import Net
-from bench.harness import Contender
+from bench.measure.case import Point, Provider
+from bench.measure.harness import Contender
 from fe_adapter import VideoClassifier, apply_memory_policy
 from fe_adapter.memory.plan import FULL_TUNING, candidates, is_exact
 from fe_adapter.models.adaptation import trainable_parameters
@@ -55,8 +55,9 @@ def providers(point: Point, device: torch.device) -> Mapping[str, Provider]:
 
 
 def _contender(net: Net, baseline: Net, policy: str) -> Contender:
-    model = apply_memory_policy(net.adapted(1), policy)
-    return net.contender(model, partial(_check, net, model, baseline, policy))  # type: ignore[arg-type]
+    model = net.adapted(1)
+    apply_memory_policy(model, policy)
+    return net.contender(model, partial(_check, net, model, baseline, policy))
 
 
 def _check(net: Net, model: VideoClassifier, baseline: Net, policy: str) -> None:

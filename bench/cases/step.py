@@ -16,11 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bench.baselines import Formulation, STAdapter
-from bench.case import Point, Provider
-from bench.harness import Contender, Graphed
-from bench.modules import common_name, compiled, settle_dilation
-from bench.worker import peak_rss
+from bench.cases.rivals import no_convolution, st_adapter
+from bench.cases.work import common_name, compiled
+from bench.measure.case import Point, Provider
+from bench.measure.harness import Contender, Graphed
+from bench.measure.worker import peak_rss
+from bench.proof.agreement import settle_dilation
 from fe_adapter import FEAdapter, FEAdapterConfig, VideoClassifier, estimate_memory
 from fe_adapter.memory.measure import measure_peak_memory
 from fe_adapter.models.adaptation import get_adapters, trainable_parameters
@@ -28,7 +29,6 @@ from fe_adapter.models.adaptation import get_adapters, trainable_parameters
 BASELINE = "full fine-tuning"
 FEW = ("full fine-tuning", "LoRA", "static")  # where a step takes many seconds
 NUM_CLASSES = 7
-LORA = {"r": 16, "target_modules": r".*\.attn\.(qkv|proj)"}
 VITS: dict[str, tuple[str, dict[str, Any]]] = {
     "ViT-S/16": ("vit_small_patch16_224", {}),
     "ViT-B/16": ("vit_base_patch16_224", {}),
@@ -65,10 +65,10 @@ def providers(point: Point, device: torch.device) -> Mapping[str, Provider]:
     found = {
         "full fine-tuning": Provider(lambda: net.contender(net.classifier(tune="full"))),
         "LoRA": Provider(lambda: net.contender(net.lora())),
-        "st-adapter": Provider(lambda: net.checked_contender(net.adapted(1, _st_adapter), dilation=1)),
+        "st-adapter": Provider(lambda: net.checked_contender(net.adapted(1, st_adapter), dilation=1)),
         "static": Provider(lambda: net.checked_contender(net.adapted(1), dilation=1), "ours"),
         "dynamic": Provider(lambda: net.checked_contender(net.adapted("dynamic"), dilation="dynamic"), "ours"),
-        "no convolution": Provider(lambda: net.contender(net.adapted(1, _without_convolution)), "floor"),
+        "no convolution": Provider(lambda: net.contender(net.adapted(1, no_convolution)), "floor"),
         "linear probe": Provider(lambda: net.contender(net.classifier(tune="head")), "floor"),
     }
     if device.type == "cuda":
@@ -77,13 +77,14 @@ def providers(point: Point, device: torch.device) -> Mapping[str, Provider]:
         found |= {name: _with_rss(found[name], point, name) for name in FEW}
     elif point.thorough:  # on a CPU, compiling a step takes minutes
         torch._dynamo.reset()  # what other points compiled counts towards its limit
-        for name, model in (
-            ("full fine-tuning", partial(net.classifier, tune="full")),
-            ("static", partial(net.adapted, 1)),
-        ):
+        made: dict[str, Callable[[], VideoClassifier]] = {
+            "full fine-tuning": partial(net.classifier, tune="full"),
+            "static": partial(net.adapted, 1),
+        }
+        for name, make in made.items():
             role = found[name].role
-            found[f"{name} compiled"] = Provider(lambda model=model: net.contender(compiled(model())), role)
-            found[f"{name} graphed"] = Provider(lambda model=model: net.graphed_contender(model()), role)
+            found[f"{name} compiled"] = Provider(partial(net.compiled_contender, make), role)
+            found[f"{name} graphed"] = Provider(partial(net.graphed_contender, make), role)
     return found
 
 
@@ -111,7 +112,7 @@ class Net:
         from peft import LoraConfig, inject_adapter_in_model
 
         model = self.classifier(tune="head")
-        model.vit = inject_adapter_in_model(LoraConfig(**LORA), model.vit)  # type: ignore[arg-type, assignment]
+        model.vit = inject_adapter_in_model(LoraConfig(r=16, target_modules=r".*\.attn\.(qkv|proj)"), model.vit)
         return model
 
     def adapted(
@@ -126,7 +127,8 @@ class Net:
             nn.init.normal_(adapter.temporal_conv.weight)
             settle_dilation(adapter)
         if replace is not None:
-            for block in model.vit.blocks:  # type: ignore[union-attr]
+            blocks: Any = model.vit.blocks
+            for block in blocks:
                 block.fe_adapter = replace(block.fe_adapter)
         return model
 
@@ -154,8 +156,13 @@ class Net:
         """A step of ``model``, whose logits and gradients must be those of adapters in plain PyTorch."""
         return self.contender(model, partial(self._check_results, model, dilation))
 
-    def graphed_contender(self, model: VideoClassifier) -> Contender:
-        """A step of ``model`` as one CUDA graph."""
+    def compiled_contender(self, make: Callable[[], VideoClassifier]) -> Contender:
+        """A step of what ``make`` makes, by `torch.compile`."""
+        return self.contender(compiled(make()))
+
+    def graphed_contender(self, make: Callable[[], VideoClassifier]) -> Contender:
+        """A step of what ``make`` makes, as one CUDA graph."""
+        model = make()
         optimizer = torch.optim.AdamW(trainable_parameters(model), capturable=True)
 
         def step() -> None:
@@ -195,7 +202,7 @@ class Net:
             assert error <= 2 * allowed + floor, f"{name}: {error / allowed:.1f} times the error of plain adapters"
 
     def _plain_results(self, dilation: int | str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Those of adapters in plain PyTorch: in float64, and in the precision of the point."""
+        """Results of adapters in plain PyTorch: in float64, and in the precision of the point."""
         if dilation not in self._plain:
             plain = self.plainly_adapted(dilation)
             exact = self._results(copy.deepcopy(plain).double())
@@ -204,7 +211,7 @@ class Net:
         return self._plain[dilation]
 
     def plainly_adapted(self, dilation: int | str) -> VideoClassifier:
-        """As `adapted`, the same parameters computed by plain PyTorch."""
+        """A classifier with the parameters of `adapted`, computed by plain PyTorch."""
         plain = self.adapted(dilation)
         for adapter in get_adapters(plain):
             adapter.__class__ = FEAdapter
@@ -224,14 +231,6 @@ class Net:
             module.num_frames = frames
         flat = torch.cat([gradients[name].double().flatten() for name in sorted(gradients)])
         return {"logits": logits.detach().double(), "gradients": flat}
-
-
-def _st_adapter(adapter: FEAdapter) -> nn.Module:
-    return STAdapter(adapter.embed_dim, adapter.bottleneck, adapter.num_frames).to(adapter.up_proj.weight).load(adapter)
-
-
-def _without_convolution(adapter: FEAdapter) -> nn.Module:
-    return Formulation(adapter, None)
 
 
 def _with_rss(provider: Provider, point: Point, name: str) -> Provider:

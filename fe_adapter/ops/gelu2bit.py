@@ -28,7 +28,7 @@ GELUS: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": partial(F.gelu, approximate="tanh"),
     "quick": _quick_gelu,
 }
-# kinks c, then the slopes 0, −a, 1 + a, 1 between them; derived by bench/gelu2bit.py
+# kinks c, then the slopes 0, −a, 1 + a, 1 between them; derived by bench/tuning/gelu2bit.py
 STEPS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     kind: ((-c, 0.0, c), (0.0, -a, 1 + a, 1.0))
     for kind, c, a in (

@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable
 
-from bench.case import SkippedError
+from bench.measure.case import SkippedError
 
 
 def get_checks() -> dict[str, Callable[[], None]]:

@@ -12,8 +12,8 @@ from torch import Tensor
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
-from bench.agreement import Expected, assert_within, expect, forward_backward, pair, share_weights
-from bench.checks import SHAPES
+from bench.proof.agreement import Expected, assert_within, expect, forward_backward, pair, share_weights
+from bench.proof.checks import SHAPES
 from fe_adapter import FusedFEAdapter
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]

@@ -20,8 +20,8 @@ import triton
 import triton.language as tl
 from torch import nn
 
-from bench.agreement import RECOMPUTED_SLACK, assert_within, expect, forward_backward, pair, share_weights
-from bench.checks import operators, steps_of_gelu2bit
+from bench.proof.agreement import RECOMPUTED_SLACK, assert_within, expect, forward_backward, pair, share_weights
+from bench.proof.checks import operators, steps_of_gelu2bit
 from fe_adapter import FEAdapter, FusedFEAdapter
 from fe_adapter.kernels.common import rounded
 from fe_adapter.kernels.spec import DESIGNS, AdapterSpec, Weights

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import itertools
 from unittest import mock
@@ -11,9 +12,11 @@ import torch
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
-from bench import compile as cases
-from bench.__main__ import app as bench_app
-from bench.ahead import ARCHS, recorded_calls
+from bench.app import app as bench_app
+from bench.measure.results import FOLDER
+from bench.proof import launches as cases
+from bench.proof import summary
+from bench.proof.ahead import ARCHS, recorded_calls
 from fe_adapter.errors import InputError
 from fe_adapter.kernels import fused, plans
 
@@ -90,6 +93,32 @@ def test_problems_are_seen():
         assert len(cases.problems(dataclasses.replace(bad, design=design, barriers=barriers + 1))) == 5
 
 
+def test_a_summary_has_the_worst_of_every_launch(tmp_path):
+    report = next(cases.compile_cases((cases.FAST[0],), ("sm_80",)))
+    usual = dataclasses.replace(report, registers=90, smem=1024, blocks_per_sm=9)
+    heavy = dataclasses.replace(report, registers=99, smem=512, blocks_per_sm=4, case="heavy")
+    spills = dataclasses.replace(usual, design="fused", spilled=8, case="spills")
+    path = tmp_path / "launches.csv"
+    for number, _ in enumerate(summary.written((usual, heavy, spills), path)):
+        with path.open(newline="") as file:  # whole after each
+            rows = list(csv.DictReader(file))
+        assert sum(int(row["launches"]) for row in rows) == number + 1
+    names = ("design", "registers", "smem", "blocks_per_sm", "case")
+    assert [rows[0][name] for name in names] == [report.design, "99", "1024", "4", "heavy"]
+    assert "spills 8 B a thread" in rows[1]["problems"]
+    assert rows[1]["case"] == "spills"
+    list(summary.written((usual, heavy, spills), path, every_launch=True))
+    assert len(path.read_text().splitlines()) == 1 + 3
+
+
+@pytest.mark.parametrize("file", sorted((FOLDER / "compile").glob("*.csv")), ids=lambda file: file.stem)
+def test_the_committed_summaries_are_clean(file):
+    with file.open(newline="") as lines:
+        rows = list(csv.DictReader(lines))
+    assert {row["target"] for row in rows} == set(ARCHS)
+    assert {(row["spilled"], row["problems"]) for row in rows} == {("0", "")}
+
+
 TF32 = {32: "fused", 128: "fused", 384: "gemm"}
 CHOSEN = {  # by target: the design for R in bf16
     "sm_80": {32: "fused", 96: "fused", 128: "tail", 384: "tail", 512: "tail", 640: "gemm", 33: "gemm"},
@@ -159,6 +188,6 @@ def test_recording_puts_the_kernels_back():
 
 def test_what_cannot_be_written_or_compiled_is_said(tmp_path):
     with pytest.raises(InputError, match="cannot write"):
-        next(cases.written((), tmp_path))
+        next(summary.written((), tmp_path))
     with pytest.raises(InputError, match="bf16 alone, in which sm_75 cannot compute"):
         bench_app(["compile", "--quick", "--target", "sm_75"], standalone_mode=False)

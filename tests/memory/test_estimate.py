@@ -175,8 +175,8 @@ def test_bad_options(options):
 @pytest.mark.parametrize(("dynamic", "kernel"), [(False, (3, 1, 1)), (True, (3, 3, 3))])
 def test_the_kernels_scratch_is_what_their_launchers_allocate(dynamic, kernel):
     pytest.importorskip("triton", reason="Triton is not installed")
-    from bench.ahead import recorded_calls
-    from bench.compile import plans_for
+    from bench.proof.ahead import recorded_calls
+    from bench.proof.launches import plans_for
     from fe_adapter.kernels import conv
 
     shapes = (32, 64), (32,), (32, 1, *kernel), (32,), (64, 32), (64,), (3, 32), (1,)

@@ -142,7 +142,7 @@ def test_gelu2bit_of_an_empty_batch():
 
 
 def test_constants_are_derived():
-    from bench.gelu2bit import fit
+    from bench.tuning.gelu2bit import fit
 
     for kind, gelu in GELUS.items():
         for derived, used in zip(fit(gelu), STEPS[kind], strict=True):

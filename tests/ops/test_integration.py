@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
-from bench.agreement import pair
+from bench.proof.agreement import pair
 from fe_adapter.kernels.spec import AdapterSpec, Weights
 from fe_adapter.ops import operator, products
 from tests.train.distributed_worker import leave
@@ -153,8 +153,8 @@ def test_functional_call_differentiates_what_it_is_given(options):
 def test_a_cuda_graph_could_capture_both_directions(design, dynamic):
     """Around the launches, no operation waits for the device, and neither operations nor shapes depend on data."""
     pytest.importorskip("triton", reason="Triton is not installed")
-    from bench.ahead import recorded_calls
-    from bench.compile import plans_for
+    from bench.proof.ahead import recorded_calls
+    from bench.proof.launches import plans_for
     from fe_adapter.kernels import conv, fused
     from fe_adapter.ops import fused as fused_operator
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from bench.agreement import (
+from bench.proof.agreement import (
     PLAIN_SLACK,
     RECOMPUTED_SLACK,
     assert_within,

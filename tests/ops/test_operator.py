@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.autograd import forward_ad
 
-from bench.agreement import pair
+from bench.proof.agreement import pair
 from fe_adapter import FEAdapter, FEAdapterConfig, FusedFEAdapter, functional
 from fe_adapter.errors import InputError
 from fe_adapter.kernels import support

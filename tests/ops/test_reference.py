@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from bench.agreement import pair
+from bench.proof.agreement import pair
 from fe_adapter import FEAdapter, FusedFEAdapter
 
 

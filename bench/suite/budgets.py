@@ -26,10 +26,8 @@ def plans() -> Iterator[dict[str, Any]]:
                 model = VideoClassifier(timm.create_model(name, num_classes=0), 7, num_frames=num_frames)
             plan = plan_memory(model, BATCH_SIZE, precision="bf16")
             full = min(row.estimate.peak for row in plan.rows[:2])
-            record = {"vit": vit, "T": num_frames, "B": BATCH_SIZE, "full fine-tuning in bf16": full, "picked": {}}
-            for budget in BUDGETS_GB:
-                record["picked"][str(budget)] = _picked(plan, budget)
-            yield record
+            picked = {str(budget): _picked(plan, budget) for budget in BUDGETS_GB}
+            yield {"vit": vit, "T": num_frames, "B": BATCH_SIZE, "full fine-tuning in bf16": full, "picked": picked}
 
 
 def _picked(plan: MemoryPlan, budget: int) -> dict[str, Any] | None:

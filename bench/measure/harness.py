@@ -1,17 +1,13 @@
-"""What is timed, and how: contenders in turns, medians, and intervals for the ratio of two of them."""
+"""What is timed, and how: contenders in turns."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-
-RESAMPLES = 2000
-MIN_ROUNDS = 5  # for an interval: a bootstrap of fewer samples promises too much
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,16 +27,14 @@ class Contender:
     memory: Callable[[], dict[str, int]] = dict
 
 
-def time_interleaved(
-    contenders: Mapping[str, Contender], rounds: int, warmup: int, label: str
-) -> dict[str, list[float]]:
-    """Seconds of every round of every contender, in turns, so that a slow moment of the machine hits all alike."""
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    order = list(contenders)
+def in_turns(clocks: Mapping[str, Callable[[], float]], rounds: int, warmup: int, label: str) -> dict[str, list[float]]:
+    """What every clock says every round, in a rotating order: a slow moment of the machine hits all alike."""
+    seconds: dict[str, list[float]] = {name: [] for name in clocks}
+    order = list(clocks)
     for turn in _with_progress(range(-warmup, rounds), label):
         shift = turn % len(order)
         for name in order[shift:] + order[:shift]:
-            elapsed = time_once(contenders[name])
+            elapsed = clocks[name]()
             if turn >= 0:
                 seconds[name].append(elapsed)
     return seconds
@@ -74,36 +68,6 @@ def time_once(contender: Contender) -> float:
 def empty_l2() -> None:
     """Leave nothing of use in a GPU's L2 cache; the GPU does so when its turn comes."""
     torch.empty(2**28, dtype=torch.int8, device="cuda").zero_()
-
-
-class Ratio(NamedTuple):
-    """A ratio of two medians, and the ends of its 95 % interval; NaN where there were too few rounds for one."""
-
-    value: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        interval = "too few rounds for an interval" if math.isnan(self.low) else f"{self.low:.2f} to {self.high:.2f}"
-        return f"{self.value:.2f} ({interval})"
-
-
-def ratio(numerator: list[float], denominator: list[float], paired: bool = True) -> Ratio:
-    """``paired`` samples were taken in turns: the median of the ratio within a round. Else the ratio of the medians.
-
-    The interval is a bootstrap's: rounds, or each side's samples, drawn again, the same way every time.
-    """
-    import numpy as np  # not before it is needed: timing goes without
-
-    a, b, random = np.asarray(numerator), np.asarray(denominator), np.random.default_rng(0)
-    i = random.integers(len(a), size=(RESAMPLES, len(a)))
-    if paired:
-        value, resampled = np.median(a / b), np.median(a[i] / b[i], axis=1)
-    else:
-        j = random.integers(len(b), size=(RESAMPLES, len(b)))
-        value, resampled = np.median(a) / np.median(b), np.median(a[i], axis=1) / np.median(b[j], axis=1)
-    low, high = np.quantile(resampled, (0.025, 0.975)) if min(len(a), len(b)) >= MIN_ROUNDS else (math.nan, math.nan)
-    return Ratio(float(value), float(low), float(high))
 
 
 class Graphed:

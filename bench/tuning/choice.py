@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from bench import cost
+from bench.tuning import cost
 from fe_adapter.kernels.plans import CHOICE
 from fe_adapter.kernels.spec import DESIGNS
 
@@ -16,14 +16,14 @@ Rows = dict[int, str]  # design by the largest R it is the fastest for; beyond t
 
 
 def predicted() -> Iterator[tuple[str, Rows, Rows]]:
-    """For each card the model knows: its name, the fastest designs, and what the table says now."""
+    """Each card the model knows: its name, the fastest designs, and what the table says now."""
     for name, card in cost.CARDS.items():
         fastest = {R: cost.faster(cost.Shape(R=R), card) for R in cost.BOTTLENECKS}
         yield name, as_rows(fastest), CHOICE.get(card.capability, {})
 
 
 def measured(content: dict[str, Any]) -> Rows:
-    """Of a result file that `make gpu` or ``layer`` wrote on a GPU; both ways, static dilation, the GPU's own time."""
+    """The fastest in a result file that `make gpu` or ``layer`` wrote on a GPU: both ways, static, as graphs."""
     fastest: dict[int, str] = {}
     for record in content["records"]:
         times = {d: record["providers"].get(f"static {d} graphed") for d in DESIGNS}

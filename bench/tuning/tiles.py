@@ -13,8 +13,8 @@ from unittest import mock
 
 import torch
 
-from bench.checks import chosen
-from bench.kernels import kernel_times, layer_step
+from bench.proof.checks import chosen
+from bench.tuning.profile import kernel_times, layer_step
 from fe_adapter.kernels import fused, plans
 
 CHANGES: tuple[dict[str, int], ...] = (
@@ -37,7 +37,7 @@ Row = tuple[str, str, str]  # what was changed; µs of each kernel; µs of all
 
 
 def sweep(R: int, dilation: int | str) -> Iterator[Row]:
-    """Of every design but ``tail``, whose plans are those of ``resident``."""
+    """Times of every design but ``tail``, whose plans are those of ``resident``."""
     step = layer_step(R, dilation)
     for design, change in itertools.product(("resident", "fused"), CHANGES):
         with chosen(design), mock.patch.object(fused, "launch_plan", _changed(change)):

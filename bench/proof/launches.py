@@ -9,19 +9,16 @@ through every design that can serve them, chosen or only asked for by ``FE_ADAPT
 from __future__ import annotations
 
 import contextlib
-import csv
 import dataclasses
 import itertools
 import multiprocessing
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 from unittest import mock
 
 import torch
 
-from bench.ahead import ARCHS, Report, compile_call, recorded_calls, type_of
-from fe_adapter.errors import InputError
+from bench.proof.ahead import ARCHS, Report, compile_call, recorded_calls, type_of
 from fe_adapter.kernels import conv, fused, gelu2bit, plans
 from fe_adapter.kernels.spec import DESIGNS, AdapterSpec, Weights
 
@@ -79,8 +76,14 @@ CASES = (
     *(Case(bottleneck=R, dynamic=True, stream_dtype=torch.float32) for R in (64, 128, 192, 256, 512)),
     *(Case(bottleneck=R, dynamic=dynamic, needs_dx=False) for R in (64, 384) for dynamic in (False, True)),
 )
-HEAVIEST = {"dynamic": True, "activation": "gelu", "max_dilation": 2.0}  # takes the most registers, as a rule
-FORMS = (  # gelu, having the most arithmetic, stands for all activations; a bound only adds to a dynamic dilation
+HEAVIEST: dict[str, Any] = {
+    "dynamic": True,
+    "activation": "gelu",
+    "max_dilation": 2.0,
+}  # takes the most registers, as a rule
+FORMS: tuple[
+    dict[str, Any], ...
+] = (  # gelu, having the most arithmetic, stands for all activations; a bound only adds to a dynamic dilation
     {},
     HEAVIEST,
     {"activation": "gelu"},
@@ -102,32 +105,32 @@ MANY_TAPS = {  # in the form that needs the most registers, by R
 }
 TABLE = (
     *(  # one D stands for all WIDTHS, multiples of every tile
-        Case(dtype, stream, bottleneck=R, **form)  # type: ignore[arg-type]
+        Case(dtype, stream, bottleneck=R, **form)
         for R in EVERY_PLAN
         for dtype, stream, forms in PRECISIONS
         for form in (*forms, {**HEAVIEST, "needs_dx": False})
     ),
     *(
-        Case(dtype, kernel=(3, 3, 3), **form)  # type: ignore[arg-type]
+        Case(dtype, kernel=(3, 3, 3), **form)
         for dtype, stream, forms in PRECISIONS
         for form in (*forms, *OTHER_ACTIVATIONS)
         if stream is None
     ),
     *(
-        Case(dtype, stream, bottleneck=R, **form)  # type: ignore[arg-type]
+        Case(dtype, stream, bottleneck=R, **form)
         for R in (96, 384)
         for dtype, stream, _ in PRECISIONS
         for form in OTHER_ACTIVATIONS
         if dtype != torch.float16
     ),
     *(
-        Case(dtype, stream, bottleneck=R, kernel=kernel, **HEAVIEST)  # type: ignore[arg-type]
+        Case(dtype, stream, bottleneck=R, kernel=kernel, **HEAVIEST)
         for kernel, bottlenecks in MANY_TAPS.items()
         for R in bottlenecks
         for dtype, stream, _ in PRECISIONS
         if dtype != torch.float16
     ),
-    Case(kernel=(5, 3, 3), **HEAVIEST),  # type: ignore[arg-type]  # fp32 spills 48 bytes on sm_100 with Triton 3.6
+    Case(kernel=(5, 3, 3), **HEAVIEST),  # fp32 spills 48 bytes on sm_100 with Triton 3.6
 )
 FAST = (Case(), Case(dynamic=True))
 
@@ -202,8 +205,8 @@ def launches(case: Case, target: str, chosen_only: bool = False) -> list[tuple[s
     B, T, N, P, D, R = 1, 2, 6, 1, case.width, case.bottleneck  # small, and no multiple of 16, as 8 × 197 are none
     spec = AdapterSpec(2, case.max_dilation, case.activation, P, (2, 3), case.dtype)
     x = torch.empty(B, T, P + N, D, dtype=case.stream_dtype or case.dtype)
-    shapes = Weights((R, D), (R,), (R, 1, *case.kernel), (R,), (D, R), (D,), (3, R), (1,))  # type: ignore[arg-type]
-    weights = Weights(*(torch.empty(shape, dtype=case.dtype) for shape in shapes))  # type: ignore[arg-type]
+    shapes = ((R, D), (R,), (R, 1, *case.kernel), (R,), (D, R), (D,), (3, R), (1,))
+    weights = Weights(*(torch.empty(shape, dtype=case.dtype) for shape in shapes))
     if not case.dynamic:
         weights = weights._replace(dilation=None, dilation_bias=None)
     h = torch.empty(B, T, N, R, dtype=case.dtype)
@@ -229,13 +232,13 @@ def launches(case: Case, target: str, chosen_only: bool = False) -> list[tuple[s
 
 def problems(report: Report) -> list[str]:
     """What keeps a report from being clean."""
-    found = []
+    found, arch = [], ARCHS[report.target]
     if report.spilled:
         found.append(f"spills {report.spilled} B a thread")
-    if report.smem > report.smem_limit:
-        found.append(f"shared memory {report.smem} B is over {report.smem_limit} B")
-    if report.tensor_memory > report.tensor_memory_limit:
-        found.append(f"tensor memory of {report.tensor_memory} columns is over {report.tensor_memory_limit}")
+    if report.smem > arch.smem_block:
+        found.append(f"shared memory {report.smem} B is over {arch.smem_block} B")
+    if report.tensor_memory > arch.tensor_memory:
+        found.append(f"tensor memory of {report.tensor_memory} columns is over {arch.tensor_memory}")
     no_dx = "fused_bwd" in report.kernel and report.case.endswith(NO_DX)
     if not (report.tensor_core or report.design in ("gemm", "") or (report.design == "tail" and no_dx)):
         found.append("no tensor-core instruction")
@@ -247,42 +250,6 @@ def problems(report: Report) -> list[str]:
     if report.is_serialized:
         found.append("the tensor-core products are serialised (C7515)")
     return found
-
-
-def chosen(targets: tuple[str, ...]) -> Iterator[tuple[int, int, list[str]]]:
-    """Which compiled variant the plans choose for each R and D in bf16 on the targets: "resident 384 even"."""
-    for R, D in itertools.product(BOTTLENECKS, WIDTHS):
-        variants = []
-        for target in targets:
-            x, taps = torch.empty(1, 8, 2, D, dtype=torch.bfloat16), torch.empty(R, 1, 3, 1, 1)
-            with plans_for(target):
-                design = plans.choose_design(x, x.dtype, R, taps)
-                if design != "gemm":
-                    plan = plans.launch_plan(design, x, x.dtype, R)
-                    width = f"{plan.PARTS}x{plan.BLOCK_K} " if plan.PARTS else ""
-                    design += f" {width}{'even' if plan.options(D, R, 3, backward=False)['EVEN'] else 'masked'}"
-            variants.append(design)
-        yield R, D, variants
-
-
-def written(reports: Iterable[Report], path: Path) -> Iterator[Report]:
-    """The same reports, each in a CSV file before the next is made: what is interrupted leaves what it had.
-
-    Raises:
-        InputError: the file cannot be written.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("w", newline="")
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}") from None
-    with file:
-        writer = csv.DictWriter(file, [field.name for field in dataclasses.fields(Report)] + ["problems"])
-        writer.writeheader()
-        for report in reports:
-            writer.writerow({**dataclasses.asdict(report), "problems": "; ".join(problems(report))})
-            file.flush()
-            yield report
 
 
 def _short(dtype: torch.dtype) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import subprocess
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 
@@ -13,8 +13,30 @@ from fe_adapter.environment import machine
 from fe_adapter.errors import InputError
 from fe_adapter.files import read_json, write_json
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "bench" / "results"
+MIB = 2**20
+
+
+class Figures(TypedDict):
+    """What a provider took at a point: milliseconds of every round, bytes by what they are."""
+
+    role: str
+    ms: list[float]
+    bytes: dict[str, int]
+
+
+class Record(TypedDict):
+    """What was measured at one point of a case, or why nothing was."""
+
+    case: str
+    point: dict[str, Any]
+    baseline: str
+    command: str
+    providers: dict[str, Figures]
+    skipped: dict[str, str]  # why, by provider
+    failures: dict[str, str]
+    seconds: float  # that all of it took
 
 
 class Results:
@@ -34,9 +56,7 @@ class Results:
         self.path = path
         self.content: dict[str, Any] = {"machine": environment(), "quick": quick, "records": []}
         if resume and path is not None and path.exists():
-            content = read_json(path)
-            if not is_suite(content):
-                raise InputError(f"{path} is no result file")
+            content = read_results(path)
             for name, value in self.content["machine"].items():
                 if name != "date" and content["machine"].get(name) != value:
                     was = content["machine"].get(name)
@@ -50,7 +70,7 @@ class Results:
         """Whether there is a record of this point already."""
         return any(record["case"] == case and record["point"] == parameters for record in self.content["records"])
 
-    def add(self, record: dict[str, Any]) -> None:
+    def add(self, record: Record) -> None:
         """Add one record and write the file."""
         self.content["records"].append(record)
         self.write()
@@ -66,6 +86,23 @@ def is_suite(content: Any) -> bool:
     return isinstance(content, dict) and {"machine", "records"} <= content.keys()
 
 
+def read_results(path: Path) -> dict[str, Any]:
+    """The content of a result file.
+
+    Raises:
+        InputError: it is none, or cannot be read.
+    """
+    content = read_json(path)
+    if not is_suite(content):
+        raise InputError(f"{path} is no result file")
+    return content
+
+
+def point_name(record: Record, without: tuple[str, ...] = ()) -> str:
+    """The point of a record in a line, as `bench.measure.case.Point` puts it."""
+    return " ".join(f"{name}={value}" for name, value in record["point"].items() if name not in without)
+
+
 def environment() -> dict[str, Any]:
     """What a figure depends on: device, driver, versions, commit, threads."""
     found: dict[str, Any] = {**machine(), "commit": _commit()}
@@ -77,12 +114,6 @@ def environment() -> dict[str, Any]:
         found["driver"] = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
         found["CUDA of torch"] = torch.version.cuda
     return found
-
-
-def device_label(content: dict[str, Any]) -> str:
-    """The line under a table: what it was measured on."""
-    machine = content["machine"]
-    return f"{machine['device']}, {machine['threads']} threads, torch {machine['torch']}, {machine['date']}"
 
 
 def _commit() -> str:

@@ -60,9 +60,7 @@ class Report:
     registers: int  # per thread
     spilled: int  # bytes per thread
     smem: int  # bytes per block
-    smem_limit: int
     tensor_memory: int  # columns per block, of 128 words
-    tensor_memory_limit: int
     blocks_per_sm: int
     tensor_core: int  # instructions
     async_copy: int  # instructions
@@ -123,9 +121,7 @@ def compile_call(
         registers=registers,
         spilled=spilled,
         smem=smem,
-        smem_limit=arch.smem_block,
         tensor_memory=tensor_memory,
-        tensor_memory_limit=arch.tensor_memory,
         blocks_per_sm=_blocks_per_sm(arch, registers, smem, warps, tensor_memory),
         tensor_core=len(re.findall(TENSOR_CORES, text)),
         async_copy=len(re.findall(ASYNC_COPIES, text)),
@@ -172,8 +168,10 @@ def type_of(value: Any) -> tuple[str, bool]:
 def _usage(asm: Mapping[str, Any], text: str, arch: Arch) -> tuple[int, int]:
     """Registers and spilled bytes per thread."""
     if arch.backend == "hip":
-        found = [re.search(rf"\.{key}:\s*(\d+)", text) for key in ("vgpr_count", "private_segment_fixed_size")]
-        return int(found[0][1]), int(found[1][1])  # type: ignore[index]
+        registers, spilled = (
+            int(re.findall(rf"\.{key}:\s*(\d+)", text)[0]) for key in ("vgpr_count", "private_segment_fixed_size")
+        )
+        return registers, spilled
     from triton import knobs
 
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:

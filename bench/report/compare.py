@@ -1,23 +1,61 @@
-"""Two result files, or two commits in one run: ratio of times with a 95 % interval, and what got slower."""
+"""How two series of times compare: providers of one point, two result files, or two commits in one run."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import torch
-from rich.progress import track
 
-from bench.case import get_cases
-from bench.harness import Ratio, ratio
-from bench.results import ROOT, is_suite
-from bench.worker import Worker
+from bench.cases import get_cases
+from bench.measure.harness import in_turns
+from bench.measure.results import ROOT, Record, point_name, read_results
+from bench.measure.worker import Worker
 from fe_adapter.errors import InputError
-from fe_adapter.files import read_json
+
+RESAMPLES = 2000
+MIN_ROUNDS = 5  # for an interval: a bootstrap of fewer samples promises too much
+
+
+class Ratio(NamedTuple):
+    """A ratio of two medians, and the ends of its 95 % interval; NaN where there were too few rounds for one."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        interval = "too few rounds for an interval" if math.isnan(self.low) else f"{self.low:.2f} to {self.high:.2f}"
+        return f"{self.value:.2f} ({interval})"
+
+
+def ratio(numerator: list[float], denominator: list[float], paired: bool = True) -> Ratio:
+    """``paired`` samples were taken in turns: the median of the ratio within a round. Else the ratio of the medians.
+
+    The interval is a bootstrap's: rounds, or each side's samples, drawn again, the same way every time.
+    """
+    a, b, random = np.asarray(numerator), np.asarray(denominator), np.random.default_rng(0)
+    i = random.integers(len(a), size=(RESAMPLES, len(a)))
+    if paired:
+        value, resampled = np.median(a / b), np.median(a[i] / b[i], axis=1)
+    else:
+        j = random.integers(len(b), size=(RESAMPLES, len(b)))
+        value, resampled = np.median(a) / np.median(b), np.median(a[i], axis=1) / np.median(b[j], axis=1)
+    low, high = np.quantile(resampled, (0.025, 0.975)) if min(len(a), len(b)) >= MIN_ROUNDS else (math.nan, math.nan)
+    return Ratio(float(value), float(low), float(high))
+
+
+def between(record: Record, name: str, other: str | None = None) -> Ratio:
+    """Time of one provider over that of another, or of the baseline."""
+    providers = record["providers"]
+    return ratio(providers[name]["ms"], providers[record["baseline"] if other is None else other]["ms"])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,27 +78,24 @@ def compare_files(old: Path, new: Path) -> tuple[list[Comparison], list[str]]:
     Raises:
         InputError: they were measured on different devices, have nothing in common, or are no result files.
     """
-    contents = [read_json(path) for path in (old, new)]
-    for path, content in zip((old, new), contents, strict=True):
-        if not is_suite(content):
-            raise InputError(f"{path} is no result file")
+    contents = [read_results(path) for path in (old, new)]
     devices = [(content["machine"]["device"], content["machine"]["threads"]) for content in contents]
     if devices[0] != devices[1]:
         raise InputError(
             f"{old} was measured on {devices[0]}, {new} on {devices[1]}; times of two machines do not compare"
         )
-    times: list[dict[tuple[str, str, str], list[float]]] = [
+    before, after = (
         {
-            (record["case"], " ".join(f"{k}={v}" for k, v in record["point"].items()), name): provider["ms"]
+            (record["case"], point_name(record), name): provider["ms"]
             for record in content["records"]
             for name, provider in record["providers"].items()
         }
         for content in contents
-    ]
-    found = [Comparison(*key, ratio(times[1][key], times[0][key], paired=False)) for key in times[0] if key in times[1]]
+    )
+    found = [Comparison(*key, ratio(after[key], before[key], paired=False)) for key in before if key in after]
     if not found:
         raise InputError(f"{old} and {new} have no point in common")
-    return found, [" ".join(key) for key in times[0] if key not in times[1]]
+    return found, [" ".join(key) for key in before if key not in after]
 
 
 def compare_commits(old: str, new: str, case_name: str, rounds: int, quick: bool) -> Iterator[Comparison]:
@@ -73,18 +108,15 @@ def compare_commits(old: str, new: str, case_name: str, rounds: int, quick: bool
     case = get_cases()[case_name]
     with _checkout(old) as old_root, _checkout(new) as new_root:
         for point in case.points(device, quick):
-            ours = [name for name, provider in case.providers(point, device).items() if provider.role == "ours"]
-            for name in ours:
+            for name, provider in case.providers(point, device).items():
+                if provider.role != "ours":
+                    continue
                 workers = [Worker(case_name, str(point), name, root) for root in (old_root, new_root)]
-                seconds: list[list[float]] = [[], []]
-                for turn in track(range(-point.warmup, rounds), f"{name} {point}", transient=True):
-                    for i in (0, 1) if turn % 2 else (1, 0):
-                        elapsed = workers[i].step()
-                        if turn >= 0:
-                            seconds[i].append(elapsed)
+                clocks = {side: worker.step for side, worker in zip(("old", "new"), workers, strict=True)}
+                seconds = in_turns(clocks, rounds, point.warmup, f"{name} {point}")
                 for worker in workers:
                     worker.close()
-                yield Comparison(case_name, str(point), name, ratio(seconds[1], seconds[0]))
+                yield Comparison(case_name, str(point), name, ratio(seconds["new"], seconds["old"]))
 
 
 @contextlib.contextmanager

@@ -7,7 +7,8 @@ import torch
 
 pytest.importorskip("timm")
 
-from bench.case import SkippedError, get_cases
+from bench.cases import get_cases
+from bench.measure.case import SkippedError
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 PARAMETERS = [

@@ -1,4 +1,4 @@
-"""`bench/results/REPORT.md`, its plots, a CSV of each result file, and the README's tables: all out of result files."""
+"""`bench/results/REPORT.md`, its plots, and a CSV of each result file: all out of result files."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from bench import plots
-from bench.harness import Ratio, ratio
-from bench.results import FOLDER, is_suite
+from bench.measure.results import FOLDER, MIB, Record, is_suite, point_name
+from bench.report import plots
+from bench.report.compare import between
+from bench.report.markdown import table
 from fe_adapter.files import atomic_write, read_json, write_csv, write_figure
 
-MIB = 2**20
 HEAD = """# Benchmarks
 
 Made by `python -m bench report` out of the files in this folder; nothing here is typed. A ratio is the median over the
@@ -57,36 +57,27 @@ def text(contents: dict[str, dict[str, Any]]) -> str:
         if missing:
             lines += [f"**Cut off**: {len(missing)} points are not measured: {'; '.join(missing)}.", ""]
         for record in content["records"]:
-            lines += _table(record)
+            lines += point_table(record)
     return "\n".join(lines)
 
 
-def _checks(content: dict[str, Any]) -> list[str]:
-    """Of a run of `bench.gpu`: how many checks passed, and what became of the others."""
-    outcomes = content.get("checks", {})
-    others = [f"- **{name}**: {outcome}" for name, outcome in outcomes.items() if outcome != "passed"]
-    passed = f"Checks before the timing: {len(outcomes) - len(others)} of {len(outcomes)} passed."
-    return [passed, "", *others, *[""] * bool(others)] if outcomes else []
+def memory_columns(record: Record) -> list[str]:
+    """The kinds of memory that were measured of any provider."""
+    return list(dict.fromkeys(name for figures in record["providers"].values() for name in figures["bytes"]))
 
 
-def to_baseline(record: dict[str, Any], name: str) -> Ratio:
-    """Time of a provider over that of the record's baseline."""
-    return between(record, name, record["baseline"])
-
-
-def between(record: dict[str, Any], name: str, other: str) -> Ratio:
-    """Time of one provider over that of another."""
-    return ratio(record["providers"][name]["ms"], record["providers"][other]["ms"])
-
-
-def why_empty(record: dict[str, Any]) -> str:
+def why_empty(record: Record) -> str:
     """Why a record has no figures: who was wrong, or else who could not run."""
     reasons = record["failures"] or record["skipped"]
     return "; ".join(f"{name}: {why}" for name, why in reasons.items())
 
 
-def point_name(record: dict[str, Any]) -> str:
-    return " ".join(f"{name}={value}" for name, value in record["point"].items())
+def _checks(content: dict[str, Any]) -> list[str]:
+    """How many checks of a run of `bench.gpu` passed, and what became of the others."""
+    outcomes = content.get("checks", {})
+    others = [f"- **{name}**: {outcome}" for name, outcome in outcomes.items() if outcome != "passed"]
+    passed = f"Checks before the timing: {len(outcomes) - len(others)} of {len(outcomes)} passed."
+    return [passed, "", *others, *[""] * bool(others)] if outcomes else []
 
 
 def _losses(content: dict[str, Any]) -> list[str]:
@@ -104,60 +95,51 @@ def _losses(content: dict[str, Any]) -> list[str]:
                 continue  # one with the host's time, one without
             num_pairs += 1
             time = between(record, ours, rival)
-            cells = f"| {record['case']} | {point_name(record)} | {ours} | {rival} |"
+            cells = [record["case"], point_name(record), ours, rival]
             if time.value > 1:
-                slower.append((time.value, f"{cells} {time} |"))
+                slower.append((time.value, [*cells, str(time)]))
             peaks = [providers[name]["bytes"].get("peak") for name in (ours, rival)]
             if None not in peaks and peaks[0] > peaks[1]:
-                larger.append((peaks[0] / peaks[1], f"{cells} {peaks[0] / peaks[1]:.2f} |"))
+                larger.append((peaks[0] / peaks[1], [*cells, f"{peaks[0] / peaks[1]:.2f}"]))
     lines = []
     for losses, what, column in ((slower, "slower", "our time over its"), (larger, "larger", "our peak over its")):
         device = content["machine"]["device"]
         lines += [f"On {device} we are {what} than a rival in {len(losses)} of {num_pairs} comparisons.", ""]
         if losses:
-            lines += [f"| case | point | ours | rival | {column} |", "|---|---|---|---|--:|"]
-            lines += [line for _, line in sorted(losses, reverse=True)] + [""]
+            rows = [cells for _, cells in sorted(losses, reverse=True)]
+            lines += [*table(["case", "point", "ours", "rival", column], rows, "llllr"), ""]
     failed = [(record, *failure) for record in content["records"] for failure in record["failures"].items()]
     lines += [f"- **Wrong**, so not timed: {r['case']} {point_name(r)}, {name}: {why}" for r, name, why in failed]
     return lines + [""] * bool(failed)
 
 
-def _table(record: dict[str, Any]) -> list[str]:
+def point_table(record: Record) -> list[str]:
     """One point: a row for each provider, in the case's order."""
-    lines = [f"### {record['case']}: {point_name(record)}", ""]
+    title = f"### {record['case']}: {point_name(record)}"
     if not record["providers"]:
-        return [*lines, f"No figures: {why_empty(record)}.", ""]
-    providers = record["providers"]
-    columns = list(dict.fromkeys(name for provider in providers.values() for name in provider["bytes"]))
-    lines += [
-        "| | ms | 20 to 80 % | over " + " | ".join([record["baseline"], *(f"{name}, MiB" for name in columns)]) + " |",
-        "|---|--:|--:|--:|" + "--:|" * len(columns),
-    ]
-    for name, provider in providers.items():
-        low, high = np.quantile(provider["ms"], (0.2, 0.8))
+        return [title, "", f"No figures: {why_empty(record)}.", ""]
+    columns = memory_columns(record)
+    heads = ["", "ms", "20 to 80 %", f"over {record['baseline']}", *(f"{name}, MiB" for name in columns)]
+    rows = []
+    for name, provider in record["providers"].items():
+        low, median, high = np.quantile(provider["ms"], (0.2, 0.5, 0.8))
         label = {"ours": f"**{name}**", "floor": f"*{name}* (floor)"}.get(provider["role"], name)
         memory = [f"{provider['bytes'][c] / MIB:,.1f}" if c in provider["bytes"] else "" for c in columns]
-        cells = [
-            f"{np.median(provider['ms']):.2f}",
-            f"{low:.2f} to {high:.2f}",
-            str(to_baseline(record, name)),
-            *memory,
-        ]
-        lines.append("| " + " | ".join([label, *cells]) + " |")
-    rounds = len(providers[record["baseline"]]["ms"])
+        rows.append([label, f"{median:.2f}", f"{low:.2f} to {high:.2f}", str(between(record, name)), *memory])
+    rounds = len(record["providers"][record["baseline"]]["ms"])
     skipped = "".join(f" Without {name}: {reason}." for name, reason in record["skipped"].items())
-    return [*lines, "", f"`{record['command']}`: {rounds} interleaved rounds.{skipped}", ""]
+    lines = table(heads, rows, "l" + "r" * (len(heads) - 1))
+    return [title, "", *lines, "", f"`{record['command']}`: {rounds} interleaved rounds.{skipped}", ""]
 
 
 def _csv_rows(content: dict[str, Any]) -> Iterator[list[Any]]:
     """Header, then one row for each provider of each record."""
-    every = [provider for record in content["records"] for provider in record["providers"].values()]
-    columns = list(dict.fromkeys(name for provider in every for name in provider["bytes"]))
+    columns = list(dict.fromkeys(name for record in content["records"] for name in memory_columns(record)))
     yield ["case", "point", "provider", "role", "ms", "ms_20", "ms_80", "baseline", "ratio", "low", "high", *columns]
     for record in content["records"]:
         for name, provider in record["providers"].items():
             quantiles = np.quantile(provider["ms"], (0.5, 0.2, 0.8)).round(5).tolist()
-            ratios = ["" if math.isnan(value) else round(value, 4) for value in to_baseline(record, name)]
+            ratios = ["" if math.isnan(value) else round(value, 4) for value in between(record, name)]
             memory = [provider["bytes"].get(column, "") for column in columns]
             row = [record["case"], point_name(record), name, provider["role"]]
             yield [*row, *quantiles, record["baseline"], *ratios, *memory]

@@ -33,6 +33,21 @@ def pair(embed_dim: int, bottleneck: int, *, seed: int = 0, **options) -> tuple[
     return reference, fused
 
 
+def settled_pair(D: int, R: int, dilation: int | str = "dynamic", **options: Any) -> tuple[FEAdapter, FusedFEAdapter]:
+    """A `pair` whose dilation, where it is dynamic, `settle_dilation` has settled."""
+    plain, fused = pair(D, R, dilation=dilation, **options)
+    settle_dilation(plain)
+    fused.load_state_dict(plain.state_dict())
+    return plain, fused
+
+
+def settle_dilation(adapter: FEAdapter) -> None:
+    """Predict dilations of about 1.4 frames: at whole ones the derivative jumps, and rounding would decide."""
+    if adapter.dilation_proj is not None:
+        nn.init.normal_(adapter.dilation_proj.weight, std=0.02 * adapter.bottleneck**-0.5)
+        nn.init.constant_(adapter.dilation_proj.bias, 0.4)
+
+
 def share_weights(exact: nn.Module, layer: nn.Module) -> None:
     """Give both the weights of ``exact``, rounded to the dtype of ``layer``."""
     layer.load_state_dict(exact.state_dict())
@@ -45,9 +60,11 @@ def forward_backward(layer: nn.Module, x: Tensor, dy: Tensor) -> dict[str, Tenso
     layer.zero_grad()
     y = layer(x)
     y.backward(dy)
-    assert x.grad is not None
-    gradients = {name: p.grad.clone() for name, p in layer.named_parameters()}
-    return {"y": y.detach(), "x": x.grad, **gradients}
+    found = {"y": y.detach()}
+    for name, tensor in (("x", x), *layer.named_parameters()):
+        assert tensor.grad is not None, f"{name} has no gradient"
+        found[name] = tensor.grad.clone()
+    return found
 
 
 PLAIN_SLACK = 3  # plain PyTorch rounds every operation: three taps and a sum are seven roundings, not one; 3 > √7
@@ -148,7 +165,7 @@ def assert_within(actual: dict[str, Tensor], expected: dict[str, Expected], slac
 
 
 def _component(error: Tensor, exact: Tensor) -> Tensor:
-    """Of ``error`` along ``exact``."""
+    """The component of ``error`` along ``exact``."""
     return (error * exact).sum() / (exact.norm() + torch.finfo(exact.dtype).tiny)
 
 
@@ -180,7 +197,7 @@ class _Rounding(TorchFunctionMode):
         return max(self.eps, self.sum(length))
 
     def sum(self, length: int) -> float:
-        """The same of a sum that stays in registers."""
+        """The relative spacing of a sum that stays in registers."""
         return self.sum_eps * math.sqrt(length)
 
     def round(self, z: Tensor, eps: float) -> Tensor:

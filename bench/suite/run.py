@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import itertools
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 
-from bench.case import Case, Point, get_cases, measure
-from bench.results import Results
+from bench.cases import get_cases
+from bench.measure.case import measure
+from bench.measure.results import Record, Results
 
 FIRST = 60  # seconds that a case's first point may take, whose kernels have to be compiled
 
@@ -24,7 +25,7 @@ def run(
     only: Sequence[str] = (),
     deadline: float | None = None,
     thorough: bool = True,
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[Record]:
     """Measure what ``results`` does not have yet, and yield each record once it is on disk.
 
     Cases take turns, each with its most telling point first, so that a run that is cut off has the most of all.
@@ -40,13 +41,11 @@ def run(
     """
     took: dict[str, float] = {}
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    turns = list(_in_turns({name: get_cases()[name] for name in names}, device, quick))
-    results.content["planned"] = [
-        f"{name} {chosen}" for name, _, chosen in turns if point is None or point in str(chosen)
-    ]
+    of_case = ([(name, get_cases()[name], each) for each in get_cases()[name].points(device, quick)] for name in names)
+    turns = [each for turn in itertools.zip_longest(*of_case) for each in turn if each is not None]
+    turns = [each for each in turns if point is None or point in str(each[2])]
+    results.content["planned"] = [f"{name} {chosen}" for name, _, chosen in turns]
     for name, case, chosen in turns:
-        if point is not None and point not in str(chosen):
-            continue
         if results.has(name, dict(chosen.parameters)):
             continue
         if only:
@@ -63,11 +62,3 @@ def run(
         yield record
         gc.collect()  # models of one point are not to be there during the next
         torch.cuda.empty_cache()
-
-
-def _in_turns(cases: dict[str, Case], device: torch.device, quick: bool) -> Iterator[tuple[str, Case, Point]]:
-    points = {name: list(case.points(device, quick)) for name, case in cases.items()}
-    for turn in range(max(map(len, points.values()), default=0)):
-        for name, case in cases.items():
-            if turn < len(points[name]):
-                yield name, case, points[name][turn]

@@ -1,4 +1,4 @@
-"""The plots of a result file: ratios, memory ladder, growth, roofline."""
+"""The plots of a result file: ratios, memory ladder, growth."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from bench.case import DTYPES
-from bench.harness import ratio
+from bench.measure.results import Record, point_name
+from bench.report.compare import between
 from fe_adapter.files import new_figure
 
 COLORS = {"ours": "tab:blue", "design": "tab:cyan", "rival": "tab:orange", "floor": "tab:gray"}
@@ -44,17 +44,16 @@ def _plots(content: dict[str, Any]) -> dict[str, Draw]:
             series = _series(of_case, parameter)
             if len(series) > 2:
                 plots[f"{case}-by-{parameter}"] = partial(_growth, series, parameter)
-    plots["roofline"] = partial(_roofline, content)
     return plots
 
 
-def _ratios(records: list[dict[str, Any]], axes: Any) -> None:
+def _ratios(records: list[Record], axes: Any) -> None:
     """Time over the baseline's, with intervals: a group of bars for each point, one bar a provider."""
     labels: list[str] = []
     for record in records:
         labels.append(_short(record))
         for name, provider in record["providers"].items():
-            value, low, high = ratio(provider["ms"], record["providers"][record["baseline"]]["ms"])
+            value, low, high = between(record, name)
             whiskers = None if math.isnan(low) else [[value - low], [high - value]]
             axes.barh(len(labels), value, xerr=whiskers, color=COLORS[provider["role"]])
             labels.append(name)
@@ -64,7 +63,7 @@ def _ratios(records: list[dict[str, Any]], axes: Any) -> None:
     axes.invert_yaxis()
 
 
-def _memory(record: dict[str, Any], axes: Any) -> None:
+def _memory(record: Record, axes: Any) -> None:
     """Peak memory, one rung below the other in the record's order, with the time of each."""
     rungs = {name: p for name, p in record["providers"].items() if "peak" in p["bytes"]}
     peaks = [provider["bytes"]["peak"] / 2**20 for provider in rungs.values()]
@@ -76,7 +75,7 @@ def _memory(record: dict[str, Any], axes: Any) -> None:
     axes.invert_yaxis()
 
 
-def _growth(series: list[dict[str, Any]], parameter: str, axes: Any) -> None:
+def _growth(series: list[Record], parameter: str, axes: Any) -> None:
     """Median time of every provider as one parameter grows."""
     for name in series[0]["providers"]:
         points = [
@@ -94,53 +93,9 @@ def _growth(series: list[dict[str, Any]], parameter: str, axes: Any) -> None:
     axes.legend(fontsize=7)
 
 
-def _roofline(content: dict[str, Any], axes: Any) -> None:
-    """FLOP/s of the layer forward against FLOPs for each byte of DRAM; measured on a GPU, predicted otherwise."""
-    from bench import cost  # not before it is needed: it imports Triton
-
-    intensity = np.geomspace(10, 1000)
-    device = content["machine"]["device"]
-    words = set(device.replace("-", " ").split())
-    measured = {name: card for name, card in cost.CARDS.items() if words >= set(name.split())}
-    for name, card in (measured or cost.CARDS).items():
-        (line,) = axes.plot(intensity, np.minimum(card.dram * intensity, card.peak) / 1e12, label=f"roof of {name}")
-        if not measured:
-            for design, marker in zip(("gemm", "fused", "resident", "tail"), "osv^", strict=True):
-                shapes = [cost.Shape(R=R) for R in cost.BOTTLENECKS]
-                shapes = [shape for shape in shapes if design in cost.designs(shape, card)]
-                rates = [_flops(s) / cost.predicted(design, s, card)[0] / 1e12 for s in shapes]
-                label = f"design {design} on {name}" if shapes else None
-                places = [_intensity(s) for s in shapes]
-                axes.scatter(places, rates, marker=marker, color=line.get_color(), label=label)
-    if measured:
-        for record in content["records"]:
-            point = record["point"]
-            if record["case"] == "layer" and point["pass"] == "forward" and DTYPES[point["dtype"]].itemsize == 2:
-                shape = cost.Shape(**{name: point[name] for name in "BTNDR"})
-                for name, provider in record["providers"].items():
-                    rate = _flops(shape) / (np.median(provider["ms"]) / 1e3) / 1e12
-                    axes.scatter(_intensity(shape), rate, color=COLORS[provider["role"]])
-                    axes.annotate(f"{name} R={shape.R}", (_intensity(shape), rate), fontsize=6)
-    kind = (
-        f"MEASURED on {device}"
-        if measured
-        else f"PREDICTED, not measured: R from {cost.BOTTLENECKS[0]} to {cost.BOTTLENECKS[-1]}"
-    )
-    axes.set(xscale="log", yscale="log", xlabel="FLOPs for each byte of x, y and h", ylabel="TFLOP/s", title=kind)
-    axes.legend(fontsize=6)
-
-
-def _flops(shape: Any) -> int:
-    return 4 * shape.rows * shape.D * shape.R
-
-
-def _intensity(shape: Any) -> float:
-    return _flops(shape) / (2 * shape.x + shape.h)
-
-
-def _series(records: list[dict[str, Any]], parameter: str) -> list[dict[str, Any]]:
+def _series(records: list[Record], parameter: str) -> list[Record]:
     """The longest run of records that differ in ``parameter`` alone, in its order."""
-    groups: dict[str, list[dict[str, Any]]] = {}
+    groups: dict[str, list[Record]] = {}
     for record in records:
         if parameter in record["point"]:
             groups.setdefault(str({k: v for k, v in record["point"].items() if k != parameter}), []).append(record)
@@ -148,5 +103,5 @@ def _series(records: list[dict[str, Any]], parameter: str) -> list[dict[str, Any
     return sorted(longest, key=lambda record: record["point"][parameter])
 
 
-def _short(record: dict[str, Any]) -> str:
-    return " ".join(f"{name}={value}" for name, value in record["point"].items() if name not in ("dtype", "precision"))
+def _short(record: Record) -> str:
+    return point_name(record, without=("dtype", "precision"))

@@ -10,9 +10,9 @@ import torch
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
-from bench import choice
-from bench.compile import plans_for
-from bench.cost import BATCHES, BOTTLENECKS, CARDS, Shape, designs, launches, predicted, roofline_share
+from bench.proof.launches import plans_for
+from bench.tuning import choice
+from bench.tuning.cost import BATCHES, BOTTLENECKS, CARDS, Shape, designs, launches, predicted, roofline_share
 from fe_adapter.kernels import plans
 
 

@@ -9,10 +9,8 @@ from pathlib import Path
 
 import torch
 
-from bench.case import find_point, get_cases
-from bench.harness import time_once
-
-ROOT = Path(__file__).parents[1]
+from bench.measure.harness import time_once
+from bench.measure.results import ROOT
 
 
 class Worker:
@@ -26,7 +24,7 @@ class Worker:
     """
 
     def __init__(self, case: str, point: str, provider: str, root: Path = ROOT) -> None:
-        command = [sys.executable, "-m", "bench.worker", case, point, provider]
+        command = [sys.executable, "-m", "bench.measure.worker", case, point, provider]
         environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": str(torch.get_num_threads())}
         pipe = subprocess.PIPE
         self.process = subprocess.Popen(command, cwd=root, env=environment, stdin=pipe, stdout=pipe, text=True)
@@ -62,9 +60,12 @@ def peak_rss(case: str, point: str, provider: str, steps: int = 2) -> int:
 
 def main(case_name: str, point_name: str, provider_name: str) -> None:
     """What the child does."""
+    from bench.cases import get_cases  # not before it is needed: a case asks for this module
+
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     case = get_cases()[case_name]
-    point = find_point(case, point_name, device)
+    points = {str(point): point for quick in (True, False) for point in case.points(device, quick)}
+    point = points[point_name]
     torch.manual_seed(0)
     contender = case.providers(point, device)[provider_name].build()
     for request in sys.stdin:
@@ -75,7 +76,7 @@ def main(case_name: str, point_name: str, provider_name: str) -> None:
 
 
 def _peak_resident() -> int:
-    """Of this program; `getrusage` would count what its parent held when it started it. Linux only, else 0."""
+    """The most bytes this program held: `getrusage` counts its parent's, when it was started. Linux only, else 0."""
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.exists() else []
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM")), 0)

@@ -5,15 +5,15 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from bench.agreement import PLAIN_SLACK, Expected, assert_within, expect, pair
-from bench.case import SkippedError
-from bench.harness import Contender, Graphed
-from fe_adapter import FEAdapter
+from bench.measure.case import DTYPES, Point, SkippedError
+from bench.measure.harness import Contender, Graphed
+from bench.proof.agreement import PLAIN_SLACK, Expected, assert_within, expect, pair, settled_pair
+from fe_adapter import FEAdapter, FusedFEAdapter
 from fe_adapter.memory.measure import measure_peak_memory, measure_saved_memory
 
 ST_ADAPTER_NAMES = {"fc1": "down_proj", "conv": "temporal_conv", "fc2": "up_proj"}
@@ -64,8 +64,6 @@ class Work:
 
     def graphed_contender(self, module: nn.Module) -> Contender:
         """Forward and backward of ``module`` as one CUDA graph, the copy of its input included."""
-        if self.leaf.device.type != "cuda":
-            raise SkippedError("CUDA graphs need a GPU")
 
         def step() -> None:
             module.zero_grad(set_to_none=True)
@@ -80,6 +78,20 @@ class Work:
         assert_within(_results(module, self.leaf, self.dy), self.expected[reference], PLAIN_SLACK)
 
 
+Pair = tuple[FEAdapter, FusedFEAdapter]  # with the same weights
+
+
+def at_work(point: Point, device: torch.device, part: str) -> tuple[Work, Pair, Pair]:
+    """What every provider of a layer's point shares: random tokens, a static and a dynamic adapter."""
+    if point.thorough:
+        torch._dynamo.reset()  # what other points compiled counts towards its limit
+    B, T, N, D, R = (point[name] for name in "BTNDR")
+    options: dict[str, Any] = {"num_frames": T, "device": device, "dtype": DTYPES[point["dtype"]]}
+    torch.manual_seed(0)
+    work = Work.random((B * T, N + 1, D), part, device, options["dtype"])
+    return work, pair(D, R, dilation=1, **options), settled_pair(D, R, **options)
+
+
 def compiled(module: nn.Module) -> nn.Module:
     """``module`` by `torch.compile`, without graph breaks.
 
@@ -88,7 +100,7 @@ def compiled(module: nn.Module) -> nn.Module:
     """
     if next(module.parameters()).device.type == "cpu" and not any(map(shutil.which, ("c++", "g++", "clang++"))):
         raise SkippedError("torch.compile needs a C++ compiler")
-    return torch.compile(module, fullgraph=True)  # type: ignore[return-value]
+    return cast(nn.Module, torch.compile(module, fullgraph=True))
 
 
 def _results(module: nn.Module, leaf: Tensor, dy: Tensor) -> dict[str, Tensor]:
@@ -99,21 +111,6 @@ def _results(module: nn.Module, leaf: Tensor, dy: Tensor) -> dict[str, Tensor]:
     gradients = torch.autograd.grad(y, (leaf, *parameters.values()), dy)
     names = ("x", *map(common_name, parameters))
     return {"y": y.detach(), **dict(zip(names, gradients, strict=True))}
-
-
-def settled_pair(D: int, R: int, dilation: int | str = "dynamic", **options: Any) -> tuple[nn.Module, nn.Module]:
-    """As `bench.agreement.pair`, a dynamic dilation settled by `settle_dilation`."""
-    plain, fused = pair(D, R, dilation=dilation, **options)
-    settle_dilation(plain)
-    fused.load_state_dict(plain.state_dict())
-    return plain, fused
-
-
-def settle_dilation(adapter: FEAdapter) -> None:
-    """Predict dilations of about 1.4 frames: at whole ones the derivative jumps, and rounding would decide."""
-    if adapter.dilation_proj is not None:
-        nn.init.normal_(adapter.dilation_proj.weight, std=0.02 * adapter.bottleneck**-0.5)
-        nn.init.constant_(adapter.dilation_proj.bias, 0.4)
 
 
 def common_name(name: str) -> str:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import math
-import pkgutil
 import shlex
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 
-from bench.harness import Contender, time_interleaved
+from bench.measure.harness import Contender, in_turns, time_once
+from bench.measure.results import Record
 from fe_adapter.errors import InputError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}  # by their names in points
@@ -73,25 +73,7 @@ class Case(Protocol):
         """What to measure at ``point``, on the same inputs and weights."""
 
 
-def get_cases() -> dict[str, Case]:
-    """Every case, by name, in the order in which a suite runs them."""
-    import bench.cases
-
-    names = [module.name for module in pkgutil.iter_modules(bench.cases.__path__)]
-    return {name: importlib.import_module(f"bench.cases.{name}") for name in names}  # type: ignore[misc]
-
-
-def find_point(case: Case, name: str, device: torch.device) -> Point:
-    """The point of that name, one of the quick ones too.
-
-    Raises:
-        KeyError: there is none.
-    """
-    points = {str(point): point for quick in (True, False) for point in case.points(device, quick)}
-    return points[name]
-
-
-def measure(case_name: str, case: Case, point: Point, device: torch.device) -> dict[str, Any]:
+def measure(case_name: str, case: Case, point: Point, device: torch.device) -> Record:
     """One record of the results: times and memory of every provider at ``point``, or who failed, and no figure.
 
     Each provider first shows that its results are right; if one is wrong, nothing is timed.
@@ -99,7 +81,7 @@ def measure(case_name: str, case: Case, point: Point, device: torch.device) -> d
     Raises:
         InputError: ``point.only`` names a provider that is not there.
     """
-    record: dict[str, Any] = {
+    record: Record = {
         "case": case_name,
         "point": dict(point.parameters),
         "baseline": case.BASELINE,
@@ -107,6 +89,7 @@ def measure(case_name: str, case: Case, point: Point, device: torch.device) -> d
         "providers": {},
         "skipped": {},
         "failures": {},
+        "seconds": 0.0,
     }
     try:
         providers = case.providers(point, device)
@@ -134,7 +117,8 @@ def measure(case_name: str, case: Case, point: Point, device: torch.device) -> d
     if record["failures"] or case.BASELINE not in contenders:
         return record
     try:
-        seconds = time_interleaved(contenders, point.rounds, point.warmup, f"{case_name} {point}")
+        clocks = {name: partial(time_once, contender) for name, contender in contenders.items()}
+        seconds = in_turns(clocks, point.rounds, point.warmup, f"{case_name} {point}")
     except torch.OutOfMemoryError:
         record["failures"]["all of them side by side"] = "out of memory"
         return record

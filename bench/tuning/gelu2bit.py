@@ -51,7 +51,7 @@ def gradient_error(kind: str, std: float, num_points: int = 1_000_000) -> float:
 
 
 def report() -> list[dict[str, object]]:
-    """For each kind of GELU: the constants derived anew, how far those in use are from them, and gradient errors."""
+    """The constants of each kind of GELU derived anew, how far those in use are from them, and gradient errors."""
     rows = []
     for kind, gelu in GELUS.items():
         derived = fit(gelu)

@@ -12,9 +12,9 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from bench.checks import chosen, serves
-from bench.harness import empty_l2
-from bench.modules import settled_pair
+from bench.measure.harness import empty_l2
+from bench.proof.agreement import settled_pair
+from bench.proof.checks import chosen, serves
 from fe_adapter.kernels.spec import DESIGNS
 
 SHAPE = {"B": 8, "T": 8, "N": 196, "P": 1, "D": 768}
@@ -22,9 +22,11 @@ EMPTIES = "FillFunctor<signed char>"  # in the name of the kernel that empties t
 
 
 def records(bottlenecks: tuple[int, ...] = (384, 64)) -> Iterator[dict[str, Any]]:
-    """For every R, form and design that serves it a record: its ``kernels``, ``gpu_us``, ``host_us``; or ``failed``."""
-    for R, dilation, design in itertools.product(bottlenecks, (1, "dynamic"), DESIGNS):
-        if not serves(torch.device("cuda"), design, torch.bfloat16, (*SHAPE.values(), R), {}):
+    """A record for every R, form and design that serves it: its ``kernels``, ``gpu_us``, ``host_us``; or ``failed``."""
+    B, T, N, P, D = SHAPE.values()
+    dilations: tuple[int | str, ...] = (1, "dynamic")
+    for R, dilation, design in itertools.product(bottlenecks, dilations, DESIGNS):
+        if not serves(torch.device("cuda"), design, torch.bfloat16, (B, T, N, P, D, R), {}):
             continue
         record: dict[str, Any] = {"R": R, "dilation": dilation, "design": design}
         try:
@@ -40,7 +42,8 @@ def records(bottlenecks: tuple[int, ...] = (384, 64)) -> Iterator[dict[str, Any]
 
 def summary(record: dict[str, Any]) -> str:
     """A record of `records` in a few words."""
-    return record.get("failed") or f"GPU {record['gpu_us']:.0f} µs, host {record['host_us']:.0f} µs"
+    found = record.get("failed") or f"GPU {record['gpu_us']:.0f} µs, host {record['host_us']:.0f} µs"
+    return f"R={record['R']} dilation={record['dilation']} {record['design']}: {found}"
 
 
 def layer_step(R: int, dilation: int | str) -> Callable[[], None]:

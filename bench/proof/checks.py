@@ -8,16 +8,23 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, cast
 from unittest import mock
 
 import torch
 from torch import Tensor
 
-from bench.agreement import RECOMPUTED_SLACK, assert_within, expect, forward_backward, pair, share_weights
-from bench.case import SkippedError
-from bench.harness import Graphed
-from bench.modules import settle_dilation
+from bench.measure.case import SkippedError
+from bench.measure.harness import Graphed
+from bench.proof.agreement import (
+    RECOMPUTED_SLACK,
+    assert_within,
+    expect,
+    forward_backward,
+    pair,
+    settle_dilation,
+    share_weights,
+)
 from fe_adapter import FEAdapter, FusedFEAdapter
 from fe_adapter.kernels.plans import refusals
 from fe_adapter.kernels.spec import DESIGNS
@@ -75,24 +82,24 @@ def get_checks(device: torch.device, quick: bool = False) -> dict[str, Callable[
     for shape, form, design in itertools.product(shapes, PLAIN, designs):
         add(design, next(iter(dtypes)), form, shape, **PLAIN[form])
     for form, precision, design in itertools.product(FORMS, dtypes, designs):
-        shape, options = FORMS[form]
+        at, options = FORMS[form]
         if "stream" in options and DTYPES[precision] == torch.float32:
             continue
-        add(design, precision, form, "tiny" if quick else shape, **options)
-    shape = TINY if quick else SHAPES["R=64"]
+        add(design, precision, form, "tiny" if quick else at, **options)
+    size = TINY if quick else SHAPES["R=64"]
     for design in designs:
-        if not serves(device, design, torch.bfloat16, shape, {}):
+        if not serves(device, design, torch.bfloat16, size, {}):
             continue
         for layout, change in LAYOUTS.items():
-            copies = 1 + shape[2] if layout == "expanded" else 1
+            copies = 1 + size[2] if layout == "expanded" else 1
             found[f"{design}: {layout} x and dy"] = partial(
-                check, device, design, torch.bfloat16, shape, dilation=1, change=change, copies=copies
+                check, device, design, torch.bfloat16, size, dilation=1, change=change, copies=copies
             )
         for function in (no_gradient_of_x, weights_not_contiguous, graph_replays, operators):
-            found[f"{design}: {_title(function)}"] = partial(function, device, design, shape)
+            found[f"{design}: {_title(function)}"] = partial(function, device, design, size)
     numel = 2**12 if quick else 2**31
-    once = (partial(compiled_whole, device, shape), partial(steps_of_gelu2bit, device), partial(second_gpu, shape))
-    return found | {_title(each.func): each for each in (*once, partial(over_2_31_elements, device, shape, numel))}
+    once = (partial(compiled_whole, device, size), partial(steps_of_gelu2bit, device), partial(second_gpu, size))
+    return found | {_title(each.func): each for each in (*once, partial(over_2_31_elements, device, size, numel))}
 
 
 def _title(function: Callable) -> str:
@@ -253,7 +260,7 @@ def compiled_whole(device: torch.device, shape: Shape) -> None:
     x, dy = tokens(device, torch.bfloat16, shape)
     backend = "inductor" if device.type == "cuda" else "aot_eager"  # a CPU would need a C++ compiler
     compiled = torch.compile(layer, fullgraph=True, backend=backend)
-    actual = forward_backward(compiled, x, dy)  # type: ignore[arg-type]
+    actual = forward_backward(cast(torch.nn.Module, compiled), x, dy)
     actual = {name.removeprefix("_orig_mod."): value for name, value in actual.items()}
     assert_same_bits(actual, forward_backward(layer, x, dy), "compiled and eager")
 
