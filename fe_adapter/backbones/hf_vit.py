@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -214,3 +215,17 @@ def restore_attention(vit: Any, name: str) -> None:
     before = str(vit.config._attn_implementation)
     if before.startswith(f"{name}."):
         vit.config._attn_implementation = before.removeprefix(f"{name}.")
+
+
+def clear_caches(model: nn.Module) -> None:
+    """Forget the tensors that transformers' functions keep by size and device: of fake tensors, they are fake."""
+    classes = {
+        cls for part in model.modules() for cls in type(part).__mro__ if cls.__module__.startswith("transformers.")
+    }
+    modules = {sys.modules[cls.__module__] for cls in classes}
+    for value in (value for where in (*modules, *classes) for value in vars(where).values()):
+        function = getattr(value, "__func__", value)  # of a static method
+        inner = [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
+        for cached in (function, *inner):
+            if hasattr(cached, "cache_clear"):
+                cached.cache_clear()

@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
+from fe_adapter.backbones import hf_vit
 from fe_adapter.checks import check_choice
 from fe_adapter.errors import InputError
 from fe_adapter.kernels.spec import CONV_ROWS, PAD, AdapterSpec, ConvGradients, Weights, ceil_div
@@ -98,7 +99,8 @@ def estimate_memory(
     if device is None:
         device = "cpu" if all(p.device.type == "cpu" for p in model.parameters()) else "cuda"
     check_choice("device", device, DEVICES)
-    with FakeTensorMode(allow_non_fake_inputs=True), _Storages(device) as live, _imitated(device):
+    fake_tensors = FakeTensorMode(allow_non_fake_inputs=True)
+    with _without_caches(model), fake_tensors, _Storages(device) as live, _imitated(device):
         fake = copy_without_values(model, "cpu")
         if policy is not None:
             apply_memory_policy(fake, policy)
@@ -195,6 +197,16 @@ class _Storages(TorchDispatchMode):
         tensors = {id(leaf): leaf for leaf in tree_leaves((args, kwargs, out)) if isinstance(leaf, Tensor)}
         slower = _HOST_BYTE if any(tensor.device.type != "cpu" for tensor in tensors.values()) else 1
         return slower * self._flops_per_byte * sum(tensor.nbytes for tensor in tensors.values())
+
+
+@contextlib.contextmanager
+def _without_caches(model: nn.Module) -> Iterator[None]:
+    """Keep real tensors of caches out of an estimate, and the fake ones of an estimate out of later calls."""
+    hf_vit.clear_caches(model)
+    try:
+        yield
+    finally:
+        hf_vit.clear_caches(model)
 
 
 @contextlib.contextmanager
