@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from fe_adapter.backbones.backbone import (
@@ -111,8 +112,26 @@ def build(name: str, pretrained: bool, path: Path | None, args: dict[str, Any]) 
         config = transformers.AutoConfig.for_model(name, **args)
     model = transformers.AutoModel.from_config(config)
     if path is not None:
-        load_weights(model, path, set())
+        load_weights(model, path, _resampled)
     return model
+
+
+def _resampled(model: Any, name: str, value: Tensor) -> Tensor | None:
+    embeddings: Any = getattr(model, "embeddings", None)
+    own = getattr(embeddings, "position_embeddings", None)
+    rule = getattr(embeddings, "interpolate_pos_encoding", None)
+    if name != "embeddings.position_embeddings" or not isinstance(own, nn.Parameter) or rule is None:
+        return None
+    if value.dim() != 3 or value.shape[-1] != own.shape[-1]:
+        return None
+    embeddings.position_embeddings = nn.Parameter(value)  # what the rule reads
+    try:
+        with torch.no_grad():
+            return rule(own.new_empty(own.shape), *pair(model.config.image_size))
+    except RuntimeError:  # no square
+        return None
+    finally:
+        embeddings.position_embeddings = own
 
 
 def _with_statistics(model: Any, source: str) -> nn.Module:

@@ -59,6 +59,8 @@ def build(name: str, pretrained: bool, path: Path | None, args: dict[str, Any]) 
     import open_clip
 
     architecture, _, tag = name.partition("/")
+    if name.startswith("hf-hub:"):
+        return open_clip.create_model(name, load_weights=pretrained, **args).visual
     if architecture not in open_clip.list_models():
         raise InputError(f"open_clip has no model {architecture!r}; see open_clip.list_models()")
     if pretrained and not tag:

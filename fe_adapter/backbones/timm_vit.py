@@ -54,13 +54,22 @@ def frame_features(vit: Any, images: Tensor) -> Tensor:
 def build(name: str, pretrained: bool, path: Path | None, args: dict[str, Any]) -> nn.Module:
     import timm
 
-    if not timm.is_model(name):
+    if not name.startswith(("hf_hub:", "hf-hub:", "local-dir:")) and not timm.is_model(name):
         close = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.3)
         raise InputError(f"timm has no model {name!r}; close to it are {', '.join(close)}")
     model = timm.create_model(name, pretrained=pretrained, num_classes=0, **args)
     if path is not None:
-        load_weights(model, path, {"head.weight", "head.bias"})
+        load_weights(model, path, _resampled)
     return model
+
+
+def _resampled(model: Any, name: str, value: Tensor) -> Tensor | None:
+    from timm.layers import resample_abs_pos_embed
+
+    if name != "pos_embed" or value.dim() != 3 or value.shape[-1] != model.embed_dim:
+        return None
+    prefix = 0 if getattr(model, "no_embed_class", False) else model.num_prefix_tokens
+    return resample_abs_pos_embed(value, list(model.patch_embed.grid_size), num_prefix_tokens=prefix)
 
 
 def _block(self: Any, adapter: Adapter, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +45,19 @@ def build(name: str, pretrained: bool, path: Path | None, args: dict[str, Any]) 
         raise InputError(f"torchvision has no model {name!r}")
     model = models.get_model(name, weights="DEFAULT" if pretrained else None, **args)
     if path is not None:
-        load_weights(model, path, set())
+        load_weights(model, path, _resampled)
     return model
+
+
+def _resampled(model: Any, name: str, value: Tensor) -> Tensor | None:
+    from torchvision.models.vision_transformer import interpolate_embeddings
+
+    if name != "encoder.pos_embedding" or value.dim() != 3 or value.shape[-1] != model.hidden_dim:
+        return None
+    try:
+        return interpolate_embeddings(model.image_size, model.patch_size, OrderedDict({name: value}))[name]
+    except ValueError:  # no square
+        return None
 
 
 def _block(self: Any, adapter: Adapter, input: Tensor) -> Tensor:

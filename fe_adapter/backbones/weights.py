@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -9,22 +11,75 @@ from torch import Tensor, nn
 
 from fe_adapter.errors import InputError
 
+_log = logging.getLogger("fe_adapter")
+Resample = Callable[[nn.Module, str, Tensor], Tensor | None]
+# children of the libraries' models that come after the features we take, or beside them
+HEADS = frozenset({
+    "head", "heads", "head_dist", "fc", "classifier", "cls_classifier", "distillation_classifier", "pooler",
+    "text_model", "text_projection", "visual_projection", "logit_scale", "logit_bias",
+})  # fmt: skip
 
-def load_weights(model: nn.Module, path: Path, may_differ: set[str]) -> None:
-    """Load a weights file; the keys in ``may_differ`` (a classifier's) may be there or not."""
-    state = read_state_dict(path)
-    missing = sorted(set(model.state_dict()) - set(state) - may_differ)
-    extra = sorted(set(state) - set(model.state_dict()) - may_differ)
+
+def load_weights(model: nn.Module, path: Path, resample: Resample) -> None:
+    """Load a weights file; what is left out of it, and what is changed, is logged.
+
+    Names may begin with what a wrapper or a larger model put there (``module.``, ``model.vit.``). A head is left out
+    where the model has none or one of another size. Position embeddings of another image size are resampled.
+
+    Args:
+        model: a backbone.
+        path: as of `read_state_dict`.
+        resample: ``(model, name, value)`` gives the value for the model's image size, by the library's own rule, or
+            None where it has none.
+
+    Raises:
+        InputError: the file cannot be read, or is of another model.
+    """
+    own, content = model.state_dict(), read_state_dict(path)
+    content = {name.replace("_orig_mod.", ""): value for name, value in content.items()}  # of compiled modules
+    prefix = _prefix(content, own)
+    outside = [name for name in content if not name.startswith(prefix)]
+    state = {name.removeprefix(prefix): value for name, value in content.items() if name.startswith(prefix)}
+    missing = [name for name in own if name not in state and not _is_of_head(name)]
+    extra = [name for name in state if name not in own and not _is_of_head(name)]
     if missing or extra:
-        parts = [f"{kind} {', '.join(keys[:3])}{' …' if len(keys) > 3 else ''}" for kind, keys in
-                 (("lacks", missing), ("has besides", extra)) if keys]  # fmt: skip
+        parts = [f"{kind} {some(names)}" for kind, names in (("lacks", missing), ("has besides", extra)) if names]
         raise InputError(f"weights {path} are of another model: the file {' and '.join(parts)}")
-    for key, value in model.state_dict().items():
-        if key in state and state[key].shape != value.shape:
-            raise InputError(
-                f"weights {path} are of another model: {key} is {tuple(state[key].shape)}, not {tuple(value.shape)}"
-            )
-    model.load_state_dict(state, strict=False)
+    said = []
+    for name in [name for name, value in own.items() if name in state and state[name].shape != value.shape]:
+        value = None if _is_of_head(name) else resample(model, name, state[name])
+        if value is not None and value.shape == own[name].shape:
+            said.append(f"{name} is resampled from {tuple(state[name].shape)} to {tuple(value.shape)}")
+            state[name] = value
+        elif not _is_of_head(name):
+            found, wanted = tuple(state[name].shape), tuple(own[name].shape)
+            raise InputError(f"weights {path} are of another model: {name} is {found}, not {wanted}")
+        else:
+            outside.append(prefix + name)
+            del state[name]
+    outside += [prefix + name for name in state if name not in own]
+    model.load_state_dict({name: value for name, value in state.items() if name in own}, strict=False)
+    if outside:
+        said.append(f"{some(sorted(outside))} {'is' if len(outside) == 1 else 'are'} left out")
+    if said:
+        _log.warning("weights %s: %s", path, "; ".join(said))
+
+
+def some(names: Iterable[str]) -> str:
+    """The first of many names."""
+    names = list(names)
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _prefix(content: dict[str, Tensor], own: dict[str, Tensor]) -> str:
+    """What the names in a file have before those of the model."""
+    longest = max(own, key=len)
+    found = [name.removesuffix(longest) for name in content if name == longest or name.endswith(f".{longest}")]
+    return max(sorted(found, key=len), key=lambda prefix: sum(prefix + name in content for name in own), default="")
+
+
+def _is_of_head(name: str) -> bool:
+    return name.partition(".")[0] in HEADS
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:

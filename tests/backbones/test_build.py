@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from fe_adapter import VideoClassifier
+from fe_adapter.backbones import build_backbone
 from fe_adapter.errors import InputError
 from tests.models.test_classifier import ARGS, NAME, classifier, video
 from tests.vits import build
@@ -77,3 +78,106 @@ def test_a_local_transformers_folder(tmp_path):
     model = VideoClassifier.from_name("hf:owner/vit", 2, weights=tmp_path, num_frames=2)
     assert model.preprocessing.mean == (0.1, 0.2, 0.3)
     assert torch.equal(model.vit.layernorm.weight, vit.layernorm.weight)
+
+
+HF = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24, "patch_size": 8}
+TORCHVISION = "torchvision:vit_b_16"
+
+
+def backbone(name, **args):
+    pytest.importorskip({"hf": "transformers"}.get(name.partition(":")[0], name.partition(":")[0]))
+    own = {"timm": ARGS, "hf": {**HF, "image_size": 32}, "torchvision": {"image_size": 32}}[name.partition(":")[0]]
+    return build_backbone(name, None, own | args)
+
+
+def renamed(prefix):
+    return lambda state: {prefix + key: value for key, value in state.items()}
+
+
+def compiled(state):
+    return {key.replace("blocks.0.", "blocks.0._orig_mod."): value for key, value in state.items()}
+
+
+def with_head(**tensors):
+    def change(state):
+        return {**state, **{name.replace("__", "."): torch.zeros(shape) for name, shape in tensors.items()}}
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "said"),
+    [
+        (NAME, lambda state: state, None),
+        (NAME, renamed("module."), None),
+        (NAME, renamed("_orig_mod."), None),
+        (NAME, compiled, None),
+        (NAME, renamed("model."), None),
+        (NAME, renamed("module.model.vit."), None),
+        (NAME, with_head(head__weight=(7, 24), head__bias=(7,)), "head.bias, head.weight are left out"),
+        (
+            NAME,
+            with_head(head__weight=(7, 24), head_dist__weight=(7, 24)),
+            "head.weight, head_dist.weight are left out",
+        ),
+        (NAME, lambda s: with_head(classifier__weight=(7, 24))(renamed("vit.")(s)), "classifier.weight is left out"),
+        (
+            "hf:vit",
+            lambda s: with_head(classifier__weight=(7, 24))(renamed("vit.")(s)),
+            "classifier.weight is left out",
+        ),
+        (TORCHVISION, with_head(heads__head__weight=(7, 768), heads__head__bias=(7,)), "heads.head.bias, heads.head.w"),
+    ],
+)
+def test_weights_that_are_right_load_whatever_is_around_them(name, change, said, tmp_path, caplog):
+    source = backbone(name)
+    torch.save(change(source.state_dict()), tmp_path / "weights.pth")
+    caplog.clear()
+    args = {"timm": ARGS, "hf": {**HF, "image_size": 32}, "torchvision": {"image_size": 32}}[name.partition(":")[0]]
+    loaded = build_backbone(name, tmp_path / "weights.pth", args).state_dict()
+    for key, value in source.state_dict().items():
+        assert key.startswith("heads.") or torch.equal(loaded[key], value), key
+    assert caplog.text == "" if said is None else said in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "key"),
+    [
+        (NAME, "img_size", "pos_embed"),
+        ("hf:vit", "image_size", "embeddings.position_embeddings"),
+        (TORCHVISION, "image_size", "encoder.pos_embedding"),
+    ],
+)
+def test_position_embeddings_are_resampled_by_the_librarys_rule(name, size, key, tmp_path, caplog):
+    source = backbone(name, **{size: 48})
+    positions = source.state_dict()[key]
+    side = round((positions.shape[1] - 1) ** 0.5)
+    rows = torch.arange(side).repeat_interleave(side)[:, None]  # a slope, which any rule keeps
+    positions[:, 1:] = rows * torch.randn(positions.shape[-1], generator=torch.Generator().manual_seed(0))
+    path = tmp_path / "weights.safetensors"
+    save_file(source.state_dict(), path)
+    args = {"timm": ARGS, "hf": {**HF, "image_size": 32}, "torchvision": {"image_size": 32}}[name.partition(":")[0]]
+    loaded = build_backbone(name, path, args).state_dict()
+    old, new = source.state_dict()[key], loaded[key]
+    assert f"{key} is resampled from {tuple(old.shape)} to {tuple(new.shape)}" in caplog.text
+    assert torch.equal(new[:, 0], old[:, 0])  # the class token's
+    side = round((new.shape[1] - 1) ** 0.5)
+    slopes = new[0, 1:].unflatten(0, (side, side)).diff(dim=0)
+    assert torch.corrcoef(torch.stack([slopes.mean((0, 1)), old[0, 1 + 2 * 3]]))[0, 1] > 0.999
+    assert new[0, 1:].unflatten(0, (side, side)).diff(dim=1).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: {**s, "blocks.7.norm1.weight": torch.zeros(24)}, "has besides blocks.7.norm1.weight"),
+        (lambda s: {**s, "reg_token": torch.zeros(1, 4, 24)}, "has besides reg_token"),
+        (lambda s: {**s, "fc_norm.weight": torch.zeros(24)}, "has besides fc_norm.weight"),
+        (lambda s: {k: v for k, v in s.items() if k != "norm.weight"}, "lacks norm.weight"),
+        (lambda s: {**s, "pos_embed": torch.zeros(1, 17, 32)}, r"pos_embed is \(1, 17, 32\), not \(1, 17, 24\)"),
+    ],
+)
+def test_weights_of_another_model_are_refused(change, message, tmp_path):
+    torch.save(change(backbone(NAME).state_dict()), tmp_path / "weights.pth")
+    with pytest.raises(InputError, match=f"are of another model: .*{message}"):
+        build_backbone(NAME, tmp_path / "weights.pth", ARGS)
