@@ -98,7 +98,8 @@ def _first_reason(error: Any) -> str:
         return f"{field}: {error['ctx']['error']}" if field else str(error["ctx"]["error"])
     if error["type"] == "missing":
         return f"{field} is missing"
-    return f"{field or 'it'} is {reprlib.repr(error['input'])}: {message[0].lower()}{message[1:]}"
+    message = message[0].lower() + message[1:]
+    return f"{field} is {reprlib.repr(error['input'])}: {message}" if field else message
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

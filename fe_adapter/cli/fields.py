@@ -57,7 +57,10 @@ def with_fields(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def given_options(**values: Any) -> None:
         for name, (config, names) in configs.items():
-            values[name] = config(**{field: _read(field, values.pop(field)) for field in names})
+            try:
+                values[name] = config(**{field: _read(field, values.pop(field)) for field in names})
+            except TypeError as error:  # a list where the dataclass takes one number
+                raise InputError(str(error)) from None
         command(**values)
 
     given_options.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

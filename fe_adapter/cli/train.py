@@ -127,7 +127,7 @@ def train(
         train_set = cache(model, train_videos, cache_features / "train", **options)
         val_set = cache(model, val_videos, cache_features / "val", **options)
     if not checkpoint.exists():  # or it is that of the run that is resumed
-        write_settings(out, context.params)
+        write_settings(out, context.params | {"kernel_size": adapter.kernel_size})
     words.print(f"{len(train_set)} clips to train on, {len(val_set)} to validate, {len(train_set.class_names)} classes")
     words.print(trainable_summary(model))
     try:

@@ -13,12 +13,17 @@ from fe_adapter.config import FEAdapterConfig
 
 MAX_WIDTH = 2**16
 MAX_TAPS = 2**10
-MAX_ARGS = {"size": 2**20, "dim": MAX_WIDTH, "depth": 2**10, "layers": 2**10, "heads": 2**10}  # by a name's ending
+MAX_SIDE = 2**14  # of an image, in pixels
+LARGEST = {  # of the arguments that libraries build a backbone of, by the ending of their names
+    **dict.fromkeys(("img_size", "image_size", "patch_size"), MAX_SIDE),
+    **dict.fromkeys(("dim", "hidden_size", "intermediate_size"), MAX_WIDTH),
+    **dict.fromkeys(("depth", "layers", "heads"), 2**10),
+}
 
 Name = Annotated[str, Field(min_length=1)]
 Frames = Annotated[int, Field(ge=1, le=2**16)]
 Width = Annotated[int, Field(ge=1, le=MAX_WIDTH)]
-Side = Annotated[int, Field(ge=1, le=2**14)]  # of an image, in pixels
+Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
 Seconds = Annotated[float, Field(gt=0, le=1e6)]
 Std = Annotated[float, Field(gt=0)]
 
@@ -58,7 +63,7 @@ class ClassifierPart(Part):
 
 
 class BackbonePart(Part):
-    """Where the backbone came from."""
+    """Where the backbone came from; what its library is given beyond sizes is that library's to check."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -70,10 +75,10 @@ class BackbonePart(Part):
     @classmethod
     def _are_sane(cls, args: dict[str, Any]) -> dict[str, Any]:
         for name, value in args.items():
-            largest = next((bound for ending, bound in MAX_ARGS.items() if name.endswith(ending)), None)
-            for number in value if isinstance(value, list) else [value]:
-                if largest is not None and isinstance(number, (int, float)) and not 1 <= number <= largest:
-                    raise ValueError(f"{name} is {number}")
+            largest = next((bound for ending, bound in LARGEST.items() if name.endswith(ending)), None)
+            numbers = [n for n in (value if isinstance(value, list) else [value]) if type(n) in (int, float)]
+            if largest is not None and not all(1 <= n <= largest for n in numbers):  # dynamic_img_size is a bool
+                raise ValueError(f"{name} is {value!r}")
         return args
 
 
