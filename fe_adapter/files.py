@@ -9,6 +9,7 @@ import json
 import os
 import reprlib
 import tempfile
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -88,11 +89,12 @@ def read_as(kind: type[T], path: Path, is_wrong: str = "is damaged") -> T:
     try:
         return TypeAdapter(kind).validate_json(content, strict=True)
     except ValidationError as error:
-        raise InputError(f"{path} {is_wrong}: {_first_reason(error.errors(include_url=False)[0])}") from None
+        reason = textwrap.shorten(_first_reason(error.errors(include_url=False)[0]), 300, placeholder=" …")
+        raise InputError(f"{path} {is_wrong}: {reason}") from None
 
 
 def _first_reason(error: Any) -> str:
-    """What is wrong with which field, in one line."""
+    """What is wrong with which field, as pydantic found it."""
     field, message = ".".join(map(str, error["loc"])), error["msg"]
     if error["type"] == "value_error":  # of a check of ours
         return f"{field}: {error['ctx']['error']}" if field else str(error["ctx"]["error"])

@@ -33,6 +33,7 @@ class Fields:
     panels: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def of(self, config: Any) -> list[dataclasses.Field[Any]]:
+        """The fields of ``config`` that are options."""
         fields = dataclasses.fields(config)
         return [f for f in fields if f.name not in self.without and (not self.only or f.name in self.only)]
 

@@ -58,7 +58,9 @@ def use_config_file(context: typer.Context, file: Path | None) -> Path | None:
 
 
 def _as_option(value: Any) -> Any:
-    """A TOML list or table as the command line writes it."""
+    """A TOML value as the command line writes it."""
+    if isinstance(value, bool):
+        return str(value).lower()  # or true would be the number 1
     if isinstance(value, list):
         return ",".join(map(str, value))
     return json.dumps(value) if isinstance(value, dict) else value

@@ -29,13 +29,13 @@ Std = Annotated[float, Field(gt=0)]
 
 
 class Part(BaseModel):
-    """Of the types that are written, finite numbers, and no other fields."""
+    """A part of the file: fields of just the types that are written, finite numbers, nothing else."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class PreprocessingPart(Part):
-    """`Preprocessing`."""
+    """What the backbone expects of an image, as `Preprocessing` has it."""
 
     size: tuple[Side, Side]
     mean: tuple[float, float, float]
@@ -43,7 +43,7 @@ class PreprocessingPart(Part):
 
 
 class ClassifierPart(Part):
-    """Options of `VideoClassifier`, as it describes itself."""
+    """A `VideoClassifier`, as it describes itself."""
 
     class_names: list[Name] = Field(min_length=1)
     num_frames: Frames

@@ -62,6 +62,7 @@ def test_train_leaves_a_run(trained):
     settings = json.loads((trained / "settings.json").read_text())
     assert settings["num_frames"] == 4
     assert settings["precision"] == "auto"
+    assert (settings["kernel_size"], settings["dilation"], settings["positions"]) == (3, "dynamic", "attn")
 
 
 def test_eval_writes_metrics_and_prints_them(videos, trained, tmp_path, capsys):
@@ -122,15 +123,21 @@ def test_a_finished_run_is_not_overwritten_but_resumed(videos, trained, capsys):
 def test_options_come_from_a_toml_file_and_the_command_line_wins(videos, tmp_path, capsys):
     file = tmp_path / "run.toml"
     file.write_text('num_frames = 2\nmax_epochs = 1\nbatch_size = 2\nrandaugment = false\ntracker = "none"\n')
+    with file.open("a") as text:
+        text.write('kernel_size = [1, 1, 1]\ndilation = 2\npositions = ["mlp"]\n')
     out = tmp_path / "run"
     arguments = ["train", videos, *BACKBONE, "--weights", "none", "--out", out, "--config", file, "--batch-size", "4"]
     assert cli.run([str(a) for a in arguments]) == 0
     settings = json.loads((out / "settings.json").read_text())
     assert (settings["num_frames"], settings["batch_size"], settings["randaugment"]) == (2, 4, False)
+    adapter = json.loads((out / "last" / "adapter_config.json").read_text())["adapter"]
+    assert (adapter["kernel_size"], adapter["dilation"], adapter["positions"]) == ([1, 1, 1], 2, ["mlp"])
     file.write_text("frames = 2\n")
     assert "sets 'frames', which is no option" in fails(capsys, arguments)
     file.write_text("num_frames = \n")
     assert "is no TOML file" in fails(capsys, arguments)
+    file.write_text("num_frames = true\n")
+    assert "Invalid value for '--num-frames'" in fails(capsys, arguments)
 
 
 def test_the_weights_of_the_backbone_may_move(videos, tmp_path, capsys):
