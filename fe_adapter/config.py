@@ -23,14 +23,14 @@ class FEAdapterConfig:
     """The adapters of one model. Validates itself; `dataclasses.asdict` round-trips through JSON.
 
     Args:
-        bottleneck: width R after the down-projection; None is half of the backbone's width.
+        bottleneck: width R after the down-projection; by default (None) half of the backbone's.
         kernel_size: temporal taps K, or ``(K, kh, kw)`` to convolve over the patch grid as well; odd.
         dilation: frames between taps, an integer of at least 1, or "dynamic": predicted for every token.
         max_dilation: upper bound of a dynamic dilation, in frames.
         activation: between convolution and up-projection; one of "identity", "relu", "gelu" (tanh form), "silu".
         positions: where in a block, "attn" (before self-attention), "mlp" (before the MLP), or both.
         blocks: indices of the blocks that get adapters (negative ones count from the end); None is all.
-        recompute: what backward computes again instead of keeping it, None, "hidden" or "input".
+        recompute: what backward computes again instead of keeping it: "hidden" or "input"; by default (None) nothing.
         backend: "auto", "triton" or "eager".
 
     Raises:

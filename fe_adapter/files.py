@@ -7,14 +7,18 @@ import csv
 import io
 import json
 import os
+import reprlib
 import tempfile
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from torch import Tensor
 
 from fe_adapter.errors import InputError
+
+T = TypeVar("T")
 
 
 @contextlib.contextmanager
@@ -69,8 +73,35 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is no whole JSON file: {error}") from None
+
+
+def read_as(kind: type[T], path: Path, is_wrong: str = "is damaged") -> T:
+    """The content of a JSON file as a ``kind``, a dataclass or a pydantic model: its types, bounds and checks hold.
+
+    Raises:
+        InputError: the file is missing or no JSON, or else it ``is_wrong``; the first field that is amiss is named.
+    """
+    from pydantic import TypeAdapter, ValidationError  # not before it is needed: the kernels' checks go without
+
+    content = json.dumps(read_json(path))
+    try:
+        return TypeAdapter(kind).validate_json(content, strict=True)
+    except ValidationError as error:
+        reason = textwrap.shorten(_first_reason(error.errors(include_url=False)[0]), 300, placeholder=" …")
+        raise InputError(f"{path} {is_wrong}: {reason}") from None
+
+
+def _first_reason(error: Any) -> str:
+    """What is wrong with which field, as pydantic found it."""
+    field, message = ".".join(map(str, error["loc"])), error["msg"]
+    if error["type"] == "value_error":  # of a check of ours
+        return f"{field}: {error['ctx']['error']}" if field else str(error["ctx"]["error"])
+    if error["type"] == "missing":
+        return f"{field} is missing"
+    message = message[0].lower() + message[1:]
+    return f"{field} is {reprlib.repr(error['input'])}: {message}" if field else message
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

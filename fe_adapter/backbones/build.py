@@ -40,5 +40,5 @@ def build_backbone(name: str, weights: str | Path | None, args: dict[str, Any]) 
         raise InputError(f"{name} needs {error.name}; pip install 'fe-adapter[{library.EXTRA}]'") from None
     except InputError:
         raise
-    except (TypeError, ValueError, RuntimeError, OSError, KeyError) as error:
+    except Exception as error:  # whatever a library makes of arguments that it does not check
         raise InputError(f"cannot build {name}: {first_line(error)}") from error

@@ -160,8 +160,7 @@ def open_dataset(
     data = Path(data)
     if split is not None:
         check_choice("split", split, SPLITS)
-    if not 0 < val_fraction < 1:
-        raise InputError(f"val_fraction={val_fraction} is outside (0, 1)")
+    check_val_fraction(val_fraction)
     by_split = clips_by_split(data)
     if not by_split:
         raise InputError(f"{data} holds no videos")
@@ -182,6 +181,12 @@ def open_dataset(
     else:
         raise InputError(f"{data} has no {split or 'test or val'} split")
     return VideoDataset(clips, source=str(data), **options)
+
+
+def check_val_fraction(val_fraction: float) -> None:
+    """Raise `InputError` unless a share can be held out and another one left."""
+    if not 0 < val_fraction < 1:
+        raise InputError(f"val_fraction={val_fraction} is outside (0, 1)")
 
 
 def _probe_all(paths: list[str], on_error: str, source: str) -> tuple[dict[str, VideoInfo], list[str]]:

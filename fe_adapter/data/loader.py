@@ -8,19 +8,20 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from fe_adapter.checks import check_choice, check_count
+from fe_adapter.data.protocol import ClipDataset
 from fe_adapter.errors import InputError
 
 SAMPLERS = (None, "shuffle", "balanced")
 
 
 def make_loader(
-    dataset: Any,
+    dataset: ClipDataset,
     batch_size: int,
     *,
     sampler: str | None = None,
@@ -37,7 +38,7 @@ def make_loader(
     running here cannot leave locks behind in them. A script that uses workers needs ``if __name__ == "__main__":``.
 
     Args:
-        dataset: a `VideoDataset`, or one like it, as it is; call its ``set_epoch`` before.
+        dataset: as it is; call its ``set_epoch`` before.
         batch_size: B; the last batch may be smaller.
         sampler: None keeps the order, "shuffle" permutes, "balanced" draws every class equally often, with repetition.
         seed: of the order.
@@ -55,7 +56,7 @@ def make_loader(
     index, count = shard
     chosen = [batches[min(i + index, len(batches) - 1)] for i in range(start_batch, len(batches), count)]
     return DataLoader(
-        dataset,
+        cast("Dataset[dict[str, Any]]", dataset),  # of which it needs no more than we do
         batch_sampler=chosen,
         num_workers=num_workers,
         multiprocessing_context=_context() if num_workers else None,
@@ -65,7 +66,7 @@ def make_loader(
     )
 
 
-def _order(dataset: Any, sampler: str | None, seed: int, epoch: int) -> list[int]:
+def _order(dataset: ClipDataset, sampler: str | None, seed: int, epoch: int) -> list[int]:
     n = len(dataset)
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
     if sampler == "shuffle":

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fe_adapter.data.loader import make_loader, one_line_errors
+from fe_adapter.data.protocol import ClipDataset
 from fe_adapter.distributed import gather, num_processes, process_index
 from fe_adapter.errors import InputError
 from fe_adapter.evaluate.metrics import Metrics, confusion_matrix
@@ -44,7 +45,12 @@ class Evaluation:
 
 
 def evaluate(
-    model: VideoClassifier, dataset: Any, *, batch_size: int = 8, num_workers: int = 0, description: str = "Evaluating"
+    model: VideoClassifier,
+    dataset: ClipDataset,
+    *,
+    batch_size: int = 8,
+    num_workers: int = 0,
+    description: str = "Evaluating",
 ) -> Evaluation:
     """Class probabilities of every clip of ``dataset``, and the metrics.
 
@@ -84,7 +90,7 @@ def evaluate(
     return Evaluation(Metrics(confusion, model.class_names), paths, label, probability)
 
 
-def check_classes(model: VideoClassifier, dataset: Any) -> None:
+def check_classes(model: VideoClassifier, dataset: ClipDataset) -> None:
     """Labels are places in the list of classes, so model and data must have the same list.
 
     Raises:

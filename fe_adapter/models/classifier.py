@@ -219,7 +219,8 @@ def _class_names(num_classes: int | None, class_names: Sequence[str] | None) -> 
             raise InputError("give num_classes or class_names")
         return tuple(str(i) for i in range(check_count("num_classes", num_classes, 1)))
     names = tuple(class_names)
-    if isinstance(class_names, str) or not names or len(set(names)) != len(names):
+    are_names = all(isinstance(name, str) and name for name in names)
+    if isinstance(class_names, str) or not names or not are_names or len(set(names)) != len(names):
         raise InputError(f"class_names={class_names!r} must be a list of different names")
     if num_classes is not None and num_classes != len(names):
         raise InputError(f"num_classes={num_classes}, but there are {len(names)} class_names")

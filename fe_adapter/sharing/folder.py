@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
@@ -14,25 +13,17 @@ from fe_adapter.backbones.backbone import Preprocessing
 from fe_adapter.config import FEAdapterConfig
 from fe_adapter.distributed import full_tensor, is_first_process
 from fe_adapter.errors import InputError
-from fe_adapter.files import atomic_write, read_json, read_tensors
+from fe_adapter.files import atomic_write, read_as, read_json, read_tensors
 from fe_adapter.models.adaptation import adapt, get_adaptation, get_adapters, unadapt
 from fe_adapter.models.classifier import VideoClassifier
+
+if TYPE_CHECKING:
+    from fe_adapter.sharing.schema import AdapterFolder
 
 FORMAT_VERSION = 1
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 MODEL_FOLDERS = ("best", "last")  # of a training run, by preference
-FIELDS: dict[str, dict[str, tuple[type, ...]]] = {  # of the config file, by what they are in
-    "": {
-        "adapter": (dict,), "num_frames": (int,), "embed_dim": (int,), "num_prefix_tokens": (int,),
-        "backbone_fingerprint": (str, type(None)), "backbone": (dict,), "classifier": (dict,),
-    },
-    "backbone": {"name": (str,), "args": (dict,), "weights": (str,)},
-    "classifier": {
-        "class_names": (list,), "num_frames": (int,), "tune": (str,), "preprocessing": (dict,),
-        "clip_seconds": (int, float, type(None)),
-    },
-}  # fmt: skip
 
 
 def save_adapter(model: nn.Module, folder: Path | str) -> None:
@@ -91,10 +82,10 @@ def load_adapter(vit: nn.Module, folder: Path | str, strict: bool = True) -> nn.
     """
     folder = Path(folder)
     content = _read_config(folder)
-    if "adapter" not in content:
+    config, num_frames = content.adapter, content.num_frames
+    if config is None or num_frames is None:
         raise InputError(f"{folder} holds no adapters; use load_classifier")
-    config, num_frames = _adapter_config(content, folder), content["num_frames"]
-    tensors = _read_weights(folder)
+    tensors = read_tensors(folder / WEIGHTS_FILE)
     is_plain = not hasattr(vit, "fe_adaptation")
     if is_plain:
         adapt(vit, config, num_frames=num_frames)
@@ -109,7 +100,7 @@ def load_adapter(vit: nn.Module, folder: Path | str, strict: bool = True) -> nn.
 
 def _load_adapter(
     vit: nn.Module,
-    content: dict[str, Any],
+    content: AdapterFolder,
     config: FEAdapterConfig,
     tensors: dict[str, Tensor],
     folder: Path,
@@ -141,30 +132,20 @@ def load_classifier(
     """
     folder = Path(folder)
     content = _read_config(folder)
-    if "classifier" not in content:
+    if content.classifier is None:
         raise InputError(f"{folder} holds adapters without a classifier; use load_adapter")
-    options = dict(content["classifier"])
-    try:
-        preprocessing = Preprocessing(**{key: tuple(value) for key, value in options.pop("preprocessing").items()})
-        clip_seconds = options.pop("clip_seconds")
-        options |= {"preprocessing": preprocessing}
-        if options["tune"] == "adapter":
-            options["config"] = _adapter_config(content, folder)
-        size = options["preprocessing"].size
-        if len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
-            raise TypeError(f"preprocessing size {size}")
-        unknown = set(options) - set(inspect.signature(VideoClassifier).parameters)
-        if unknown:
-            raise TypeError(f"unknown option {min(unknown)}")
-    except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{folder / CONFIG_FILE} is damaged: {error}") from None
-    backbone = content.get("backbone")
-    is_whole = options["tune"] == "full" or (backbone is not None and backbone["weights"] == "none")
+    options = content.classifier.model_dump(exclude_unset=True)
+    options["preprocessing"] = Preprocessing(**options["preprocessing"])
+    clip_seconds = options.pop("clip_seconds")
+    if options["tune"] == "adapter":
+        options["config"] = content.adapter
+    backbone = content.backbone
+    is_whole = options["tune"] == "full" or (backbone is not None and backbone.weights == "none")
     if is_whole and weights not in (None, "none"):
         raise InputError(f"{folder} holds the weights of the backbone itself; leave weights out")
     if vit is not None:
         model = VideoClassifier(vit, **options)
-        if backbone is not None and backbone["weights"] == "none":
+        if backbone is not None and backbone.weights == "none":
             model.backbone_weights = "none"  # they are in the folder
     else:
         if backbone is None:
@@ -172,15 +153,15 @@ def load_classifier(
         if is_whole:
             weights = "none"
         elif weights is None:
-            weights = backbone["weights"]
+            weights = backbone.weights
             if weights != "pretrained" and not Path(weights).exists():
                 raise InputError(f"the backbone's weights were at {weights} and are not any more; pass weights")
-        model = VideoClassifier.from_name(backbone["name"], weights=weights, backbone_args=backbone["args"], **options)
+        model = VideoClassifier.from_name(backbone.name, weights=weights, backbone_args=backbone.args, **options)
     model.clip_seconds = clip_seconds
     if model.tune == "adapter" and not _saves_backbone(model):
         adaptation = get_adaptation(model.vit)
         _check_backbone(adaptation.fingerprint, adaptation.embed_dim, content, folder)
-    _load(model, _read_weights(folder), folder, strict=True)
+    _load(model, read_tensors(folder / WEIGHTS_FILE), folder, strict=True)
     return model.eval()
 
 
@@ -220,46 +201,29 @@ def _adapter_parameters(vit: nn.Module) -> dict[str, Tensor]:
     return {name: p for name, p in vit.named_parameters() if id(p) in own}
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def _read_config(folder: Path) -> AdapterFolder:
     if not folder.is_dir():
         raise InputError(f"{folder} is no adapter folder")
-    content = read_json(folder / CONFIG_FILE)
-    if not isinstance(content, dict) or type(content.get("format_version")) is not int or content["format_version"] < 1:
-        raise InputError(f"{folder / CONFIG_FILE} does not say its format_version")
-    if content["format_version"] > FORMAT_VERSION:
+    file = folder / CONFIG_FILE
+    content = read_json(file)
+    version = content.get("format_version") if isinstance(content, dict) else None
+    if type(version) is not int or version < 1:
+        raise InputError(f"{file} does not say its format_version")
+    if version > FORMAT_VERSION:
         raise InputError(
-            f"{folder} has format version {content['format_version']}, this release reads up to {FORMAT_VERSION}; "
-            "update fe-adapter"
+            f"{folder} has format version {version}, this release reads up to {FORMAT_VERSION}; update fe-adapter"
         )
-    for part, fields in FIELDS.items():
-        values = content if part == "" else content.get(part, {})
-        for name, kinds in fields.items():
-            is_optional = part == "" or part not in content
-            value = values.get(name) if isinstance(values, dict) else values
-            if not (is_optional and (value is None)) and (isinstance(value, bool) or not isinstance(value, kinds)):
-                raise InputError(f"{folder / CONFIG_FILE} is damaged: {name} is {value!r}")
-    if "adapter" in content and not {"num_frames", "embed_dim"} <= {k for k, v in content.items() if v is not None}:
-        raise InputError(f"{folder / CONFIG_FILE} is damaged: num_frames or embed_dim is missing")
-    return content
+    from fe_adapter.sharing.schema import AdapterFolder  # not before it is needed: the kernels' checks go without
+
+    return read_as(AdapterFolder, file)
 
 
-def _adapter_config(content: dict[str, Any], folder: Path) -> FEAdapterConfig:
-    try:
-        return FEAdapterConfig(**content["adapter"])
-    except (TypeError, KeyError) as error:
-        raise InputError(f"{folder / CONFIG_FILE} is damaged: {error}") from None
-
-
-def _read_weights(folder: Path) -> dict[str, Tensor]:
-    return read_tensors(folder / WEIGHTS_FILE)
-
-
-def _check_backbone(fingerprint: str | None, embed_dim: int, content: dict[str, Any], folder: Path) -> None:
-    if content.get("embed_dim") != embed_dim:
+def _check_backbone(fingerprint: str | None, embed_dim: int, content: AdapterFolder, folder: Path) -> None:
+    if content.embed_dim != embed_dim:
         raise InputError(
-            f"{folder} was trained on another backbone: width {content.get('embed_dim')}, this one has {embed_dim}"
+            f"{folder} was trained on another backbone: width {content.embed_dim}, this one has {embed_dim}"
         )
-    expected = content.get("backbone_fingerprint")
+    expected = content.backbone_fingerprint
     if expected is not None and fingerprint is not None and expected != fingerprint:
         raise InputError(
             f"{folder} was trained on another backbone, or on other weights of it (fingerprint {expected[:8]}…, "

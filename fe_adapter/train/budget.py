@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from fe_adapter.data.protocol import ClipDataset
 from fe_adapter.errors import InputError, OutOfMemoryError
 from fe_adapter.memory.plan import MemoryPlan, PlanRow, parse_bytes, plan_memory
 from fe_adapter.models.classifier import VideoClassifier
@@ -54,7 +54,7 @@ class MemoryBudget:
         self.say(f"memory policy {self.plan.advice} (predicted)")
         self._use(self.plan.recommended)
 
-    def fit(self, train_set: Any, val_set: Any, out: Path, resume: bool) -> TrainResult:
+    def fit(self, train_set: ClipDataset, val_set: ClipDataset, out: Path, resume: bool) -> TrainResult:
         trained = [p for p in self.model.parameters() if p.requires_grad] if self.fallback else []
         first = [(p, p.detach().clone()) for p in trained]
         while True:

@@ -24,19 +24,19 @@ class TrainConfig:
         batch_size: clips at a time, on each device.
         accumulate: batches summed into one optimizer step, in which every clip counts the same.
         optimizer: "adamw"; "sgd", with a momentum of 0.9; or "adamw8bit", whose state is a quarter (bitsandbytes).
-        lr: the optimizer's peak learning rate; None is ``base_lr`` times the clips of a step over 256.
+        lr: the optimizer's peak learning rate; by default (None) ``base_lr`` times the clips of a step over 256.
         base_lr: learning rate for a step of 256 clips.
         weight_decay: of matrices; biases, norms and the dilation predictor have none.
         warmup_epochs: of linear warm-up, then a cosine to zero; at most a tenth of the steps.
         label_smoothing: share of the target spread over all classes, in [0, 1).
         clip_grad_norm: largest norm of the gradient.
         precision: "no" (fp32), "bf16" or "fp16" autocast.
-        memory_policy: what a step keeps in memory, as of `apply_memory_policy`; None leaves the model as it is.
+        memory_policy: what a step keeps, such as "full:0-5+gelu2bit"; by default (None) what the model does already.
         sampler: "shuffle", or "balanced": every class equally often.
-        num_workers: processes that decode; 0 decodes in the training process.
+        num_workers: processes that decode; 0 decodes in this one.
         save_every: steps between checkpoints.
         seed: of the data order, the augmentation and dropout.
-        tracker: None, "tensorboard" or "wandb", beside the JSON-lines log.
+        tracker: "tensorboard" or "wandb", beside the JSON-lines log, or None.
 
     Raises:
         InputError: a value is out of range.

@@ -14,9 +14,10 @@ import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field
 from rich.progress import track
 from safetensors import safe_open
 from safetensors.torch import save as to_bytes
@@ -26,7 +27,7 @@ from torch.utils.data import Dataset
 from fe_adapter.data.datasets import VideoDataset
 from fe_adapter.data.loader import make_loader, one_line_errors
 from fe_adapter.errors import InputError
-from fe_adapter.files import atomic_write, make_folder, read_json
+from fe_adapter.files import atomic_write, make_folder, read_as
 from fe_adapter.memory.estimate import PRECISIONS
 from fe_adapter.memory.frozen_weights import describe_storage
 from fe_adapter.models.adaptation import get_adaptation
@@ -34,8 +35,27 @@ from fe_adapter.models.classifier import VideoClassifier
 from fe_adapter.models.prefix import prefix_tokens, split_blocks
 
 INDEX = "index.json"
-FORMAT = 1
 _SHARD_BYTES = 2**28
+
+
+class Shard(BaseModel):
+    """A file of the tokens of some clips."""
+
+    model_config = ConfigDict(strict=True)
+
+    file: str = Field(pattern=r"^shard-[0-9]{5,9}\.safetensors$")
+    blake2b: str
+
+
+class Index(BaseModel):
+    """What ``index.json`` holds: what the tokens are of, and the shards so far."""
+
+    model_config = ConfigDict(strict=True)
+
+    format: Literal[1] = 1
+    identity: dict[str, Any]
+    clips_per_shard: int = Field(ge=1)
+    shards: list[Shard] = []
 
 
 class CachedFeatures(Dataset[dict[str, Any]]):
@@ -44,8 +64,8 @@ class CachedFeatures(Dataset[dict[str, Any]]):
     Made by `cache_features`. A shard's checksum is compared when it is first read.
     """
 
-    def __init__(self, folder: Path, index: dict[str, Any], source: VideoDataset) -> None:
-        self.folder, self._shards, self._clips_per_shard = folder, index["shards"], index["clips_per_shard"]
+    def __init__(self, folder: Path, index: Index, source: VideoDataset) -> None:
+        self.folder, self._shards, self._clips_per_shard = folder, index.shards, index.clips_per_shard
         self.paths, self.labels, self.class_names = source.paths, source.labels, source.class_names
         self.sampler, self.transform, self.clip_seconds = source.sampler, source.transform, source.clip_seconds
         self._checked: set[int] = set()
@@ -58,9 +78,9 @@ class CachedFeatures(Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         number = index // self._clips_per_shard
-        file = self.folder / self._shards[number]["file"]
+        file = self.folder / self._shards[number].file
         if number not in self._checked:
-            _check(file, self._shards[number]["blake2b"])
+            _check(file, self._shards[number].blake2b)
             self._checked.add(number)
         with safe_open(file, framework="pt") as shard:
             tokens = shard.get_tensor(str(index))
@@ -105,13 +125,12 @@ def cache_features(
     identity = _identity(model, dataset) | {"precision": precision}
     tokens = partial(_tokens, model, precision)
     index = _read_index(folder, identity)
-    if index is None or len(index["shards"]) * index["clips_per_shard"] < len(dataset):
+    if index is None or len(index.shards) * index.clips_per_shard < len(dataset):
         clip_bytes = tokens(dataset[0]["video"][None]).nbytes
-        per_shard = max(1, _SHARD_BYTES // clip_bytes)
-        index = index or {"format": FORMAT, "identity": identity, "clips_per_shard": per_shard, "shards": []}
-        _check_space(folder, clip_bytes * (len(dataset) - len(index["shards"]) * index["clips_per_shard"]))
-    count, per_shard = math.ceil(len(dataset) / index["clips_per_shard"]), index["clips_per_shard"]
-    missing = range(len(index["shards"]), count)
+        index = index or Index(identity=identity, clips_per_shard=max(1, _SHARD_BYTES // clip_bytes))
+        _check_space(folder, clip_bytes * (len(dataset) - len(index.shards) * index.clips_per_shard))
+    per_shard = index.clips_per_shard
+    missing = range(len(index.shards), math.ceil(len(dataset) / per_shard))
     for number in track(missing, "Caching features", transient=True, disable=not progress or not missing):
         clips = range(number * per_shard, min(len(dataset), (number + 1) * per_shard))
         loader = make_loader(dataset, batch_size, num_workers=num_workers, indices=list(clips))
@@ -119,9 +138,9 @@ def cache_features(
         name = f"shard-{number:05d}.safetensors"
         with atomic_write(folder / name) as file:
             file.write(content)
-        index["shards"].append({"file": name, "blake2b": hashlib.blake2b(content, digest_size=16).hexdigest()})
+        index.shards.append(Shard(file=name, blake2b=hashlib.blake2b(content, digest_size=16).hexdigest()))
         with atomic_write(folder / INDEX) as file:  # after each shard: an interrupted run goes on from here
-            file.write(json.dumps(index).encode())
+            file.write(json.dumps(index.model_dump()).encode())
     return CachedFeatures(folder, index, dataset)
 
 
@@ -162,33 +181,19 @@ def _file(path: str) -> str:
     return f"{path} {status.st_size} {status.st_mtime_ns}"
 
 
-def _read_index(folder: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
+def _read_index(folder: Path, identity: dict[str, Any]) -> Index | None:
     file = folder / INDEX
     if not file.exists():
         return None
     try:
-        index = read_json(file)
+        index = read_as(Index, file, "is no index of cached features")
     except InputError as error:
         raise InputError(f"{error}; remove the folder") from None
-    if not _is_index(index):
-        raise InputError(f"{file} is no index of cached features; remove the folder")
     for key, value in identity.items():
-        if index["identity"].get(key) != value:
+        if index.identity.get(key) != value:
             other = f"other {key}" if key.endswith("s") else f"another {key}"
             raise InputError(f"the features in {folder} are of {other}; remove the folder or choose another one")
     return index
-
-
-def _is_index(index: Any) -> bool:
-    if not isinstance(index, dict) or index.get("format") != FORMAT:
-        return False
-    per_shard, shards = index.get("clips_per_shard"), index.get("shards")
-    return (
-        isinstance(index.get("identity"), dict)
-        and (type(per_shard) is int and per_shard > 0)
-        and isinstance(shards, list)
-        and all(isinstance(shard, dict) and {"file", "blake2b"} <= shard.keys() for shard in shards)
-    )
 
 
 def _check_space(folder: Path, needed: int) -> None:

@@ -19,6 +19,7 @@ import torch
 from torch.nn import functional as F
 
 from fe_adapter.data.loader import make_loader, one_line_errors
+from fe_adapter.data.protocol import ClipDataset
 from fe_adapter.data.sampling import derive_seed
 from fe_adapter.errors import InputError, OutOfMemoryError, TrainingError
 from fe_adapter.evaluate.run import check_classes, evaluate
@@ -61,8 +62,8 @@ class TrainResult:
 
 def fit(
     model: VideoClassifier,
-    train_set: Any,
-    val_set: Any = None,
+    train_set: ClipDataset,
+    val_set: ClipDataset | None = None,
     config: TrainConfig | None = None,
     *,
     out: Path | str,
@@ -126,8 +127,8 @@ class _Run:
     def __init__(
         self,
         model: VideoClassifier,
-        train_set: Any,
-        val_set: Any,
+        train_set: ClipDataset,
+        val_set: ClipDataset | None,
         config: TrainConfig,
         out: Path,
         resume: bool,
@@ -293,7 +294,7 @@ class _Run:
         save_adapter(self.model, self.out / name)
 
 
-def _identity(model: VideoClassifier, train_set: Any) -> dict[str, Any]:
+def _identity(model: VideoClassifier, train_set: ClipDataset) -> dict[str, Any]:
     """What must be the same for a run to go on: the model, the data and what is made of it, as JSON values."""
     described = {name: value for name, value in model.describe().items() if name != "clip_seconds"}
     if model.tune == "adapter":

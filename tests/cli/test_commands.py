@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import signal
 
 import numpy as np
@@ -61,6 +62,7 @@ def test_train_leaves_a_run(trained):
     settings = json.loads((trained / "settings.json").read_text())
     assert settings["num_frames"] == 4
     assert settings["precision"] == "auto"
+    assert (settings["kernel_size"], settings["dilation"], settings["positions"]) == (3, "dynamic", "attn")
 
 
 def test_eval_writes_metrics_and_prints_them(videos, trained, tmp_path, capsys):
@@ -121,15 +123,21 @@ def test_a_finished_run_is_not_overwritten_but_resumed(videos, trained, capsys):
 def test_options_come_from_a_toml_file_and_the_command_line_wins(videos, tmp_path, capsys):
     file = tmp_path / "run.toml"
     file.write_text('num_frames = 2\nmax_epochs = 1\nbatch_size = 2\nrandaugment = false\ntracker = "none"\n')
+    with file.open("a") as text:
+        text.write('kernel_size = [1, 1, 1]\ndilation = 2\npositions = ["mlp"]\n')
     out = tmp_path / "run"
     arguments = ["train", videos, *BACKBONE, "--weights", "none", "--out", out, "--config", file, "--batch-size", "4"]
     assert cli.run([str(a) for a in arguments]) == 0
     settings = json.loads((out / "settings.json").read_text())
     assert (settings["num_frames"], settings["batch_size"], settings["randaugment"]) == (2, 4, False)
+    adapter = json.loads((out / "last" / "adapter_config.json").read_text())["adapter"]
+    assert (adapter["kernel_size"], adapter["dilation"], adapter["positions"]) == ([1, 1, 1], 2, ["mlp"])
     file.write_text("frames = 2\n")
     assert "sets 'frames', which is no option" in fails(capsys, arguments)
     file.write_text("num_frames = \n")
     assert "is no TOML file" in fails(capsys, arguments)
+    file.write_text("num_frames = true\n")
+    assert "Invalid value for '--num-frames'" in fails(capsys, arguments)
 
 
 def test_the_weights_of_the_backbone_may_move(videos, tmp_path, capsys):
@@ -159,6 +167,8 @@ BAD_TRAINING = {
     "typo in backbone": (["VIDEOS", "--backbone", "timm:vit_tiny_patch16_225"], "close to it are vit_tiny_patch16_224"),
     "even kernel": (["VIDEOS", "--kernel-size", "4"], "has the even size 4"),
     "no dilation": (["VIDEOS", "--dilation", "0"], "dilation=0 is too small"),
+    "bad dilations": (["VIDEOS", "--dilation", "1,x"], "dilation='1,x' is neither 'dynamic' nor"),
+    "bad kernel": (["VIDEOS", "--kernel-size", "3,3"], "has 2 sizes; give K or (K, kh, kw)"),
     "bad dilation": (["VIDEOS", "--dilation", "1.5"], "dilation='1.5' is neither 'dynamic' nor a number"),
     "no bottleneck": (["VIDEOS", "--bottleneck", "0"], "bottleneck=0 is too small"),
     "no frames": (["VIDEOS", "--num-frames", "0"], "num_frames=0 is too small"),
@@ -212,6 +222,32 @@ def test_bad_folders_and_files_are_named(videos, trained, tmp_path, capsys):
     for arguments, message in cases:
         assert message in fails(capsys, arguments)
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ("[]", "is damaged: input should be an object"),
+        ('{"sampling": 3}', "is damaged: sampling is 3: "),
+        ('{"sampling": "all"}', "is damaged: sampling='all' is not one of"),
+        ('{"stride": true}', "is damaged: stride is True: "),
+        ('{"stride": 0}', "is damaged: stride=0 is too small"),
+        ('{"val_fraction": NaN}', "is damaged: val_fraction"),
+        ('{"sampling": ', "is no whole JSON file"),
+        ("[" * 100_000, "is no whole JSON file"),
+    ],
+)
+def test_damaged_settings_are_refused(settings, message, trained, videos, tmp_path, capsys):
+    shutil.copytree(trained, tmp_path / "run")
+    (tmp_path / "run" / "settings.json").write_text(settings)
+    assert f"settings.json {message}" in fails(capsys, ["eval", tmp_path / "run", videos])
+
+
+def test_a_run_without_settings_is_tested_as_train_trains_by_default(trained, videos, tmp_path):
+    shutil.copytree(trained, tmp_path / "run")
+    (tmp_path / "run" / "settings.json").write_text("{}")
+    assert cli.run(["eval", str(tmp_path / "run"), str(videos)]) == 0
+    assert cli.run(["eval", str(trained / "best"), str(videos), "--out", str(tmp_path / "out")]) == 0
 
 
 def test_damage_inside_one_video_leaves_no_results_of_others(trained, videos, tmp_path, capsys):

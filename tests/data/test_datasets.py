@@ -11,6 +11,7 @@ import torch
 
 from fe_adapter.data import (
     Clip,
+    ClipRecipe,
     EvalTransform,
     FrameSampler,
     TrainTransform,
@@ -62,6 +63,29 @@ def test_training_clips_vary_within_their_bounds(sampling):
         step = 2 if sampling == "stride" else 1
         assert (np.diff(clips, axis=1) == step).all()
         assert set(clips[:, 0]) == set(range(24 - 3 * step))
+
+
+def test_a_recipe_is_its_sampler_and_transforms():
+    recipe = ClipRecipe(4, "stride", 2, flip=False)
+    assert recipe.sampler() == FrameSampler(4, "stride", 2)
+    assert recipe.transform((8, 9)) == EvalTransform((8, 9))
+    assert recipe.transform((8, 9), is_training=True) == TrainTransform((8, 9), flip=False)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_frames": 0}, "num_frames=0 is too small"),
+        ({"sampling": "all"}, "sampling='all' is not one of"),
+        ({"stride": 0}, "stride=0 is too small"),
+        ({"val_fraction": 1.0}, r"val_fraction=1.0 is outside \(0, 1\)"),
+        ({"val_fraction": float("nan")}, "val_fraction=nan is outside"),
+        ({"on_error": "ignore"}, "on_error='ignore' is not one of"),
+    ],
+)
+def test_a_recipe_validates_itself(options, message):
+    with pytest.raises(InputError, match=message):
+        ClipRecipe(**options)
 
 
 def test_a_window_bounds_the_frames():

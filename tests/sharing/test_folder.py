@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
+import math
 import os
 
 import pytest
@@ -23,6 +25,8 @@ from fe_adapter import (
 from fe_adapter.errors import InputError
 from tests.models.test_classifier import ARGS, CONFIG, NAME, Full, classifier, video
 from tests.vits import build
+
+NAN = math.nan
 
 
 @pytest.mark.parametrize("options", [{}, {"tune": "head"}, {"tune": "full", "temporal_pool": "concat"}])
@@ -172,6 +176,55 @@ def test_damaged_descriptions_are_refused_in_one_line(tmp_path, changes):
     path.write_text(json.dumps(content))
     with pytest.raises(InputError, match=r"adapter_config\.json is damaged: "):
         load_classifier(tmp_path)
+
+
+NOT_SANE = {
+    "classifier.class_names": [["sad", ""], ["sad", 2], [], ["sad", "sad"], "sad"],
+    "classifier.num_frames": [0, -1, 10**9, 2.0, True, "2"],
+    "classifier.clip_seconds": [0, -1.5, NAN, math.inf, "1"],
+    "classifier.head_dropout": [1, -0.1, NAN],
+    "classifier.resize": [1, "no"],
+    "classifier.preprocessing.size": [[0, 32], [32], [32, 10**9], [32.0, 32], 32],
+    "classifier.preprocessing.mean": [[0.5, 0.5], [0.5, 0.5, NAN], [0.5, 0.5, math.inf], "0.5"],
+    "classifier.preprocessing.std": [[0.5, 0.5, 0], [0.5, 0.5, -1], [0.5, 0.5, NAN], [1, 1, "1"]],
+    "backbone.args.img_size": [0, -32, 10**9, [32, 10**9], NAN],
+    "backbone.args.depth": [0, 10**9],
+    "adapter.bottleneck": [0, 10**9, "4", NAN],
+    "adapter.kernel_size": [10**9 + 1, [3, 3], "3"],
+    "num_frames": [0, 10**9, NAN],
+    "embed_dim": [0, -1, 10**9, 48.0],
+    "num_prefix_tokens": [-1, 10**9, "1"],
+    "backbone_fingerprint": [3, ""],
+}
+
+
+@pytest.mark.parametrize(("field", "value"), [(field, value) for field, values in NOT_SANE.items() for value in values])
+def test_what_no_model_has_is_refused_before_anything_is_built(tmp_path, field, value, monkeypatch):
+    save_adapter(classifier(), tmp_path)
+    path = tmp_path / "adapter_config.json"
+    content = json.loads(path.read_text())
+    *above, last = field.split(".")
+    part = functools.reduce(dict.__getitem__, above, content)
+    part[last] = value
+    path.write_text(json.dumps(content))
+    monkeypatch.setattr("fe_adapter.models.classifier.build_backbone", None)
+    with pytest.raises(InputError, match=r"adapter_config\.json is damaged: ") as caught:
+        load_classifier(tmp_path)
+    message = str(caught.value)
+    assert last in message
+    assert "\n" not in message
+    assert len(message) < 400
+
+
+def test_fields_of_a_later_release_do_not_matter(tmp_path):
+    model = classifier()
+    save_adapter(model, tmp_path)
+    edit_config(
+        tmp_path,
+        note="mine",
+        backbone={**json.loads((tmp_path / "adapter_config.json").read_text())["backbone"], "x": 1},
+    )
+    assert torch.equal(load_classifier(tmp_path)(video()), model(video()))
 
 
 def test_random_weights_travel_in_the_folder(tmp_path):

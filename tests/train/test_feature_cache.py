@@ -116,6 +116,18 @@ def test_a_damaged_index_is_refused_in_one_line(videos, tmp_path, content):  # n
         cache_features(classifier(), clips(videos), tmp_path)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [{"clips_per_shard": 0}, {"clips_per_shard": "2"}, {"shards": [{"file": "../x", "blake2b": ""}]}, {"format": 2}],
+)
+def test_an_index_is_what_was_written(videos, tmp_path, changes):  # noqa: F811
+    cache_features(classifier(), clips(videos), tmp_path, progress=False)
+    index = json.loads((tmp_path / "index.json").read_text())
+    (tmp_path / "index.json").write_text(json.dumps(index | changes))
+    with pytest.raises(InputError, match=rf"is no index of cached features: {min(changes)}.*; remove the folder$"):
+        cache_features(classifier(), clips(videos), tmp_path)
+
+
 def test_going_on_needs_space_for_what_is_missing(videos, tmp_path, monkeypatch):  # noqa: F811
     from fe_adapter.train import feature_cache
 

@@ -1,0 +1,60 @@
+"""``fe-adapter predict``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from fe_adapter.cli.fields import Fields
+from fe_adapter.cli.options import Device, Run, Weights, find_device, words
+from fe_adapter.sharing.folder import find_model, load_classifier
+from fe_adapter.train.config import TrainConfig
+
+EXAMPLES = ("fe-adapter predict run clip.mp4 other.mp4 --out predictions",)
+
+
+def predict(
+    *,
+    run_folder: Run,
+    videos: Annotated[list[Path], typer.Argument(metavar="VIDEO…", help="Video files of any length.")],
+    weights: Weights = None,
+    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("predictions"),
+    window: Annotated[
+        float | None, typer.Option(help="Seconds looked at at a time; default the clips of training.")
+    ] = None,
+    step: Annotated[float | None, typer.Option(help="Seconds to the next look; default half a window.")] = None,
+    recipe: Annotated[TrainConfig, Fields(only=("batch_size",))],
+    device: Device = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+) -> None:
+    """Class probabilities of video files.
+
+    Writes for each file a JSON with the probabilities of the whole and of every window, the same as CSV, and a PNG with
+    the timeline.
+    """
+    from fe_adapter.data import probe
+    from fe_adapter.predict.result import output_stems
+    from fe_adapter.predict.video import predict_video
+
+    infos = [probe(path) for path in videos]  # a bad file is refused before anything is written
+    model = load_classifier(find_model(run_folder), weights=weights).to(find_device(device))
+    predictions = [
+        predict_video(model, info, window=window, step=step, batch_size=recipe.batch_size)
+        for info in track(infos, "Predicting", console=words, transient=True)
+    ]
+    for prediction, stem in zip(predictions, output_stems([info.path for info in infos], out), strict=True):
+        prediction.save(stem)
+    if as_json:
+        print(json.dumps([prediction.as_dict() for prediction in predictions]))
+    else:
+        table = Table("video", *model.class_names)
+        for prediction in predictions:
+            table.add_row(prediction.path, *(f"{p:.1%}" for p in prediction.probabilities.tolist()))
+        Console().print(table)
+    words.print(f"written to {out}")

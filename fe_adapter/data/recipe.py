@@ -1,0 +1,77 @@
+"""`ClipRecipe`: the settings of a run that are about its videos."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+
+from fe_adapter.checks import check_choice
+from fe_adapter.data.datasets import ON_ERROR, VideoDataset, check_val_fraction, open_dataset
+from fe_adapter.data.sampling import FrameSampler
+from fe_adapter.data.transforms import EvalTransform, TrainTransform
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipRecipe:
+    """Which videos a run sees, which of their frames make a clip, and what training does to it.
+
+    Args:
+        num_frames: frames T of a clip.
+        sampling: "uniform", one of each of T equal parts of the video; "stride", every stride-th; or "dense", in a row.
+        stride: frames from one to the next, for "stride".
+        val_fraction: share of every class held out for validation where the data has no such split, in (0, 1).
+        on_error: at unreadable videos "fail", naming them, or "skip" them.
+        flip: in training, mirror half of the clips.
+        randaugment: in training, augment clips by RandAugment.
+        in_memory: decode a video once and keep all its frames.
+
+    Raises:
+        InputError: a value is out of range.
+    """
+
+    num_frames: int = 16
+    sampling: str = "uniform"
+    stride: int = 4
+    val_fraction: float = 0.2
+    on_error: str = "fail"
+    flip: bool = True
+    randaugment: bool = True
+    in_memory: bool = False
+
+    def __post_init__(self) -> None:
+        self.sampler()
+        check_val_fraction(self.val_fraction)
+        check_choice("on_error", self.on_error, ON_ERROR)
+
+    def sampler(self) -> FrameSampler:
+        """Which frames make a clip."""
+        return FrameSampler(self.num_frames, self.sampling, self.stride)
+
+    def open(
+        self,
+        data: str | os.PathLike[str],
+        split: str | None,
+        *,
+        class_names: Sequence[str] | None = None,
+        is_training: bool = False,
+        seed: int = 0,
+    ) -> VideoDataset:
+        """The clips of a split of ``data``, as of `open_dataset`; frames as they are, until a transform is set."""
+        return open_dataset(
+            data,
+            split,
+            val_fraction=self.val_fraction,
+            class_names=class_names,
+            sampler=self.sampler(),
+            is_training=is_training,
+            seed=seed,
+            on_error=self.on_error,
+            in_memory=self.in_memory,
+        )
+
+    def transform(self, size: tuple[int, int], is_training: bool = False) -> EvalTransform | TrainTransform:
+        """What makes frames of ``size``."""
+        return (
+            TrainTransform(size, flip=self.flip, randaugment=self.randaugment) if is_training else EvalTransform(size)
+        )

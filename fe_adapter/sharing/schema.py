@@ -1,0 +1,126 @@
+"""What ``adapter_config.json`` may hold: every field, its type, and bounds that no sane model is beyond.
+
+Unknown fields are ignored at the top and beside the backbone's name, and refused in what a model is built of.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, field_validator, model_validator
+
+from fe_adapter.config import FEAdapterConfig
+
+MAX_WIDTH = 2**16
+MAX_TAPS = 2**10
+MAX_SIDE = 2**14  # of an image, in pixels
+LARGEST = {  # of the arguments that libraries build a backbone of, by the ending of their names
+    **dict.fromkeys(("img_size", "image_size", "patch_size"), MAX_SIDE),
+    **dict.fromkeys(("dim", "hidden_size", "intermediate_size"), MAX_WIDTH),
+    **dict.fromkeys(("depth", "layers", "heads"), 2**10),
+}
+
+Name = Annotated[str, Field(min_length=1)]
+Frames = Annotated[int, Field(ge=1, le=2**16)]
+Width = Annotated[int, Field(ge=1, le=MAX_WIDTH)]
+Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
+Seconds = Annotated[float, Field(gt=0, le=1e6)]
+Std = Annotated[float, Field(gt=0)]
+
+
+class Part(BaseModel):
+    """A part of the file: fields of just the types that are written, finite numbers, nothing else."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class PreprocessingPart(Part):
+    """What the backbone expects of an image, as `Preprocessing` has it."""
+
+    size: tuple[Side, Side]
+    mean: tuple[float, float, float]
+    std: tuple[Std, Std, Std]
+
+
+class ClassifierPart(Part):
+    """A `VideoClassifier`, as it describes itself."""
+
+    class_names: list[Name] = Field(min_length=1)
+    num_frames: Frames
+    tune: Literal["adapter", "head", "full"]
+    temporal_pool: Literal["mean", "concat"] = "mean"
+    head_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    resize: bool = False
+    preprocessing: PreprocessingPart
+    clip_seconds: Seconds | None
+
+    @field_validator("class_names")
+    @classmethod
+    def _differ(cls, names: list[str]) -> list[str]:
+        if len(set(names)) != len(names):
+            raise ValueError("a class is named twice")
+        return names
+
+
+class BackbonePart(Part):
+    """Where the backbone came from; what its library is given beyond sizes is that library's to check."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    name: Name
+    args: dict[str, Any]
+    weights: Name
+
+    @field_validator("args")
+    @classmethod
+    def _are_sane(cls, args: dict[str, Any]) -> dict[str, Any]:
+        for name, value in args.items():
+            largest = next((bound for ending, bound in LARGEST.items() if name.endswith(ending)), None)
+            numbers = [n for n in (value if isinstance(value, list) else [value]) if type(n) in (int, float)]
+            if largest is not None and not all(1 <= n <= largest for n in numbers):  # dynamic_img_size is a bool
+                raise ValueError(f"{name} is {value!r}")
+        return args
+
+
+def _adapter(values: Any) -> FEAdapterConfig:
+    """An `FEAdapterConfig`, which validates itself, of a size that can be built."""
+    if not isinstance(values, dict):
+        raise ValueError(f"it is {values!r}")
+    try:
+        config = FEAdapterConfig(**values)
+    except TypeError as error:
+        raise ValueError(str(error)) from None
+    taps = config.kernel_size if isinstance(config.kernel_size, tuple) else (config.kernel_size,)
+    if (config.bottleneck or 1) > MAX_WIDTH or max(taps) > MAX_TAPS:
+        raise ValueError(f"bottleneck={config.bottleneck} or kernel_size={config.kernel_size} is too large")
+    return config
+
+
+class AdapterFolder(Part):
+    """All of the file."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    format_version: Literal[1]
+    adapter: Annotated[FEAdapterConfig | None, PlainValidator(_adapter)] = None
+    num_frames: Frames | None = None
+    embed_dim: Width | None = None
+    num_prefix_tokens: Annotated[int, Field(ge=0, le=2**16)] | None = None
+    backbone_fingerprint: Name | None = None
+    backbone: BackbonePart | None = None
+    classifier: ClassifierPart | None = None
+
+    @field_validator("backbone", "classifier")
+    @classmethod
+    def _is_given(cls, part: Part | None) -> Part:
+        if part is None:
+            raise ValueError("it is null")
+        return part
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> AdapterFolder:
+        if self.adapter is not None and (self.num_frames is None or self.embed_dim is None):
+            raise ValueError("num_frames or embed_dim is missing")
+        if self.adapter is None and self.classifier is not None and self.classifier.tune == "adapter":
+            raise ValueError("adapter is missing")
+        return self
