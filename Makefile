@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .PHONY: demo test lint check format bench gpu
-demo: .venv/.installed
+demo: .venv/.demo
 	$(BIN)/fe-adapter demo
 
 test: .venv/.installed
@@ -28,6 +28,12 @@ gpu:
 format: .venv/.installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# what the demo needs, a part of what is installed for the other targets
+.venv/.demo: pyproject.toml
+	test -e .venv/.installed || $(PYTHON) -m venv .venv
+	test -e .venv/.installed || $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[demo]"
+	touch $@
 
 .venv/.installed: pyproject.toml
 	$(PYTHON) -m venv .venv

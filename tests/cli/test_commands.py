@@ -298,10 +298,16 @@ def test_help_shows_examples_and_env_the_machine(capsys):
     assert cli.run(["--version"]) == 0
 
 
-def test_the_quick_demo_runs_through(tmp_path, capsys):
-    assert cli.run(["demo", "--quick", "--out", str(tmp_path / "demo")]) == 0
+@pytest.mark.parametrize("compare", [(), ("--compare",)], ids=["", "compare"])
+def test_the_quick_demo_runs_through(compare, tmp_path, capsys):
+    assert cli.run(["demo", "--quick", "--out", str(tmp_path / "demo"), *compare]) == 0
     rows = json.loads((tmp_path / "demo" / "results.json").read_text())["rows"]
-    assert [row["uar"] for row in rows if row["averages_frames"]] == [0.5, 0.5]  # whatever they learned
+    assert [row["uar"] for row in rows if row["averages_frames"]] == [0.5] * (
+        2 if compare else 1
+    )  # whatever they learned
+    assert len(rows) == (6 if compare else 3)
+    said = capsys.readouterr().err
+    assert said.index("FE-Adapter, dynamic dilation: test UAR") < said.index("frozen + linear: test UAR")
     made = {path.name for path in (tmp_path / "demo" / "prediction").iterdir()}
     assert made == {f"appears_and_fades.{kind}" for kind in ("mp4", "json", "csv", "png")}
     assert (tmp_path / "demo" / "results.png").exists()
