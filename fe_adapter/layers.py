@@ -16,6 +16,7 @@ from fe_adapter.checks import (
     check_grid_size,
     check_kernel_size,
 )
+from fe_adapter.errors import InputError
 from fe_adapter.kernels.spec import Weights
 from fe_adapter.ops import reference
 
@@ -145,6 +146,11 @@ class FEAdapter(nn.Module):
 
     def _weights(self) -> Weights:
         dilation = self.dilation_proj
+        if "base_layer" in self.down_proj._modules or "base_layer" in self.up_proj._modules:
+            raise InputError(
+                "peft has put its layers into this adapter, where they have no effect; leave adapters out of its "
+                "target_modules (all-linear takes them: exclude_modules='.*fe_adapter.*')"
+            )
         return Weights(
             self.down_proj.weight,
             self.down_proj.bias,

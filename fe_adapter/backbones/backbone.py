@@ -77,19 +77,40 @@ class Library(Protocol):
         """The model of that name: with pretrained weights, with those at ``path``, or with random ones."""
 
 
+# what PyTorch puts around a module, by class, and where the module is in it
+WRAPPERS = {
+    "OptimizedModule": "_orig_mod",  # of torch.compile
+    "DataParallel": "module",
+    "DistributedDataParallel": "module",
+    "AveragedModel": "module",
+}
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The module inside of what `WRAPPERS` put around it."""
+    while (inner := WRAPPERS.get(type(module).__name__)) is not None:
+        module = getattr(module, inner)
+    return module
+
+
+def plain_name(name: str) -> str:
+    """A parameter's name as it is where nothing in the model is compiled."""
+    return name.replace("_orig_mod.", "")
+
+
 def get_blocks(model: nn.Module, path: str) -> list[nn.Module]:
-    """The blocks at the attribute ``path`` of ``model``.
+    """The blocks at the attribute ``path`` of ``model``, each without what `WRAPPERS` put around it.
 
     Raises:
         InputError: there is nothing at the path, or no sequence of modules.
     """
     try:
-        blocks = model.get_submodule(path)
+        blocks = unwrapped(unwrapped(model).get_submodule(path))
     except AttributeError:
         raise InputError(f"{type(model).__name__} has no {path!r}") from None
     if not isinstance(blocks, (nn.ModuleList, nn.Sequential)) or len(blocks) == 0:
         raise InputError(f"{path!r} of {type(model).__name__} is no list of blocks")
-    return list(blocks)
+    return [unwrapped(block) for block in blocks]
 
 
 def pair(size: Any) -> tuple[int, int]:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from fe_adapter.backbones import hf_vit, openclip_vit, timm_vit, torchvision_vit
-from fe_adapter.backbones.backbone import Backbone, Library
+from fe_adapter.backbones.backbone import Backbone, Library, unwrapped
 from fe_adapter.errors import InputError
 
 # in the order in which they are asked: towers of open_clip may be timm's
@@ -23,6 +23,7 @@ def describe_backbone(model: nn.Module) -> Backbone:
     Raises:
         InputError: the model cannot be adapted (the message says why) or is of no known library.
     """
+    model = unwrapped(model)
     name = type(model).__name__
     for library in LIBRARIES:
         if name in library.REFUSED:

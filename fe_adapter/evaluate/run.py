@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fe_adapter.backbones.backbone import unwrapped
 from fe_adapter.data.loader import make_loader, one_line_errors
 from fe_adapter.data.protocol import ClipDataset
 from fe_adapter.distributed import gather, num_processes, process_index
@@ -68,7 +69,8 @@ def evaluate(
     """
     from rich.progress import track
 
-    check_classes(model, dataset)
+    inner: Any = unwrapped(model)
+    check_classes(inner, dataset)
     if len(dataset) == 0:
         raise InputError("the data set holds no clips to evaluate on")
     device = next(model.parameters()).device
@@ -86,8 +88,8 @@ def evaluate(
     by_index = {index: rest for index, *rest in gather(clips)}  # a batch may be in several shards
     paths, labels, rows = zip(*(by_index[index] for index in sorted(by_index)), strict=True)
     label, probability = torch.tensor(labels), torch.stack(rows)
-    confusion = confusion_matrix(label, probability.argmax(-1), len(model.class_names))
-    return Evaluation(Metrics(confusion, model.class_names), paths, label, probability)
+    confusion = confusion_matrix(label, probability.argmax(-1), len(inner.class_names))
+    return Evaluation(Metrics(confusion, inner.class_names), paths, label, probability)
 
 
 def check_classes(model: VideoClassifier, dataset: ClipDataset) -> None:

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 from fe_adapter.backbones import hf_vit
+from fe_adapter.backbones.backbone import unwrapped
 from fe_adapter.checks import check_choice
 from fe_adapter.errors import InputError
 from fe_adapter.kernels.spec import CONV_ROWS, PAD, AdapterSpec, ConvGradients, Weights, ceil_div
@@ -100,7 +101,14 @@ def estimate_memory(
         device = "cpu" if all(p.device.type == "cpu" for p in model.parameters()) else "cuda"
     check_choice("device", device, DEVICES)
     fake_tensors = FakeTensorMode(allow_non_fake_inputs=True)
-    with _without_caches(model), fake_tensors, _Storages(device) as live, _imitated(device):
+    model = unwrapped(model)
+    with (
+        torch.compiler.set_stance("force_eager"),
+        _without_caches(model),
+        fake_tensors,
+        _Storages(device) as live,
+        _imitated(device),
+    ):
         fake = copy_without_values(model, "cpu")
         if policy is not None:
             apply_memory_policy(fake, policy)

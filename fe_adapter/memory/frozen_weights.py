@@ -48,6 +48,15 @@ def check(vit: nn.Module, kind: str) -> None:
         require("bitsandbytes", f"memory policy {kind!r}", "quantize")
 
 
+def kinds_of(vit: nn.Module) -> list[str]:
+    """What `convert` would have to be told to store the frozen weights of a plain ``vit`` as those of this one are."""
+    frozen = _frozen(vit)
+    packed = {module.kind for module in frozen if isinstance(module, PackedLinear)}
+    others = (p for module in frozen if not isinstance(module, PackedLinear) for p in module.parameters(recurse=False))
+    is_bf16 = any(p.dtype == torch.bfloat16 and not p.requires_grad for p in others)
+    return [*(["bf16"] if is_bf16 else []), *sorted(packed)]
+
+
 def describe_storage(vit: nn.Module) -> str:
     """How the frozen weights of ``vit`` are stored: ``"float32"``, ``"bfloat16, float32, nf4"``."""
     frozen = _frozen(vit)

@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fe_adapter.backbones.backbone import get_blocks
+from fe_adapter.backbones.backbone import get_blocks, unwrapped
 from fe_adapter.backbones.describe import describe_backbone
 from fe_adapter.checks import check_count
 from fe_adapter.errors import InputError
@@ -155,9 +155,9 @@ def _find_blocks(model: nn.Module) -> tuple[nn.Module, list[nn.Module]]:
         adaptation = module.__dict__.get("fe_adaptation")
         if adaptation is not None:
             return module, get_blocks(module, adaptation.blocks_path)
-    vit: Any = model
-    if type(model).__name__ == "VideoClassifier":  # without adapters
-        vit = model.vit
+    vit: Any = unwrapped(model)
+    if type(vit).__name__ == "VideoClassifier":  # without adapters
+        vit = unwrapped(vit.vit)
     return vit, get_blocks(vit, describe_backbone(vit).blocks_path)
 
 

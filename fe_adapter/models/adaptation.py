@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fe_adapter.backbones.backbone import get_blocks
+from fe_adapter.backbones.backbone import get_blocks, plain_name, unwrapped
 from fe_adapter.backbones.describe import describe_backbone, forward_with_mlp_adapter
 from fe_adapter.checks import check_count, check_kernel_size
 from fe_adapter.config import FEAdapterConfig
@@ -43,6 +43,7 @@ class Adaptation:
     fingerprint: str | None
     trained_before: frozenset[str]  # parameters that asked for a gradient
     training_before: frozenset[str]  # modules in training mode
+    parameter_names: frozenset[str]  # of backbone and adapters
 
 
 def adapt(
@@ -76,12 +77,17 @@ def adapt(
     Raises:
         InputError: the model cannot be adapted, is adapted already, or has no such blocks.
     """
+    given, vit = vit, unwrapped(vit)
     if hasattr(vit, "fe_adaptation"):
         raise InputError("the model is adapted already; call unadapt first")
     config = FEAdapterConfig() if config is None else config
     if not isinstance(config, FEAdapterConfig):
         raise TypeError(f"config is a {type(config).__name__}; pass an FEAdapterConfig")
     num_frames = check_count("num_frames", num_frames, 1)
+    if any(type(module).__module__.startswith("peft.") for module in vit.modules()):
+        raise InputError(
+            "the model holds layers of peft (LoRA, say), which adapt would freeze; adapt it first, then add them"
+        )
     patch_size = None
     if blocks_path is None:
         found = describe_backbone(vit)
@@ -117,6 +123,14 @@ def adapt(
         )
 
     adapters = [{position: build() for position in config.positions} for _ in chosen]  # before the model is touched
+    before: dict[str, Any] = {
+        "fingerprint": fingerprint(vit),
+        "trained_before": frozenset(plain_name(name) for name, p in vit.named_parameters() if p.requires_grad),
+        "training_before": frozenset(plain_name(f"{name}.") for name, part in vit.named_modules() if part.training),
+    }
+    vit.requires_grad_(False)
+    for block, forward, by_position in zip(chosen, forwards, adapters, strict=True):
+        put_adapters(block, by_position, forward)
     vit.fe_adaptation = Adaptation(  # type: ignore[assignment]
         config=config,
         num_frames=num_frames,
@@ -124,18 +138,14 @@ def adapt(
         embed_dim=embed_dim,
         num_prefix_tokens=num_prefix_tokens,
         patch_size=patch_size,
-        fingerprint=fingerprint(vit),
-        trained_before=frozenset(name for name, p in vit.named_parameters() if p.requires_grad),
-        training_before=frozenset(name for name, module in vit.named_modules() if module.training),
+        parameter_names=frozenset(map(plain_name, vit.state_dict())),
+        **before,
     )
-    vit.requires_grad_(False)
-    for block, forward, by_position in zip(chosen, forwards, adapters, strict=True):
-        put_adapters(block, by_position, forward)
     if spatial and patch_size is not None:
         vit.register_forward_pre_hook(_follow_grid, with_kwargs=True)
     vit.train = functools.partial(_train_adapters_only, vit)  # type: ignore[method-assign]
     vit.train(vit.training)
-    return vit
+    return given
 
 
 def unadapt(vit: nn.Module) -> nn.Module:
@@ -144,7 +154,7 @@ def unadapt(vit: nn.Module) -> nn.Module:
     Raises:
         InputError: ``vit`` is not adapted.
     """
-    adaptation = get_adaptation(vit)
+    given, vit, adaptation = vit, unwrapped(vit), get_adaptation(vit)
     for block in get_blocks(vit, adaptation.blocks_path):
         set_around(block, None)
         take_adapters(block)
@@ -155,10 +165,10 @@ def unadapt(vit: nn.Module) -> nn.Module:
     del vit.fe_adaptation
     del vit.train
     for name, p in vit.named_parameters():
-        p.requires_grad_(name in adaptation.trained_before)
+        p.requires_grad_(plain_name(name) in adaptation.trained_before)
     for name, module in vit.named_modules():
-        module.training = name in adaptation.training_before
-    return vit
+        module.training = plain_name(f"{name}.") in adaptation.training_before
+    return given
 
 
 @contextlib.contextmanager
@@ -193,7 +203,7 @@ def get_adaptation(vit: nn.Module) -> Adaptation:
     Raises:
         InputError: ``vit`` is not adapted.
     """
-    adaptation = getattr(vit, "fe_adaptation", None)
+    adaptation = getattr(unwrapped(vit), "fe_adaptation", None)
     if adaptation is None:
         raise InputError(f"this {type(vit).__name__} has no adapters; call adapt first")
     return adaptation
@@ -229,7 +239,8 @@ def fingerprint(vit: nn.Module) -> str | None:
     Freezing in bf16 does not change it. Adapters are left out.
     """
     digest = hashlib.blake2b(digest_size=16)
-    for name, p in sorted(vit.named_parameters()):
+    parameters = {plain_name(name): p for name, p in unwrapped(vit).named_parameters()}
+    for name, p in sorted(parameters.items()):
         if any(child in name.split(".") for child in CHILDREN.values()):
             continue
         if p.is_meta or type(p) not in (nn.Parameter, Tensor):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fe_adapter.backbones.backbone import Preprocessing
+from fe_adapter.backbones.backbone import Preprocessing, plain_name
 from fe_adapter.backbones.build import build_backbone
 from fe_adapter.backbones.describe import describe_backbone
 from fe_adapter.checks import check_choice, check_count
@@ -21,6 +22,7 @@ from fe_adapter.errors import InputError
 from fe_adapter.models.adaptation import adapt, get_adaptation, get_adapters, set_num_frames
 from fe_adapter.models.prefix import starting_from
 
+_log = logging.getLogger("fe_adapter")
 TUNE = ("adapter", "head", "full")
 TEMPORAL_POOL = ("mean", "concat")
 
@@ -75,6 +77,8 @@ class VideoClassifier(nn.Module):
         if not 0 <= head_dropout < 1:
             raise InputError(f"head_dropout={head_dropout} is outside [0, 1)")
         self.class_names = _class_names(num_classes, class_names)
+        if type(vit).__name__ == "OptimizedModule" or vit.__dict__.get("_compiled_call_impl") is not None:
+            _log.warning("a compiled backbone is called by its parts, as it was before; compile the classifier instead")
         backbone = describe_backbone(vit)
         self.vit = backbone.vit
         self._frame_features = backbone.frame_features
@@ -113,6 +117,7 @@ class VideoClassifier(nn.Module):
         for name in ("mean", "std"):
             value = torch.tensor(getattr(preprocessing, name), device=parameter.device).view(3, 1, 1)
             self.register_buffer(name, value, persistent=False)
+        self.parameter_names = frozenset(map(plain_name, self.vit.state_dict()))  # of what can be built again
 
     @classmethod
     def from_name(

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from fe_adapter.backbones.backbone import get_blocks
 from fe_adapter.models.adaptation import get_adaptation, get_adapters
 from fe_adapter.models.blocks import first_argument, with_first_argument
+from fe_adapter.models.forwards import override_forward, restore_forward
 
 
 class _Reached(Exception):  # noqa: N818 (it is no error)
@@ -56,19 +57,16 @@ def starting_from(vit: nn.Module, tokens: Tensor) -> Iterator[None]:
         return with_first_argument(tokens, args, kwargs)
 
     skipped, block = split_blocks(vit)
-    before = [other.__dict__.get("forward") for other in skipped]
     for other in skipped:
-        other.forward = _pass_through
+        override_forward(other, _pass_through)
     handle = block.register_forward_pre_hook(replace, prepend=True, with_kwargs=True)
     try:
         yield
     finally:
         handle.remove()
-        for other, forward in zip(skipped, before, strict=True):
-            del other.forward
-            if forward is not None:
-                other.forward = forward
+        for other in skipped:
+            restore_forward(other, _pass_through)
 
 
-def _pass_through(*args: Any, **kwargs: Any) -> Any:
+def _pass_through(block: nn.Module, own: Callable, *args: Any, **kwargs: Any) -> Any:
     return first_argument(args, kwargs)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from fe_adapter.backbones.backbone import unwrapped
 from fe_adapter.checks import check_count
 from fe_adapter.data.sampling import FrameSampler, sliding_windows
 from fe_adapter.data.transforms import EvalTransform
@@ -40,15 +42,16 @@ def predict_video(
         InputError: no readable video; a window or a step that is not positive.
     """
     check_count("batch_size", batch_size, 1)
+    inner: Any = unwrapped(model)
     info = video if isinstance(video, VideoInfo) else probe(video)
-    length = (model.clip_seconds or info.duration) if window is None else window
+    length = (inner.clip_seconds or info.duration) if window is None else window
     windows = sliding_windows(info.duration, length, length / 2 if step is None else step)
     device = next(model.parameters()).device
     rows = []
     with torch.no_grad():
-        for clips in _batches(model, info, windows, batch_size):
+        for clips in _batches(inner, info, windows, batch_size):
             rows.append(model(clips.to(device)).float().softmax(-1).cpu())
-    return Prediction(info.path, model.class_names, tuple(windows), torch.cat(rows))
+    return Prediction(info.path, inner.class_names, tuple(windows), torch.cat(rows))
 
 
 def _batches(

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from fe_adapter.backbones.backbone import Preprocessing
+from fe_adapter.backbones.backbone import Preprocessing, plain_name, unwrapped
+from fe_adapter.backbones.weights import some
 from fe_adapter.config import FEAdapterConfig
 from fe_adapter.distributed import full_tensor, is_first_process
 from fe_adapter.errors import InputError
 from fe_adapter.files import atomic_write, read_as, read_json, read_tensors
+from fe_adapter.memory import frozen_weights
 from fe_adapter.models.adaptation import adapt, get_adaptation, get_adapters, unadapt
 from fe_adapter.models.classifier import VideoClassifier
 
@@ -29,17 +31,25 @@ MODEL_FOLDERS = ("best", "last")  # of a training run, by preference
 def save_adapter(model: nn.Module, folder: Path | str) -> None:
     """Write what training changed in ``model``: an adapted backbone, or a `VideoClassifier` with its head.
 
-    The tensors' names are those in the model, ``vit.…`` for the backbone's side and ``head.…``. A frozen backbone is
-    left out, unless its weights are random ones (``weights="none"``), which nobody else has. Both files are written
-    aside before either takes its place: if the disk is full, the previous ones are still there. In a distributed run
-    every process calls it, since parameters may be sharded, and the first one writes.
+    The tensors' names are those in the model where nothing in it is compiled, ``vit.…`` for the backbone's side and
+    ``head.…``. Parameters of the backbone that ask for a gradient are written as well; the rest of it is left out,
+    unless its weights are random ones (``weights="none"``), which nobody else has. Both files are written aside before
+    either takes its place: if the disk is full, the previous ones are still there. In a distributed run every process
+    calls it, since parameters may be sharded, and the first one writes.
 
     Raises:
-        InputError: ``model`` has nothing to save, or the folder cannot be written to.
+        InputError: ``model`` has nothing to save, or something that `load_classifier` could not put back; or the folder
+            cannot be written to.
     """
-    folder = Path(folder)
+    folder, model = Path(folder), unwrapped(model)
+    check_saveable(model)
     content: dict[str, Any] = {"format_version": FORMAT_VERSION}
     vit = model.vit if isinstance(model, VideoClassifier) else model
+    saves_backbone = isinstance(model, VideoClassifier) and _saves_backbone(model)
+    if not saves_backbone and (also_trained := _also_trained(vit)):
+        content["also_trained"] = sorted(also_trained)
+    if not saves_backbone or model.tune != "full":
+        content["frozen_weights"] = frozen_weights.kinds_of(vit)
     if isinstance(model, VideoClassifier):
         content["classifier"] = model.describe()
         if model.backbone_name is not None:
@@ -80,7 +90,7 @@ def load_adapter(vit: nn.Module, folder: Path | str, strict: bool = True) -> nn.
     Raises:
         InputError: the folder is damaged, newer than this release, or of another backbone.
     """
-    folder = Path(folder)
+    folder, given, vit = Path(folder), vit, unwrapped(vit)
     content = _read_config(folder)
     config, num_frames = content.adapter, content.num_frames
     if config is None or num_frames is None:
@@ -95,7 +105,7 @@ def load_adapter(vit: nn.Module, folder: Path | str, strict: bool = True) -> nn.
         if is_plain:
             unadapt(vit)  # as it came
         raise
-    return vit
+    return given
 
 
 def _load_adapter(
@@ -111,8 +121,9 @@ def _load_adapter(
         raise InputError(f"{folder} has other adapters than the model: {config}, not {adaptation.config}")
     if strict:
         _check_backbone(adaptation.fingerprint, adaptation.embed_dim, content, folder)
-    own = {name.removeprefix("vit."): t for name, t in tensors.items() if not name.startswith("head.")}
-    backbone = set(vit.state_dict()) - set(_adapter_parameters(vit))
+    _let_train(vit, content.also_trained, folder)
+    own = {name: t for name, t in tensors.items() if not name.startswith("head.")}
+    backbone = {f"vit.{plain_name(name)}" for name in vit.state_dict()} - set(_saved(vit))
     own = {name: t for name, t in own.items() if name not in backbone}  # there with ``weights="none"``
     _load(vit, own, folder, strict)
 
@@ -161,8 +172,26 @@ def load_classifier(
     if model.tune == "adapter" and not _saves_backbone(model):
         adaptation = get_adaptation(model.vit)
         _check_backbone(adaptation.fingerprint, adaptation.embed_dim, content, folder)
+    for kind in content.frozen_weights:
+        frozen_weights.check(model.vit, kind)
+        frozen_weights.convert(model.vit, kind)
+    _let_train(model.vit, content.also_trained, folder)
     _load(model, read_tensors(folder / WEIGHTS_FILE), folder, strict=True)
     return model.eval()
+
+
+def check_saveable(model: nn.Module) -> None:
+    """Raise `InputError` where something in ``model`` would be trained and not be there when it is loaded again."""
+    if isinstance(model, VideoClassifier):
+        known = {f"vit.{name}" for name in model.parameter_names} | {"head.weight", "head.bias"}
+    else:
+        known = {f"vit.{name}" for name in get_adaptation(model).parameter_names}
+    changed = [name for name in _saved(model) if name not in known]
+    if changed:
+        raise InputError(
+            f"{some(changed)} came into the model after it was made (LoRA, say), so that no adapter folder could give "
+            "it back; merge it or take it out first, or save it by the library that put it there"
+        )
 
 
 def find_model(run: Path | str) -> Path:
@@ -183,13 +212,28 @@ def find_model(run: Path | str) -> Path:
 def _saved(model: nn.Module) -> dict[str, Tensor]:
     """The parameters that go into the file, by the file's names."""
     if not isinstance(model, VideoClassifier):
-        return {f"vit.{name}": t for name, t in _adapter_parameters(model).items()}
+        return {f"vit.{name}": t for name, t in (_adapter_parameters(model) | _also_trained(model)).items()}
     if _saves_backbone(model):
-        vit: dict[str, Tensor] = dict(model.vit.state_dict())
+        vit: dict[str, Tensor] = {plain_name(name): t for name, t in model.vit.state_dict().items()}
     else:
-        vit = _adapter_parameters(model.vit)
+        vit = _adapter_parameters(model.vit) | _also_trained(model.vit)
     head = {f"head.{name}": t for name, t in model.head.state_dict().items()}
     return {f"vit.{name}": t for name, t in vit.items()} | head
+
+
+def _also_trained(vit: nn.Module) -> dict[str, Tensor]:
+    """The parameters of the backbone itself that train."""
+    adapters = _adapter_parameters(vit)
+    parameters = {plain_name(name): p for name, p in vit.named_parameters() if p.requires_grad}
+    return {name: p for name, p in parameters.items() if name not in adapters}
+
+
+def _let_train(vit: nn.Module, names: list[str], folder: Path) -> None:
+    parameters = {plain_name(name): p for name, p in vit.named_parameters()}
+    for name in names:
+        if name not in parameters:
+            raise InputError(f"{folder} trained {name} of the backbone, which this one does not have")
+        parameters[name].requires_grad_(True)
 
 
 def _saves_backbone(model: VideoClassifier) -> bool:
@@ -198,7 +242,7 @@ def _saves_backbone(model: VideoClassifier) -> bool:
 
 def _adapter_parameters(vit: nn.Module) -> dict[str, Tensor]:
     own = {id(p) for adapter in get_adapters(vit) for p in adapter.parameters()}
-    return {name: p for name, p in vit.named_parameters() if id(p) in own}
+    return {plain_name(name): p for name, p in vit.named_parameters() if id(p) in own}
 
 
 def _read_config(folder: Path) -> AdapterFolder:
@@ -232,13 +276,13 @@ def _check_backbone(fingerprint: str | None, embed_dim: int, content: AdapterFol
 
 
 def _load(model: nn.Module, tensors: dict[str, Tensor], folder: Path, strict: bool) -> None:
-    expected = _saved(model) if isinstance(model, VideoClassifier) else _adapter_parameters(model)
+    expected = _saved(model)
     missing, extra = sorted(set(expected) - set(tensors)), sorted(set(tensors) - set(expected))
     file = folder / WEIGHTS_FILE
     if strict and missing:
-        raise InputError(f"{file} lacks {len(missing)} of {len(expected)} tensors: {_some(missing)}")
+        raise InputError(f"{file} lacks {len(missing)} of {len(expected)} tensors: {some(missing)}")
     if strict and extra:
-        raise InputError(f"{file} has {len(extra)} tensors the model has no place for: {_some(extra)}")
+        raise InputError(f"{file} has {len(extra)} tensors the model has no place for: {some(extra)}")
     wrong = [name for name in expected if name in tensors and tensors[name].shape != expected[name].shape]
     if wrong:
         found, wanted = tuple(tensors[wrong[0]].shape), tuple(expected[wrong[0]].shape)
@@ -246,8 +290,9 @@ def _load(model: nn.Module, tensors: dict[str, Tensor], folder: Path, strict: bo
     integers = [name for name in expected if name in tensors and not tensors[name].is_floating_point()]
     if integers:
         raise InputError(f"{file}: {integers[0]} is {tensors[integers[0]].dtype}; it must be floating point")
-    model.load_state_dict({name: tensors[name] for name in expected if name in tensors}, strict=False)
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+    infinite = [name for name in expected if name in tensors and not tensors[name].isfinite().all()]
+    if infinite:
+        raise InputError(f"{file}: {infinite[0]} holds NaN or infinite values; the training it is of went wrong")
+    prefix = "" if isinstance(model, VideoClassifier) else "vit."
+    names = {prefix + plain_name(name): name for name in model.state_dict()}
+    model.load_state_dict({names[name]: tensors[name] for name in expected if name in tensors}, strict=False)

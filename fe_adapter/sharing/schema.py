@@ -109,6 +109,8 @@ class AdapterFolder(Part):
     backbone_fingerprint: Name | None = None
     backbone: BackbonePart | None = None
     classifier: ClassifierPart | None = None
+    also_trained: list[Name] = []
+    frozen_weights: list[Literal["bf16", "int8", "nf4"]] = []
 
     @field_validator("backbone", "classifier")
     @classmethod

@@ -7,7 +7,11 @@ from typing import Any
 
 from torch import nn
 
+from fe_adapter.backbones.backbone import unwrapped
 from fe_adapter.errors import InputError
+from fe_adapter.models.adaptation import get_adapters
+from fe_adapter.models.classifier import VideoClassifier
+from fe_adapter.sharing.folder import check_saveable
 from fe_adapter.train.config import TrainConfig
 
 
@@ -37,3 +41,23 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     if not decayed and not others:
         raise InputError("nothing in the model is trainable")
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+
+
+def classifier_of(model: nn.Module) -> VideoClassifier:
+    """The classifier that `fit` is to train, compiled or not.
+
+    Raises:
+        InputError: it is no classifier, or wrapped; what trains in it could not be saved; its adapters are frozen.
+    """
+    inner, kind = unwrapped(model), type(model).__name__
+    if not isinstance(inner, VideoClassifier):
+        raise InputError(f"fit trains a VideoClassifier, not a {kind}")
+    if inner is not model and kind != "OptimizedModule":
+        raise InputError(f"fit takes the model itself, not a {kind} of it: Accelerate spreads it over processes")
+    check_saveable(inner)
+    adapters = [p for adapter in get_adapters(inner) for p in adapter.parameters()]
+    if adapters and not any(p.requires_grad for p in adapters):
+        raise InputError(
+            "the adapters are frozen, as peft freezes all that is not its own; let them train (requires_grad_)"
+        )
+    return inner

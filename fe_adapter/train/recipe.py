@@ -33,7 +33,7 @@ from fe_adapter.models.classifier import VideoClassifier
 from fe_adapter.sharing.folder import save_adapter
 from fe_adapter.train.config import TrainConfig
 from fe_adapter.train.log import TrainingLog
-from fe_adapter.train.optimizers import Schedule, parameter_groups
+from fe_adapter.train.optimizers import Schedule, classifier_of, parameter_groups
 from fe_adapter.train.state import Progress, load_training_state, save_training_state
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -136,6 +136,7 @@ class _Run:
         expected_peak: int | None,
     ) -> None:
         check_device(config.memory_policy)
+        given, model = model, classifier_of(model)
         if len(train_set) == 0:
             raise InputError("the training set holds no clips")
         for dataset in (train_set, val_set):
@@ -154,7 +155,7 @@ class _Run:
         self.schedule = Schedule(config, steps_per_epoch, clips_per_step=config.batch_size * config.accumulate * world)
         groups = parameter_groups(model, config.weight_decay)
         optimizer = make_optimizer(config.optimizer, groups, self.schedule.peak)
-        self.prepared, self.optimizer = self.accelerator.prepare(model, optimizer)
+        self.prepared, self.optimizer = self.accelerator.prepare(given, optimizer)
         self.trainable = [p for p in model.parameters() if p.requires_grad]
 
         self.settings = {key: value for key, value in dataclasses.asdict(config).items() if key not in MAY_CHANGE}

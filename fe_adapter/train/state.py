@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import nn
 
+from fe_adapter.backbones.backbone import plain_name
 from fe_adapter.distributed import full_tensor, is_first_process, like
 from fe_adapter.errors import InputError
 from fe_adapter.files import atomic_write
@@ -145,4 +146,4 @@ def _differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[An
 
 
 def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:
-    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+    return {plain_name(name): p for name, p in model.named_parameters() if p.requires_grad}
