@@ -16,7 +16,7 @@ from fe_adapter.cli.options import Data, Device, Run, Weights, find_device, word
 from fe_adapter.data.recipe import ClipRecipe
 from fe_adapter.sharing.folder import find_model, load_classifier
 from fe_adapter.train.config import TrainConfig
-from fe_adapter.train.settings import clips_of_run
+from fe_adapter.train.settings import trained_on
 
 EXAMPLES = ("fe-adapter eval run videos/ --split test",)
 
@@ -40,7 +40,7 @@ def eval(
     from fe_adapter.evaluate.run import evaluate
 
     model = load_classifier(find_model(run_folder), weights=weights).to(find_device(device))
-    clips = dataclasses.replace(clips_of_run(run_folder), num_frames=model.num_frames, on_error=clips.on_error)
+    clips = dataclasses.replace(trained_on(model, run_folder), num_frames=model.num_frames, on_error=clips.on_error)
     dataset = clips.open(data, split, class_names=model.class_names)
     dataset.transform = clips.transform(model.preprocessing.size)
     evaluation = evaluate(model, dataset, batch_size=recipe.batch_size, num_workers=recipe.num_workers)

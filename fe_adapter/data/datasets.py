@@ -80,6 +80,7 @@ class VideoDataset(Dataset[dict[str, Any]]):
         if lost:
             raise InputError(f"{source} has no readable video of the class {lost[0]!r}")
         self.sampler, self.transform = sampler, transform
+        self.val_fraction: float | None = None  # the share held out, where `open_dataset` held one out
         self._is_training, self._seed, self._epoch = is_training, seed, 0
         self._frames: dict[str, Tensor] | None = {} if in_memory else None
 
@@ -180,7 +181,9 @@ def open_dataset(
         clips = by_split[None]
     else:
         raise InputError(f"{data} has no {split or 'test or val'} split")
-    return VideoDataset(clips, source=str(data), **options)
+    dataset = VideoDataset(clips, source=str(data), **options)
+    dataset.val_fraction = None if "val" in own else val_fraction
+    return dataset
 
 
 def check_val_fraction(val_fraction: float) -> None:

@@ -91,6 +91,7 @@ class VideoClassifier(nn.Module):
         self.backbone_args: dict[str, Any] = {}
         self.backbone_weights: str | None = None
         self.clip_seconds: float | None = None  # length of the clips it was trained on, where known
+        self.clip_sampling: dict[str, Any] | None = None  # sampling, stride and val_fraction of its training, likewise
 
         is_adapted = hasattr(self.vit, "fe_adaptation")
         if num_frames is None and not is_adapted:
@@ -215,6 +216,7 @@ class VideoClassifier(nn.Module):
             "resize": self.resize,
             "preprocessing": dataclasses.asdict(self.preprocessing),
             "clip_seconds": self.clip_seconds,
+            "clip_sampling": self.clip_sampling,
         }
 
 

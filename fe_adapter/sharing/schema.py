@@ -42,6 +42,14 @@ class PreprocessingPart(Part):
     std: tuple[Std, Std, Std]
 
 
+class ClipSamplingPart(Part):
+    """Which frames of a video made a clip in training, and what share of the data was held out for validation."""
+
+    sampling: Literal["uniform", "stride", "dense"]
+    stride: Annotated[int, Field(ge=1, le=2**16)]
+    val_fraction: Annotated[float, Field(gt=0, lt=1)] | None
+
+
 class ClassifierPart(Part):
     """A `VideoClassifier`, as it describes itself."""
 
@@ -53,6 +61,7 @@ class ClassifierPart(Part):
     resize: bool = False
     preprocessing: PreprocessingPart
     clip_seconds: Seconds | None
+    clip_sampling: ClipSamplingPart | None = None
 
     @field_validator("class_names")
     @classmethod

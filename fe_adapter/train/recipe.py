@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from fe_adapter.data.loader import make_loader, one_line_errors
 from fe_adapter.data.protocol import ClipDataset
-from fe_adapter.data.sampling import derive_seed
+from fe_adapter.data.sampling import FrameSampler, derive_seed
 from fe_adapter.errors import InputError, OutOfMemoryError, TrainingError
 from fe_adapter.evaluate.run import check_classes, evaluate
 from fe_adapter.files import make_folder
@@ -147,6 +147,7 @@ class _Run:
         if config.memory_policy is not None:
             replace_memory_policy(model, config.memory_policy)
         model.clip_seconds = train_set.clip_seconds  # what predict_video slides over a longer video
+        model.clip_sampling = _clip_sampling(train_set)
         make_folder(out)
         self.accelerator = _accelerator(config, out)
         world = self.world = self.accelerator.num_processes
@@ -295,9 +296,18 @@ class _Run:
         save_adapter(self.model, self.out / name)
 
 
+def _clip_sampling(train_set: ClipDataset) -> dict[str, Any] | None:
+    """What testing has to do as training did, where the data set says it."""
+    sampler = train_set.sampler
+    if not isinstance(sampler, FrameSampler):
+        return None
+    val_fraction = getattr(train_set, "val_fraction", None)
+    return {"sampling": sampler.sampling, "stride": sampler.stride, "val_fraction": val_fraction}
+
+
 def _identity(model: VideoClassifier, train_set: ClipDataset) -> dict[str, Any]:
     """What must be the same for a run to go on: the model, the data and what is made of it, as JSON values."""
-    described = {name: value for name, value in model.describe().items() if name != "clip_seconds"}
+    described = {name: value for name, value in model.describe().items() if not name.startswith("clip_")}
     if model.tune == "adapter":
         adaptation = get_adaptation(model.vit)
         described |= {"adapter": dataclasses.asdict(adaptation.config), "backbone": adaptation.fingerprint}

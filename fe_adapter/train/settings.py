@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
 from fe_adapter.data.recipe import ClipRecipe
 from fe_adapter.files import read_as, write_json
+from fe_adapter.models.classifier import VideoClassifier
+
+_log = logging.getLogger("fe_adapter")
 
 SETTINGS_FILE = "settings.json"
 
@@ -17,11 +21,21 @@ def write_settings(run_folder: Path, options: dict[str, Any]) -> None:
     write_json(run_folder / SETTINGS_FILE, plain)
 
 
-def clips_of_run(run_folder: Path) -> ClipRecipe:
-    """What the clips of a run are; those of `train` by default where the folder is no run.
+def trained_on(model: VideoClassifier, folder: Path) -> ClipRecipe:
+    """What the clips were that a model was trained on, which it was loaded from ``folder`` or a folder in it.
+
+    Models from before they knew it themselves: by the settings of the run, else those of `train` by default, which is
+    logged.
 
     Raises:
-        InputError: its settings are damaged.
+        InputError: the settings are damaged.
     """
-    file = run_folder / SETTINGS_FILE
-    return read_as(ClipRecipe, file) if file.exists() else ClipRecipe()
+    if model.clip_sampling is not None:
+        known = {name: value for name, value in model.clip_sampling.items() if value is not None}
+        return ClipRecipe(num_frames=model.num_frames, **known)
+    for file in (folder / SETTINGS_FILE, folder.parent / SETTINGS_FILE):
+        if file.exists():
+            return read_as(ClipRecipe, file)
+    recipe = ClipRecipe(num_frames=model.num_frames)
+    _log.warning("%s does not say which frames made its clips; taken are %s ones", folder, recipe.sampling)
+    return recipe

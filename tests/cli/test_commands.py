@@ -12,8 +12,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from fe_adapter import load_classifier
 from fe_adapter.cli import app as cli
+from fe_adapter.data import EvalTransform, FrameSampler, open_dataset
 from fe_adapter.demo.dataset import draw_onset, write_video, write_videos
+from fe_adapter.evaluate import evaluate
 from fe_adapter.predict.result import output_stems
 from fe_adapter.sharing.folder import find_model
 
@@ -238,16 +241,53 @@ def test_bad_folders_and_files_are_named(videos, trained, tmp_path, capsys):
     ],
 )
 def test_damaged_settings_are_refused(settings, message, trained, videos, tmp_path, capsys):
+    """They are read where a model does not know itself what its clips were, as those of before."""
     shutil.copytree(trained, tmp_path / "run")
+    forget_clips(tmp_path / "run" / "best")
     (tmp_path / "run" / "settings.json").write_text(settings)
     assert f"settings.json {message}" in fails(capsys, ["eval", tmp_path / "run", videos])
 
 
-def test_a_run_without_settings_is_tested_as_train_trains_by_default(trained, videos, tmp_path):
+def forget_clips(folder):
+    content = json.loads((folder / "adapter_config.json").read_text())
+    del content["classifier"]["clip_sampling"]
+    (folder / "adapter_config.json").write_text(json.dumps(content))
+
+
+def test_a_run_without_settings_is_tested_as_train_trains_by_default(trained, videos, tmp_path, caplog):
     shutil.copytree(trained, tmp_path / "run")
+    forget_clips(tmp_path / "run" / "best")
     (tmp_path / "run" / "settings.json").write_text("{}")
     assert cli.run(["eval", str(tmp_path / "run"), str(videos)]) == 0
-    assert cli.run(["eval", str(trained / "best"), str(videos), "--out", str(tmp_path / "out")]) == 0
+    assert not caplog.text
+    (tmp_path / "run" / "settings.json").unlink()
+    assert cli.run(["eval", str(tmp_path / "run" / "best"), str(videos), "--out", str(tmp_path / "out")]) == 0
+    assert "best does not say which frames made its clips; taken are uniform ones" in caplog.text
+
+
+def test_a_model_knows_what_its_clips_were_wherever_it_is(videos, tmp_path):
+    """Sampling, stride and the held-out share of its training: not those of a default."""
+    run, copy = tmp_path / "run", tmp_path / "elsewhere" / "model"
+    options = ["--sampling", "stride", "--stride", "2", "--val-fraction", "0.7"]
+    assert cli.run(["train", str(videos), *BACKBONE, "--weights", "none", *FAST, *options, "--out", str(run)]) == 0
+    shutil.copytree(run / "best", copy)
+    made = []
+    for name, folder in (("run", run), ("best", run / "best"), ("copy", copy)):
+        out = tmp_path / name
+        assert cli.run(["eval", str(folder), str(videos), "--split", "val", "--out", str(out)]) == 0
+        made.append((out / "predictions.csv").read_text())
+    assert made[0] == made[1] == made[2]
+    assert made[0].count("\n") == 1 + 2 * 2  # 0.7 of three videos a class is two
+    model = load_classifier(copy)
+    assert model.clip_sampling == {"sampling": "stride", "stride": 2, "val_fraction": 0.7}
+    uniform = open_dataset(
+        videos, "val", val_fraction=0.7, class_names=model.class_names, sampler=FrameSampler(model.num_frames),
+        transform=EvalTransform(model.preprocessing.size),
+    )  # fmt: skip
+    rows = [
+        ",".join(f"{p:.6f}" for p in row) for row in evaluate(model, uniform, description="").probabilities.tolist()
+    ]
+    assert not any(row in made[0] for row in rows)
 
 
 def test_damage_inside_one_video_leaves_no_results_of_others(trained, videos, tmp_path, capsys):

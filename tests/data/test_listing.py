@@ -60,7 +60,7 @@ def test_two_folders_for_one_split_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("depth", ["", "happy/", "happy/deep/"])
-@pytest.mark.parametrize("name", [".Trash", ".ipynb_checkpoints", *FOREIGN])
+@pytest.mark.parametrize("name", [".Trash", ".ipynb_checkpoints", *sorted(FOREIGN)])
 def test_hidden_and_foreign_folders_are_left_out_at_every_depth(tmp_path, depth, name):
     make(tmp_path, "happy/a.mp4", "happy/deep/c.mp4", "sad/b.mp4", f"{depth}{name}/x.mp4")
     assert [clip.path.rpartition("/")[2] for clip in list_folder(tmp_path)] == ["a.mp4", "c.mp4", "b.mp4"]
