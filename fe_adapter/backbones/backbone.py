@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from fe_adapter.checks import check_choice
 from fe_adapter.errors import InputError
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -21,13 +22,31 @@ Attention = Callable[[Tensor, Tensor, Tensor, Tensor | None, float, float | None
 Forwards = dict[tuple[str, str], Callable[..., Tensor]]
 
 
+INTERPOLATIONS = ("bilinear", "bicubic", "nearest")
+
+
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
-    """What a backbone expects of an image: size ``(height, width)`` in pixels, mean and std of RGB in [0, 1]."""
+    """What a backbone expects of an image.
+
+    Args:
+        size: ``(height, width)`` in pixels.
+        mean: of RGB in [0, 1].
+        std: of RGB in [0, 1].
+        interpolation: how images are scaled: "bilinear", "bicubic" or "nearest".
+        crop: share of an image's shorter side that is kept in testing.
+    """
 
     size: tuple[int, int]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    interpolation: str = "bilinear"
+    crop: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_choice("interpolation", self.interpolation, INTERPOLATIONS)
+        if not 0 < self.crop <= 1:
+            raise InputError(f"crop={self.crop} is outside (0, 1]")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,6 +130,12 @@ def get_blocks(model: nn.Module, path: str) -> list[nn.Module]:
     if not isinstance(blocks, (nn.ModuleList, nn.Sequential)) or len(blocks) == 0:
         raise InputError(f"{path!r} of {type(model).__name__} is no list of blocks")
     return [unwrapped(block) for block in blocks]
+
+
+def interpolation_named(name: Any) -> str:
+    """One of `INTERPOLATIONS` for what a library calls its own; the sharper of two that could be meant."""
+    name = str(name).lower()
+    return next((known for known in INTERPOLATIONS if known in name), "bicubic")
 
 
 def pair(size: Any) -> tuple[int, int]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
+import logging
 import sys
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,9 @@ from fe_adapter.backbones.backbone import (
 )
 from fe_adapter.backbones.weights import load_weights
 from fe_adapter.errors import InputError
+from fe_adapter.files import read_json
+
+_log = logging.getLogger("fe_adapter")
 
 NAME = EXTRA = "hf"
 REFUSED: dict[str, str] = {
@@ -37,6 +41,8 @@ REFUSED: dict[str, str] = {
     "ViTMAEForPreTraining": "it drops and shuffles patches, so that frames do not line up",
 }
 # transformers keeps these beside the weights, in preprocessor_config.json; by model_type, for weights that came without
+PREPROCESSOR = "preprocessor_config.json"
+RESAMPLINGS = {0: "nearest", 1: "bicubic", 2: "bilinear", 3: "bicubic"}  # PIL's numbers; Lanczos is not PyTorch's
 STATISTICS = {"clip": CLIP, "siglip": HALF, "vit": HALF, "beit": HALF}
 _BLOCKS = ("layers", "encoder.layers", "encoder.layer", "model.layer", "layer")
 
@@ -70,7 +76,8 @@ def _backbone(core: Any, blocks_path: str) -> Backbone | None:
         getattr(embeddings, name, None) is not None for name in ("cls_token", "class_embedding", "distillation_token")
     )
     kind = str(config.model_type).removesuffix("_vision_model")
-    statistics = getattr(config, "image_statistics", None) or STATISTICS.get(kind, IMAGENET)
+    mean, std = STATISTICS.get(kind, IMAGENET)
+    found = getattr(config, "image_preprocessing", None) or {"mean": mean, "std": std}
     return Backbone(
         vit=core,
         blocks_path=blocks_path,
@@ -78,7 +85,7 @@ def _backbone(core: Any, blocks_path: str) -> Backbone | None:
         num_prefix_tokens=prefix + (0 if registers is None else registers.shape[1]),
         grid_size=patches(config.image_size, config.patch_size),
         patch_size=pair(config.patch_size),
-        preprocessing=Preprocessing(pair(config.image_size), *statistics),
+        preprocessing=Preprocessing(pair(config.image_size), **found),
         frame_features=frame_features,
     )
 
@@ -101,7 +108,7 @@ def build(name: str, pretrained: bool, path: Path | None, args: dict[str, Any]) 
 
     source = str(path) if path is not None and path.is_dir() else name
     if pretrained or source != name:
-        return _with_statistics(transformers.AutoModel.from_pretrained(source, **args), source)
+        return _with_preprocessing(transformers.AutoModel.from_pretrained(source, **args), name, path)
     if "/" in name:
         config = transformers.AutoConfig.from_pretrained(name, **args)
     else:
@@ -113,6 +120,7 @@ def build(name: str, pretrained: bool, path: Path | None, args: dict[str, Any]) 
     model = transformers.AutoModel.from_config(config)
     if path is not None:
         load_weights(model, path, _resampled)
+        return _with_preprocessing(model, name, path)
     return model
 
 
@@ -134,16 +142,48 @@ def _resampled(model: Any, name: str, value: Tensor) -> Tensor | None:
         embeddings.position_embeddings = own
 
 
-def _with_statistics(model: Any, source: str) -> nn.Module:
-    """Keep a local folder's image mean and std in the model's config, where `describe_backbone` looks for them."""
-    file = Path(source) / "preprocessor_config.json"
-    if file.exists():
-        content = json.loads(file.read_text())
-        if "image_mean" in content and "image_std" in content:
-            for config in (model.config, getattr(model.config, "vision_config", None)):
-                if config is not None:
-                    config.image_statistics = (tuple(content["image_mean"]), tuple(content["image_std"]))
+def _with_preprocessing(model: Any, name: str, path: Path | None) -> nn.Module:
+    """Keep what the weights' own ``preprocessor_config.json`` says in the model's config, where `describe` looks.
+
+    The file is beside local weights, or where a hub or its cache has the model of that name.
+    """
+    from transformers.utils import cached_file
+
+    places = [] if path is None else [path if path.is_dir() else path.parent]
+    file: Any = next((place / PREPROCESSOR for place in places if (place / PREPROCESSOR).exists()), None)
+    if file is None and "/" in name:
+        with contextlib.suppress(OSError):  # there is none, or no network
+            file = cached_file(
+                name, PREPROCESSOR, local_files_only=path is not None, _raise_exceptions_for_missing_entries=False
+            )
+    if file is None:
+        _log.warning(
+            "hf:%s has no %s; mean and std of others of its kind are taken, which is a guess", name, PREPROCESSOR
+        )
+        return model
+    found = _preprocessing(read_json(Path(file)))
+    for config in (model.config, getattr(model.config, "vision_config", None)):
+        if config is not None:
+            config.image_preprocessing = found
     return model
+
+
+def _preprocessing(content: dict[str, Any]) -> dict[str, Any]:
+    """Fields of `Preprocessing` by a ``preprocessor_config.json``, of which size is the model's."""
+    # transformers normalises (255·x·factor − mean) / std, and we (x − mean) / std
+    scale = 255 * content.get("rescale_factor", 1 / 255) if content.get("do_rescale", True) else 255
+    normalizes = content.get("do_normalize", True) and "image_mean" in content and "image_std" in content
+    mean, std = (content["image_mean"], content["image_std"]) if normalizes else ([0.0] * 3, [1.0] * 3)
+    size, crop = content.get("size"), content.get("crop_size")
+    shortest: Any = size.get("shortest_edge") if isinstance(size, dict) else size
+    height: Any = crop.get("height") if isinstance(crop, dict) else crop
+    is_cropped = content.get("do_center_crop") and isinstance(shortest, int) and isinstance(height, int)
+    return {
+        "mean": tuple(value / scale for value in mean),
+        "std": tuple(value / scale for value in std),
+        "interpolation": RESAMPLINGS.get(content.get("resample", 2), "bilinear"),
+        "crop": min(1.0, height / shortest) if is_cropped else 1.0,
+    }
 
 
 def _vit_layer(

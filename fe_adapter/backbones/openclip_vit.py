@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from fe_adapter.backbones import timm_vit
-from fe_adapter.backbones.backbone import CLIP, Adapter, Backbone, Forwards, Preprocessing, pair
+from fe_adapter.backbones.backbone import CLIP, Adapter, Backbone, Forwards, Preprocessing, interpolation_named, pair
 from fe_adapter.errors import InputError
 
 NAME = EXTRA = "openclip"
@@ -42,7 +42,9 @@ def describe(model: nn.Module) -> Backbone | None:
         num_prefix_tokens=1,
         grid_size=pair(visual.grid_size),
         patch_size=pair(visual.patch_size),
-        preprocessing=Preprocessing(pair(visual.image_size), tuple(mean), tuple(std)),
+        preprocessing=Preprocessing(
+            pair(visual.image_size), tuple(mean), tuple(std), interpolation_named(cfg.get("interpolation", "bicubic"))
+        ),
         frame_features=frame_features,
     )
 

@@ -8,7 +8,16 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fe_adapter.backbones.backbone import IMAGENET, Adapter, Attention, Backbone, Forwards, Preprocessing, pair
+from fe_adapter.backbones.backbone import (
+    IMAGENET,
+    Adapter,
+    Attention,
+    Backbone,
+    Forwards,
+    Preprocessing,
+    interpolation_named,
+    pair,
+)
 from fe_adapter.backbones.weights import load_weights
 from fe_adapter.errors import InputError
 
@@ -38,7 +47,11 @@ def describe(model: nn.Module) -> Backbone | None:
         grid_size=pair(patch_embed.grid_size),
         patch_size=pair(patch_embed.patch_size),
         preprocessing=Preprocessing(
-            pair(patch_embed.img_size), tuple(cfg.get("mean", IMAGENET[0])), tuple(cfg.get("std", IMAGENET[1]))
+            pair(patch_embed.img_size),
+            tuple(cfg.get("mean", IMAGENET[0])),
+            tuple(cfg.get("std", IMAGENET[1])),
+            interpolation_named(cfg.get("interpolation", "bilinear")),
+            min(1.0, cfg.get("crop_pct", 1.0)),
         ),
         frame_features=frame_features,
     )

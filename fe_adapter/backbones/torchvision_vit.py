@@ -9,12 +9,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fe_adapter.backbones.backbone import IMAGENET, Adapter, Backbone, Forwards, Preprocessing, pair, patches
+from fe_adapter.backbones.backbone import (
+    IMAGENET,
+    Adapter,
+    Backbone,
+    Forwards,
+    Preprocessing,
+    interpolation_named,
+    pair,
+    patches,
+)
 from fe_adapter.backbones.weights import load_weights
 from fe_adapter.errors import InputError
 
 NAME, EXTRA = "torchvision", "timm"  # which brings torchvision
 REFUSED: dict[str, str] = {"SwinTransformer": "its windows and stages leave no one grid of tokens"}
+
+DEFAULT = {"mean": IMAGENET[0], "std": IMAGENET[1]}  # of all its models, whatever else their weights were trained with
 
 
 def describe(model: nn.Module) -> Backbone | None:
@@ -28,7 +39,7 @@ def describe(model: nn.Module) -> Backbone | None:
         num_prefix_tokens=1,
         grid_size=patches(model.image_size, model.patch_size),
         patch_size=pair(model.patch_size),
-        preprocessing=Preprocessing(pair(model.image_size), *IMAGENET),
+        preprocessing=Preprocessing(pair(model.image_size), **getattr(model, "image_preprocessing", DEFAULT)),
         frame_features=frame_features,
     )
 
@@ -44,6 +55,13 @@ def build(name: str, pretrained: bool, path: Path | None, args: dict[str, Any]) 
     if name not in models.list_models():
         raise InputError(f"torchvision has no model {name!r}")
     model = models.get_model(name, weights="DEFAULT" if pretrained else None, **args)
+    own = models.get_model_weights(name).DEFAULT.transforms()  # what its weights were trained with
+    model.image_preprocessing = {
+        "mean": tuple(own.mean),
+        "std": tuple(own.std),
+        "interpolation": interpolation_named(own.interpolation.value),
+        "crop": own.crop_size[0] / own.resize_size[0],
+    }
     if path is not None:
         load_weights(model, path, _resampled)
     return model

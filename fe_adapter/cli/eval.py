@@ -14,6 +14,7 @@ from rich.table import Table
 from fe_adapter.cli.fields import Fields
 from fe_adapter.cli.options import Data, Device, Run, Weights, find_device, words
 from fe_adapter.data.recipe import ClipRecipe
+from fe_adapter.models.classifier import expected_frames
 from fe_adapter.sharing.folder import find_model, load_classifier
 from fe_adapter.train.config import TrainConfig
 from fe_adapter.train.settings import trained_on
@@ -42,7 +43,7 @@ def eval(
     model = load_classifier(find_model(run_folder), weights=weights).to(find_device(device))
     clips = dataclasses.replace(trained_on(model, run_folder), num_frames=model.num_frames, on_error=clips.on_error)
     dataset = clips.open(data, split, class_names=model.class_names)
-    dataset.transform = clips.transform(model.preprocessing.size)
+    dataset.transform = clips.transform(*expected_frames(model))
     evaluation = evaluate(model, dataset, batch_size=recipe.batch_size, num_workers=recipe.num_workers)
     folder = out or run_folder / "eval"
     evaluation.save(folder)

@@ -28,7 +28,7 @@ from fe_adapter.data.recipe import ClipRecipe
 from fe_adapter.errors import InputError
 from fe_adapter.memory.policies import check_device, is_in_bf16, replace_memory_policy
 from fe_adapter.models.adaptation import trainable_summary
-from fe_adapter.models.classifier import VideoClassifier
+from fe_adapter.models.classifier import VideoClassifier, expected_frames
 from fe_adapter.train.config import TrainConfig
 from fe_adapter.train.settings import write_settings
 
@@ -114,8 +114,8 @@ def train(
             head_dropout=head_dropout,
         )
     within = MemoryBudget(model, recipe, memory, approximate, memory_fallback, is_cached, say=words.print)
-    size = model.preprocessing.size
-    train_videos.transform, val_videos.transform = clips.transform(size, not is_cached), clips.transform(size)
+    frames = expected_frames(model)
+    train_videos.transform, val_videos.transform = clips.transform(*frames, not is_cached), clips.transform(*frames)
     train_set: ClipDataset = train_videos  # or what is kept of them
     val_set: ClipDataset = val_videos
     if cache_features is not None:

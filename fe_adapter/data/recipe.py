@@ -70,8 +70,10 @@ class ClipRecipe:
             in_memory=self.in_memory,
         )
 
-    def transform(self, size: tuple[int, int], is_training: bool = False) -> EvalTransform | TrainTransform:
-        """What makes frames of ``size``."""
-        return (
-            TrainTransform(size, flip=self.flip, randaugment=self.randaugment) if is_training else EvalTransform(size)
-        )
+    def transform(
+        self, size: tuple[int, int], interpolation: str, crop: float, is_training: bool = False
+    ) -> EvalTransform | TrainTransform:
+        """What makes of frames what a backbone expects (`fe_adapter.backbones.Preprocessing`)."""
+        if is_training:
+            return TrainTransform(size, flip=self.flip, randaugment=self.randaugment, interpolation=interpolation)
+        return EvalTransform(size, interpolation, crop)

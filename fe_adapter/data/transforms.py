@@ -21,16 +21,20 @@ class EvalTransform:
 
     Args:
         size: ``(height, width)`` of the result.
+        interpolation: as of `fe_adapter.backbones.Preprocessing`.
+        crop: share of what fits that is kept.
     """
 
     size: tuple[int, int]
+    interpolation: str = "bilinear"
+    crop: float = 1.0
 
     def __call__(self, clip: Tensor, seed: int = 0) -> Tensor:
         """``(T, 3, H, W)`` uint8 -> ``(T, 3, height, width)`` uint8; ``seed`` changes nothing."""
         (height, width), (H, W) = self.size, clip.shape[-2:]
-        scale = max(height / H, width / W)
-        h, w = min(H, round(height / scale)), min(W, round(width / scale))
-        return _resized(clip, (H - h) // 2, (W - w) // 2, h, w, self.size)
+        scale = max(height / H, width / W) / self.crop
+        h, w = (max(1, min(most, round(side / scale))) for most, side in ((H, height), (W, width)))
+        return _resized(clip, (H - h) // 2, (W - w) // 2, h, w, self.size, self.interpolation)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +47,7 @@ class TrainTransform:
         ratio: width to height of the part, before it is scaled to ``size``.
         flip: mirror half of the clips.
         randaugment: four operations of magnitude 7 of 10; needs torchvision.
+        interpolation: as of `EvalTransform`.
     """
 
     size: tuple[int, int]
@@ -50,13 +55,14 @@ class TrainTransform:
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: bool = True
     randaugment: bool = True
+    interpolation: str = "bilinear"
 
     def __call__(self, clip: Tensor, seed: int) -> Tensor:
         """``(T, 3, H, W)`` uint8 -> ``(T, 3, height, width)`` uint8, a function of ``clip`` and ``seed`` alone."""
         generator = torch.Generator().manual_seed(seed)
         H, W = clip.shape[-2:]
         top, left, h, w = self._part(H, W, generator)
-        clip = _resized(clip, top, left, h, w, self.size)
+        clip = _resized(clip, top, left, h, w, self.size, self.interpolation)
         if self.flip and torch.rand((), generator=generator) < 0.5:
             clip = clip.flip(-1)
         return _randaugment(clip, seed) if self.randaugment else clip
@@ -73,11 +79,13 @@ class TrainTransform:
         return 0, 0, H, W
 
 
-def _resized(clip: Tensor, top: int, left: int, h: int, w: int, size: tuple[int, int]) -> Tensor:
+def _resized(clip: Tensor, top: int, left: int, h: int, w: int, size: tuple[int, int], interpolation: str) -> Tensor:
     part = clip[..., top : top + h, left : left + w]
     if (h, w) == tuple(size):
         return part.contiguous()
-    return F.interpolate(part.contiguous(), size, mode="bilinear", antialias=True, align_corners=False)
+    if interpolation == "nearest":
+        return F.interpolate(part.contiguous(), size, mode="nearest-exact")
+    return F.interpolate(part.contiguous(), size, mode=interpolation, antialias=True, align_corners=False)
 
 
 def _randaugment(clip: Tensor, seed: int) -> Tensor:

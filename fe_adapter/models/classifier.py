@@ -202,7 +202,9 @@ class VideoClassifier(nn.Module):
         if video.dtype == torch.uint8:
             images = images / 255
         if tuple(images.shape[-2:]) != size:
-            images = F.interpolate(images, size, mode="bilinear", antialias=True, align_corners=False)
+            mode = self.preprocessing.interpolation
+            options = {"mode": "nearest-exact"} if mode == "nearest" else {"mode": mode, "antialias": True}
+            images = F.interpolate(images, size, **options)
         return ((images - self.mean) / self.std).to(dtype)
 
     def describe(self) -> dict[str, Any]:
@@ -218,6 +220,11 @@ class VideoClassifier(nn.Module):
             "clip_seconds": self.clip_seconds,
             "clip_sampling": self.clip_sampling,
         }
+
+
+def expected_frames(model: VideoClassifier) -> tuple[tuple[int, int], str, float]:
+    """Size, interpolation and crop of the frames that ``model`` is given."""
+    return model.preprocessing.size, model.preprocessing.interpolation, model.preprocessing.crop
 
 
 def _class_names(num_classes: int | None, class_names: Sequence[str] | None) -> tuple[str, ...]:

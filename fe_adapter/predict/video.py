@@ -14,7 +14,7 @@ from fe_adapter.checks import check_count
 from fe_adapter.data.sampling import FrameSampler, sliding_windows
 from fe_adapter.data.transforms import EvalTransform
 from fe_adapter.data.video import VideoInfo, probe, read_frames
-from fe_adapter.models.classifier import VideoClassifier
+from fe_adapter.models.classifier import VideoClassifier, expected_frames
 from fe_adapter.predict.result import Prediction
 
 
@@ -57,7 +57,7 @@ def predict_video(
 def _batches(
     model: VideoClassifier, info: VideoInfo, windows: list[tuple[float, float]], batch_size: int
 ) -> Iterator[Tensor]:
-    sampler, transform = FrameSampler(model.num_frames), EvalTransform(model.preprocessing.size)
+    sampler, transform = FrameSampler(model.num_frames), EvalTransform(*expected_frames(model))
     for i in range(0, len(windows), batch_size):
         clips = [transform(read_frames(info, sampler(info, window=w))) for w in windows[i : i + batch_size]]
         yield torch.stack(clips)

@@ -40,6 +40,8 @@ class PreprocessingPart(Part):
     size: tuple[Side, Side]
     mean: tuple[float, float, float]
     std: tuple[Std, Std, Std]
+    interpolation: Literal["bilinear", "bicubic", "nearest"] = "bilinear"
+    crop: Annotated[float, Field(gt=0, le=1)] = 1.0
 
 
 class ClipSamplingPart(Part):

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from fe_adapter import VideoClassifier
-from fe_adapter.backbones import build_backbone
+from fe_adapter.backbones import Preprocessing, build_backbone, describe_backbone
 from fe_adapter.errors import InputError
 from tests.models.test_classifier import ARGS, NAME, classifier, video
 from tests.vits import build
@@ -66,6 +69,13 @@ def test_names_of_other_libraries(name, args):
     assert model(video(T=1)).shape == (2, 2)
 
 
+PREPROCESSOR = {
+    "image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6], "resample": 3,
+    "size": {"shortest_edge": 40}, "do_center_crop": True, "crop_size": {"height": 32, "width": 32},
+}  # fmt: skip
+EXPECTED = Preprocessing((32, 32), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "bicubic", 0.8)
+
+
 def test_a_local_transformers_folder(tmp_path):
     transformers = pytest.importorskip("transformers")
     config = transformers.ViTConfig(
@@ -73,10 +83,9 @@ def test_a_local_transformers_folder(tmp_path):
     )
     vit = transformers.ViTModel(config)
     vit.save_pretrained(tmp_path)
-    statistics = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps(statistics))
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(PREPROCESSOR))
     model = VideoClassifier.from_name("hf:owner/vit", 2, weights=tmp_path, num_frames=2)
-    assert model.preprocessing.mean == (0.1, 0.2, 0.3)
+    assert model.preprocessing == EXPECTED
     assert torch.equal(model.vit.layernorm.weight, vit.layernorm.weight)
 
 
@@ -181,3 +190,58 @@ def test_weights_of_another_model_are_refused(change, message, tmp_path):
     torch.save(change(backbone(NAME).state_dict()), tmp_path / "weights.pth")
     with pytest.raises(InputError, match=f"are of another model: .*{message}"):
         build_backbone(NAME, tmp_path / "weights.pth", ARGS)
+
+
+SCRIPT = """
+from fe_adapter import VideoClassifier
+for name in ("owner/vit", "owner/silent"):
+    print(VideoClassifier.from_name("hf:" + name, 2, num_frames=2).preprocessing)
+"""
+
+
+def test_preprocessing_is_that_of_the_weights_in_a_hubs_cache(tmp_path):
+    """By name, without a network; a model whose config is not there is said to be a guess."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.ViTConfig(**HF, image_size=32)
+    for name in ("vit", "silent"):
+        place = tmp_path / "hub" / f"models--owner--{name}"
+        snapshot = place / "snapshots" / ("0" * 40)
+        transformers.ViTModel(config).save_pretrained(snapshot)
+        (place / "refs").mkdir()
+        (place / "refs" / "main").write_text("0" * 40)
+        if name == "vit":
+            (snapshot / "preprocessor_config.json").write_text(json.dumps(PREPROCESSOR))
+    environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    own, guessed = done.stdout.splitlines()
+    assert own == repr(EXPECTED)
+    assert "mean=(0.5, 0.5, 0.5)" in guessed
+    assert done.stderr.count("which is a guess") == 1
+    assert "hf:owner/silent has no preprocessor_config.json" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("changes", "mean", "std"),
+    [
+        ({"do_normalize": False}, (0, 0, 0), (1, 1, 1)),
+        ({"rescale_factor": 1 / 127.5}, (0.05, 0.1, 0.15), (0.2, 0.25, 0.3)),
+        ({"do_rescale": False}, (0.1 / 255, 0.2 / 255, 0.3 / 255), (0.4 / 255, 0.5 / 255, 0.6 / 255)),
+    ],
+)
+def test_rescaling_is_part_of_mean_and_std(changes, mean, std, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    transformers.ViTModel(transformers.ViTConfig(**HF, image_size=32)).save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(PREPROCESSOR | changes))
+    found = describe_backbone(build_backbone("hf:owner/vit", tmp_path, {})).preprocessing
+    assert found.mean == pytest.approx(mean)
+    assert found.std == pytest.approx(std)
+
+
+def test_timm_and_torchvision_say_how_their_weights_see_images():
+    assert describe_backbone(build_backbone("timm:vit_tiny_patch16_224", None, {})).preprocessing == Preprocessing(
+        (224, 224), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "bicubic", 0.9
+    )
+    pytest.importorskip("torchvision")
+    found = describe_backbone(build_backbone(TORCHVISION, None, {"image_size": 32})).preprocessing
+    assert (found.interpolation, found.crop) == ("bilinear", 224 / 256)

@@ -382,3 +382,14 @@ def test_a_file_that_is_gone_later_is_named_in_one_line(root, num_workers):
     Path(data.paths[-1]).unlink()
     with pytest.raises(InputError, match=r"^[^\n]*: no such file$"):
         list(one_line_errors(make_loader(data, 2, num_workers=num_workers)))
+
+
+def test_a_crop_keeps_a_share_of_what_fits_and_interpolation_is_as_asked_for():
+    clip = torch.zeros(2, 3, 40, 80, dtype=torch.uint8)
+    clip[..., 4:36, 24:56] = 100  # 0.8 of the square in the middle
+    assert (EvalTransform((32, 32), crop=0.8)(clip) == 100).all()
+    assert not (EvalTransform((32, 32), crop=0.9)(clip) == 100).all()
+    noise = torch.randint(0, 256, (1, 3, 40, 40), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    made = {name: EvalTransform((20, 20), name)(noise) for name in ("bilinear", "bicubic", "nearest")}
+    assert set(made["nearest"].flatten().tolist()) <= set(noise.flatten().tolist())
+    assert made["bicubic"].float().var() > made["bilinear"].float().var()  # it is sharper
