@@ -22,7 +22,7 @@ import torch
 
 from bench.ahead import ARCHS, Report, compile_call, recorded_calls, type_of
 from fe_adapter.errors import InputError
-from fe_adapter.kernels import conv, fused, gelu2bit, plans
+from fe_adapter.kernels import conv, fused, gelu2bit, plans, sums
 from fe_adapter.kernels.spec import DESIGNS, AdapterSpec, Weights
 
 BOTTLENECKS = (32, 64, 96, 128, 192, 384, 512, 640)
@@ -209,7 +209,7 @@ def launches(case: Case, target: str, chosen_only: bool = False) -> list[tuple[s
     h = torch.empty(B, T, N, R, dtype=case.dtype)
     with plans_for(target):
         chosen = plans.choose_design(x, case.dtype, R, weights.conv)
-        with recorded_calls(conv) as calls:
+        with recorded_calls(conv, sums) as calls:
             rows = conv.activated_rows(h, weights, spec)
             _, dc, state = conv.backward_activation(torch.empty_like(h), h, weights, spec)
             conv.backward_hidden(dc, h, weights, spec, rows, state)
@@ -220,7 +220,7 @@ def launches(case: Case, target: str, chosen_only: bool = False) -> list[tuple[s
             if design == "gemm" or D % 16 or R % 16 or plans.refusals(design, x, case.dtype, R, weights.conv):
                 continue
             given = h if design == "tail" else None
-            with recorded_calls(conv), recorded_calls(fused) as calls:
+            with recorded_calls(sums), recorded_calls(fused) as calls:
                 fused.forward(x, given, weights, spec, design)
                 fused.backward(x, given, h, weights, spec, case.needs_dx, design)
             found += [(design, call) for call in calls]
