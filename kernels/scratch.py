@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fe_adapter.kernels.spec import PAD, AdapterSpec, Weights, ceil_div
+from fe_adapter.kernels.spec import PAD, AdapterSpec, ConvGradients, Weights, ceil_div
 
 
 class ConvScratch(NamedTuple):
@@ -48,15 +48,13 @@ def hidden_sums(h: Tensor, programs: int) -> Tensor:
     return h.new_empty(programs, 4, h.shape[-1], dtype=torch.float32)
 
 
-def conv_gradients(weights: Weights, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """For the gradients of ``conv``, ``conv_bias``, ``down_bias`` and ``dilation``, in ``dtype``."""
-    conv, conv_bias, down_bias = (
-        torch.empty_like(p, dtype=dtype) for p in (weights.conv, weights.conv_bias, weights.down_bias)
+def conv_gradients(weights: Weights, da: Tensor | None, dtype: torch.dtype) -> ConvGradients:
+    """The gradients in ``dtype``, still to be filled but for the last: all of a dilation bias's gradient is ``Σ da``."""
+    conv, conv_bias, down_bias, dilation = (
+        None if p is None else torch.empty_like(p, dtype=dtype)
+        for p in (weights.conv, weights.conv_bias, weights.down_bias, weights.dilation)
     )
-    dilation = None if weights.dilation is None else torch.empty_like(weights.dilation, dtype=dtype)
-    return conv, conv_bias, down_bias, dilation
-
-
-def dilation_bias_gradient(da: Tensor | None) -> Tensor | None:
-    """(1,), of a dynamic dilation: all of its bias's gradient is ``Σ da``."""
-    return None if da is None else da.sum().reshape(1)
+    assert conv is not None
+    assert conv_bias is not None
+    assert down_bias is not None
+    return ConvGradients(conv, conv_bias, down_bias, dilation, None if da is None else da.sum().reshape(1))

@@ -57,8 +57,9 @@ def _add_sums_kernel(
 def add_sums(first: ConvScratch, sums_h: Tensor, weights: Weights, dtype: torch.dtype) -> ConvGradients:
     """The gradients in ``dtype``, of what the backward kernels left: partial sums, and ``da``."""
     (programs, rows, R), dynamic, plan = first.sums.shape, weights.dilation is not None, sums_plan()
-    gradients = scratch.conv_gradients(weights, dtype)
+    gradients = scratch.conv_gradients(weights, first.da, dtype)
+    *to_fill, _ = gradients
     _add_sums_kernel[(ceil_div(R, plan.BLOCK_R), rows + (4 if dynamic else 1))](  # a static kernel left one of four
-        first.sums, sums_h, *gradients, programs, len(sums_h), R, TAPS=rows - 1, DYNAMIC=dynamic, **plan.options()
+        first.sums, sums_h, *to_fill, programs, len(sums_h), R, TAPS=rows - 1, DYNAMIC=dynamic, **plan.options()
     )
-    return ConvGradients(*gradients, scratch.dilation_bias_gradient(first.da))
+    return gradients

@@ -243,9 +243,8 @@ class _KernelConvolution:
         dc: Tensor, h: Tensor, weights: Weights, spec: AdapterSpec, out: Tensor, state: scratch.ConvScratch
     ) -> ConvGradients:
         sums_h = scratch.hidden_sums(h, scratch.token_programs(h, 0, CONV_ROWS))
-        gradients = scratch.conv_gradients(weights, spec.gradient_dtype)
-        del sums_h  # there, with the others, until the gradients are made
-        return ConvGradients(*gradients, scratch.dilation_bias_gradient(state.da))
+        held = state, sums_h  # both there until the gradients are made
+        return scratch.conv_gradients(weights, held[0].da, spec.gradient_dtype)
 
 
 def copy_without_values(model: Any, device: str) -> Any:
