@@ -200,7 +200,7 @@ def launches(case: Case, target: str, chosen_only: bool = False) -> list[tuple[s
     if target == "sm_75" and torch.bfloat16 in (case.dtype, case.stream_dtype):
         return []  # `support` refuses it
     B, T, N, P, D, R = 1, 2, 6, 1, case.width, case.bottleneck  # small, and no multiple of 16, as 8 × 197 are none
-    spec = AdapterSpec(2, case.max_dilation, case.activation, P, (2, 3), case.dtype)
+    spec = AdapterSpec((2, 1, 1), case.max_dilation, case.activation, P, (2, 3), case.dtype)
     x = torch.empty(B, T, P + N, D, dtype=case.stream_dtype or case.dtype)
     shapes = Weights((R, D), (R,), (R, 1, *case.kernel), (R,), (D, R), (D,), (3, R), (1,))  # type: ignore[arg-type]
     weights = Weights(*(torch.empty(shape, dtype=case.dtype) for shape in shapes))  # type: ignore[arg-type]

@@ -26,7 +26,8 @@ from fe_adapter.kernels.spec import PAD, AdapterSpec, ConvGradients, Weights
 from fe_adapter.kernels.sums import add_sums
 from fe_adapter.kernels.taps import Geometry, predict_dilation
 
-SHAPE = ("T", "N", "H", "W", "P", "dilation")  # one compile serves all values, 1 and multiples of 16 as well
+# one compile serves all values, 1 and multiples of 16 as well
+SHAPE = ("T", "N", "H", "W", "P", "dilation_t", "dilation_h", "dilation_w")
 
 
 @triton.jit
@@ -42,7 +43,7 @@ def _token(i_tile, T, N, P, BLOCK_M: tl.constexpr):
 @triton.jit(do_not_specialize=SHAPE)
 def _conv_fwd_kernel(
     p_h, p_conv, p_conv_bias, p_dilation, p_dilation_bias, p_rows,
-    T, N, R, H, W, P, C, dilation, max_dilation,
+    T, N, R, H, W, P, C, dilation_t, dilation_h, dilation_w, max_dilation,
     K: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, ACTIVATION: tl.constexpr, DYNAMIC: tl.constexpr,
     HAS_MAX: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
@@ -51,7 +52,7 @@ def _conv_fwd_kernel(
     i_clip = (tl.program_id(0) // tiles).to(tl.int64)
     o_m, o_t, o_n, m_token, m_row = _token(tl.program_id(0) % tiles, T, N, P, BLOCK_M)
     p_h += i_clip * T * N * R
-    geometry = Geometry(T, N, R, H, W, dilation)
+    geometry = Geometry(T, N, R, H, W, dilation_t, dilation_h, dilation_w)
     b_d = None
     if DYNAMIC:
         b_d, _ = predict_dilation(
@@ -66,7 +67,7 @@ def _conv_fwd_kernel(
 @triton.jit(do_not_specialize=SHAPE)
 def _conv_bwd_activation_kernel(
     p_dphi, p_h, p_conv, p_conv_bias, p_dilation, p_dilation_bias, p_rows, p_dc, p_d, p_da, p_sums,
-    T, N, R, H, W, P, C, dilation, max_dilation,
+    T, N, R, H, W, P, C, dilation_t, dilation_h, dilation_w, max_dilation,
     K: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, ACTIVATION: tl.constexpr, DYNAMIC: tl.constexpr,
     HAS_MAX: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
@@ -75,7 +76,7 @@ def _conv_bwd_activation_kernel(
     i_clip = (tl.program_id(0) // tiles).to(tl.int64)
     o_m, o_t, o_n, m_token, m_row = _token(tl.program_id(0) % tiles, T, N, P, BLOCK_M)
     p_h += i_clip * T * N * R
-    geometry = Geometry(T, N, R, H, W, dilation)
+    geometry = Geometry(T, N, R, H, W, dilation_t, dilation_h, dilation_w)
     b_d = None
     if DYNAMIC:
         b_d, b_slope = predict_dilation(
@@ -95,7 +96,7 @@ def _conv_bwd_activation_kernel(
 @triton.jit(do_not_specialize=SHAPE)
 def _conv_bwd_hidden_kernel(
     p_dc, p_h, p_conv, p_dilation, p_d, p_da, p_dh, p_sums,
-    T, N, R, H, W, P, C, dilation,
+    T, N, R, H, W, P, C, dilation_t, dilation_h, dilation_w,
     K: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, DYNAMIC: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
@@ -111,7 +112,7 @@ def _conv_bwd_hidden_kernel(
     backward_hidden_step(
         p_dc, p_h, p_conv, p_dilation, p_d, p_da, p_dh + i_clip * T * (P + N) * C,
         p_sums + tl.program_id(0).to(tl.int64) * 4 * R,
-        o_t, o_n, m_row, o_t * (P + N) + P + o_n, Geometry(T, N, R, H, W, dilation), C,
+        o_t, o_n, m_row, o_t * (P + N) + P + o_n, Geometry(T, N, R, H, W, dilation_t, dilation_h, dilation_w), C,
         K, KH, KW, DYNAMIC, BLOCK_M, BLOCK_R,
     )  # fmt: skip
 
@@ -123,7 +124,7 @@ def activated_rows(h: Tensor, weights: Weights, spec: AdapterSpec) -> Tensor:
     rows = scratch.activated_rows(h, spec)
     _conv_fwd_kernel[(scratch.token_programs(h, P, plan.BLOCK_M),)](
         h, weights.conv, weights.conv_bias, weights.dilation, weights.dilation_bias, rows,
-        T, N, R, *spec.grid_size, P, R + PAD, spec.dilation, spec.max_dilation or 0.0,
+        T, N, R, *spec.grid_size, P, R + PAD, *spec.dilation, spec.max_dilation or 0.0,
         ACTIVATION=spec.activation, **conv_flags(weights, spec), **plan.options(),
     )  # fmt: skip
     return rows
@@ -140,7 +141,7 @@ def backward_activation(
     _conv_bwd_activation_kernel[(programs,)](
         dphi, h, weights.conv, weights.conv_bias, weights.dilation, weights.dilation_bias, rows, dphi,
         state.d, state.da, state.sums,
-        T, N, R, *spec.grid_size, P, R + PAD, spec.dilation, spec.max_dilation or 0.0,
+        T, N, R, *spec.grid_size, P, R + PAD, *spec.dilation, spec.max_dilation or 0.0,
         ACTIVATION=spec.activation, **conv_flags(weights, spec), **plan.options(),
     )  # fmt: skip
     return rows, dphi, state
@@ -158,6 +159,6 @@ def backward_hidden(
     del options["HAS_MAX"]
     _conv_bwd_hidden_kernel[(programs,)](
         dc, h, weights.conv, weights.dilation, state.d, state.da, out, sums_h,
-        T, N, R, *spec.grid_size, P, R + PAD, spec.dilation, **options, **plan.options(),
+        T, N, R, *spec.grid_size, P, R + PAD, *spec.dilation, **options, **plan.options(),
     )  # fmt: skip
     return add_sums(state, sums_h, weights, spec.gradient_dtype)

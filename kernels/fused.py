@@ -99,7 +99,7 @@ def _fused_fwd_kernel(
                 True, BLOCK_M, BLOCK_D, BLOCK_R, ACCUMULATORS, EVEN, PRECISION,
             )  # fmt: skip
             tl.debug_barrier()
-        geometry = Geometry(T, N, R, N, 1, dilation)
+        geometry = Geometry(T, N, R, N, 1, dilation, 1, 1)
         b_d = None
         if DYNAMIC:
             b_d, _ = predict_dilation(
@@ -154,7 +154,7 @@ def _fused_bwd_kernel(
             tl.debug_barrier()
         i_program = i_clip * tiles + i_tile
         p_h += i_clip * T * N * R
-        geometry = Geometry(T, N, R, N, 1, dilation)
+        geometry = Geometry(T, N, R, N, 1, dilation, 1, 1)
         b_d = None
         if DYNAMIC:
             p_d += i_clip * T * N
@@ -194,7 +194,7 @@ def forward(x: Tensor, h: Tensor | None, weights: Weights, spec: AdapterSpec, de
     _fused_fwd_kernel[(B * (tiles + 1),)](
         x, weights.down, weights.down_bias, weights.conv, weights.conv_bias, weights.dilation, weights.dilation_bias,
         weights.up, weights.up_bias, y, h, c,
-        tiles, T, N, L - N, D, R, *x.stride()[:3], spec.dilation, spec.max_dilation or 0.0,
+        tiles, T, N, L - N, D, R, *x.stride()[:3], spec.dilation[0], spec.max_dilation or 0.0,
         ACTIVATION=spec.activation, **_time_flags(weights, spec), HAS_DOWN=has_down, PRECISION=precision(),
         **plan.options(D, R, weights.conv.shape[2], backward=False),
     )  # fmt: skip
@@ -216,7 +216,7 @@ def backward(
     _fused_bwd_kernel[(B * (tiles + 1),)](
         dy, weights.down, weights.conv, weights.conv_bias, weights.dilation, weights.dilation_bias, weights.up, h,
         dx, dc, rows, dh, state.d, state.da, state.sums, sums_h,
-        tiles, T, N, L - N, D, R, R + PAD, *dy.stride()[:3], spec.dilation, spec.max_dilation or 0.0,
+        tiles, T, N, L - N, D, R, R + PAD, *dy.stride()[:3], spec.dilation[0], spec.max_dilation or 0.0,
         ACTIVATION=spec.activation, NEEDS_DX=needs_dx, **_time_flags(weights, spec), HAS_DOWN=dphi is None,
         PRECISION=precision(), **plan.options(D, R, weights.conv.shape[2], backward=True),
     )  # fmt: skip

@@ -49,7 +49,7 @@ def hidden_sums(h: Tensor, programs: int) -> Tensor:
 
 
 def conv_gradients(weights: Weights, da: Tensor | None, dtype: torch.dtype) -> ConvGradients:
-    """The gradients in ``dtype``, still to be filled but for the last: all of a dilation bias's gradient is ``Σ da``."""
+    """The gradients in ``dtype``, to be filled but for the last: all of a dilation bias's gradient is ``Σ da``."""
     conv, conv_bias, down_bias, dilation = (
         None if p is None else torch.empty_like(p, dtype=dtype)
         for p in (weights.conv, weights.conv_bias, weights.down_bias, weights.dilation)

@@ -27,7 +27,9 @@ class Geometry(NamedTuple):
     R: Any  # channels
     H: Any  # the patch grid
     W: Any
-    dilation: Any  # frames between taps
+    dilation_t: Any  # frames between taps
+    dilation_h: Any  # patches between them, down and across the grid
+    dilation_w: Any
 
 
 @triton.jit
@@ -75,8 +77,8 @@ def shifted(o_n, m_row, i, j, geometry, KH: tl.constexpr, KW: tl.constexpr):
     if KH * KW == 1:
         o_to, m_to = o_n, m_row
     else:
-        o_y = o_n // geometry.W + i
-        o_x = o_n % geometry.W + j
+        o_y = o_n // geometry.W + i * geometry.dilation_h
+        o_x = o_n % geometry.W + j * geometry.dilation_w
         o_to = o_y * geometry.W + o_x
         m_to = m_row & (o_y >= 0) & (o_y < geometry.H) & (o_x >= 0) & (o_x < geometry.W)
     return o_to, m_to
@@ -92,7 +94,7 @@ def tap_value(
     if DYNAMIC and k != 0:
         b_value, b_slope = sample(p_h, o_t.to(tl.float32) + k * b_d, o_to, m_to, geometry, o_r, m_r)
     else:
-        b_value = rows_at(p_h, o_t + k * geometry.dilation, o_to, m_to, geometry, o_r, m_r)
+        b_value = rows_at(p_h, o_t + k * geometry.dilation_t, o_to, m_to, geometry, o_r, m_r)
         b_slope = b_value
     return b_value, b_slope
 
@@ -150,6 +152,6 @@ def convolve_transposed(
                             b_dh += b_g * b_hat[:, None] * load_f32(p_w + k * KH * KW, m_r)[None, :]
             else:
                 for k in tl.static_range(K):
-                    b_g = rows_at(p_dc, o_t - (k - K // 2) * geometry.dilation, o_from, m_from, geometry, o_r, m_r)
+                    b_g = rows_at(p_dc, o_t - (k - K // 2) * geometry.dilation_t, o_from, m_from, geometry, o_r, m_r)
                     b_dh += b_g * load_f32(p_w + k * KH * KW, m_r)[None, :]
     return b_dh

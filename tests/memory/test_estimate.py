@@ -181,7 +181,7 @@ def test_the_kernels_scratch_is_what_their_launchers_allocate(dynamic, kernel):
 
     shapes = (32, 64), (32,), (32, 1, *kernel), (32,), (64, 32), (64,), (3, 32), (1,)
     weights = Weights(*(torch.empty(shape) if dynamic or i < 6 else None for i, shape in enumerate(shapes)))
-    spec = AdapterSpec(1, None, "identity", 1, (5, 7), torch.float32)
+    spec = AdapterSpec((1, 1, 1), None, "identity", 1, (5, 7), torch.float32)
 
     def backward(convolution):
         h = torch.empty(2, 4, 35, 32)

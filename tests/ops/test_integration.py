@@ -160,7 +160,7 @@ def test_a_cuda_graph_could_capture_both_directions(design, dynamic):
 
     option = {"convolution": conv} if design == "gemm" else {"design": design}
     module = products if design == "gemm" else fused_operator
-    spec, seen, launched = AdapterSpec(1, 1.5, "gelu", 1, (4, 1), torch.bfloat16), [], []
+    spec, seen, launched = AdapterSpec((1, 1, 1), 1.5, "gelu", 1, (4, 1), torch.bfloat16), [], []
     for scale in (0.0, 1e4):
         shapes = [(32, 16), (32,), (32, 1, 3, 1, 1), (32,), (16, 32), (16,)] + [(3, 32), (1,)] * dynamic
         weights = Weights(*(scale * torch.randn(shape) for shape in shapes))
