@@ -21,17 +21,21 @@ from fe_adapter.ops import dispatch
 
 
 def arguments(layer: FusedFEAdapter, x: torch.Tensor, recompute: str | None) -> tuple:
-    dilation = (1 if layer.dilation == "dynamic" else layer.dilation, 1, 1)
-    grid = (x.shape[2] - 1, 1)
+    dilation = {"dynamic": (1, 1, 1), 2: (2, 1, 1)}.get(layer.dilation, layer.dilation)
+    grid = layer.grid_size or (x.shape[2] - 1, 1)
     weights = [p.detach().clone().requires_grad_() for p in layer.parameters()]
     return x, weights, x.shape[1], dilation, None, layer.activation, 1, grid, x.dtype, recompute, True, "eager"
 
 
-@pytest.mark.parametrize("dilation", [2, "dynamic"])
+@pytest.mark.parametrize(
+    "options",
+    [{"dilation": 2}, {"dilation": "dynamic"}, {"dilation": (2, 1, 2), "kernel_size": (3, 3, 3), "grid_size": (2, 2)}],
+    ids=["static", "dynamic", "spatial"],
+)
 @pytest.mark.parametrize("recompute", [None, "hidden", "input"])
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # of opcheck's own making
-def test_opcheck(dilation, recompute):
-    _, layer = pair(6, 4, num_frames=3, dilation=dilation, activation="gelu")
+def test_opcheck(options, recompute):
+    _, layer = pair(6, 4, num_frames=3, activation="gelu", **options)
     x = torch.randn(2, 3, 5, 6, requires_grad=True)
     torch.library.opcheck(torch.ops.fe_adapter.adapter_forward.default, arguments(layer, x, recompute))
 
@@ -91,8 +95,9 @@ def test_a_layer_without_memory_gives_shapes():
     assert layer(torch.empty(2, 5, 6, device="meta")).shape == (2, 5, 6)
 
 
-def test_compiled_once_for_any_number_of_patches():
-    _, layer = pair(8, 4, num_frames=2, kernel_size=(3, 3, 3))
+@pytest.mark.parametrize("dilation", ["dynamic", (2, 1, 2)])
+def test_compiled_once_for_any_number_of_patches(dilation):
+    _, layer = pair(8, 4, num_frames=2, kernel_size=(3, 3, 3), dilation=dilation)
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager", dynamic=True)
     for num_patches in (4, 9, 16):
         x = torch.randn(2, 1 + num_patches, 8)
