@@ -9,6 +9,7 @@ from fe_adapter.errors import InputError
 ACTIVATIONS = ("identity", "relu", "gelu", "silu")
 BACKENDS = ("auto", "triton", "eager")
 POSITIONS = ("attn", "mlp")
+Dilation = int | str | tuple[int, int, int]  # frames, "dynamic", or (t, h, w)
 RECOMPUTE = (None, "hidden", "input")
 
 
@@ -51,14 +52,27 @@ def check_grid_size(grid_size: tuple[int, int] | None) -> tuple[int, int] | None
     return check_count("grid_size", grid_size[0], 1), check_count("grid_size", grid_size[1], 1)
 
 
-def check_dilation(dilation: int | str, max_dilation: float | None) -> None:
-    """``dilation`` is "dynamic" or an integer of at least 1; ``max_dilation`` only bounds a dynamic one."""
+def check_dilation(dilation: Dilation, max_dilation: float | None, kernel_size: tuple[int, ...]) -> Dilation:
+    """``dilation`` as "dynamic", frames, or ``(t, h, w)``, each at least 1; ``max_dilation`` only bounds a dynamic one.
+
+    ``kernel_size`` is ``(K, kh, kw)``: h and w need one that has an extent on the patch grid.
+    """
     if isinstance(dilation, str):
         if dilation != "dynamic":
             raise InputError(f"dilation={dilation!r} is neither 'dynamic' nor a number of at least 1")
-    else:
-        check_count("dilation", dilation, 1)
-        if max_dilation is not None:
-            raise InputError(f"max_dilation={max_dilation} bounds a dynamic dilation; dilation={dilation} is fixed")
-    if max_dilation is not None and not (isinstance(max_dilation, (int, float)) and max_dilation > 0):
-        raise InputError(f"max_dilation={max_dilation!r} is no positive number")
+        if max_dilation is not None and not (isinstance(max_dilation, (int, float)) and max_dilation > 0):
+            raise InputError(f"max_dilation={max_dilation!r} is no positive number")
+        return dilation
+    if max_dilation is not None:
+        raise InputError(f"max_dilation={max_dilation} bounds a dynamic dilation; dilation={dilation} is fixed")
+    if not isinstance(dilation, (tuple, list)):
+        return check_count("dilation", dilation, 1)
+    if len(dilation) != 3:
+        raise InputError(f"dilation={tuple(dilation)} has {len(dilation)} entries; give frames, or (t, h, w)")
+    t, h, w = (check_count("dilation", distance, 1) for distance in dilation)
+    if tuple(kernel_size[1:]) == (1, 1) and (h, w) != (1, 1):
+        raise InputError(
+            f"dilation={(t, h, w)} spreads taps over the patch grid, where kernel_size={tuple(kernel_size)} has none; "
+            f"give dilation={t}, or kernel_size=(K, kh, kw)"
+        )
+    return t, h, w

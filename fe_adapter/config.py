@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 from fe_adapter.checks import (
@@ -10,6 +11,7 @@ from fe_adapter.checks import (
     BACKENDS,
     POSITIONS,
     RECOMPUTE,
+    Dilation,
     check_choice,
     check_count,
     check_dilation,
@@ -25,7 +27,9 @@ class FEAdapterConfig:
     Args:
         bottleneck: width R after the down-projection; by default (None) half of the backbone's.
         kernel_size: temporal taps K, or ``(K, kh, kw)`` to convolve over the patch grid as well; odd.
-        dilation: frames between taps, an integer of at least 1, or "dynamic": predicted for every token.
+        dilation: frames between taps, an integer of at least 1; or ``(t, h, w)``, patches on the grid as well, of a
+            spatial kernel; or a sequence with one of these for each adapted block; or "dynamic": predicted for every
+            token.
         max_dilation: upper bound of a dynamic dilation, in frames.
         activation: between convolution and up-projection; one of "identity", "relu", "gelu" (tanh form), "silu".
         positions: where in a block, "attn" (before self-attention), "mlp" (before the MLP), or both.
@@ -40,7 +44,7 @@ class FEAdapterConfig:
 
     bottleneck: int | None = None
     kernel_size: int | tuple[int, int, int] = 3
-    dilation: int | str = "dynamic"
+    dilation: Dilation | tuple[int | tuple[int, int, int], ...] = "dynamic"
     max_dilation: float | None = None
     activation: str = "identity"
     positions: tuple[str, ...] = ("attn",)
@@ -52,7 +56,7 @@ class FEAdapterConfig:
         if self.bottleneck is not None:
             check_count("bottleneck", self.bottleneck, 1)
         check_kernel_size(self.kernel_size)
-        check_dilation(self.dilation, self.max_dilation)
+        object.__setattr__(self, "dilation", self._checked_dilation())
         check_choice("activation", self.activation, ACTIVATIONS)
         check_choice("recompute", self.recompute, RECOMPUTE)
         check_choice("backend", self.backend, BACKENDS)
@@ -69,6 +73,41 @@ class FEAdapterConfig:
             if not blocks or len(set(blocks)) != len(blocks):
                 raise InputError(f"blocks={self.blocks!r} must name at least one block, each once; None is all of them")
             object.__setattr__(self, "blocks", blocks)
+
+    def dilations(self, num_blocks: int) -> list[Dilation]:
+        """The dilation of each of ``num_blocks`` adapted blocks, first to last.
+
+        Raises:
+            InputError: ``dilation`` names another number of blocks, or could mean two things.
+        """
+        if not isinstance(self.dilation, tuple):
+            return [self.dilation] * num_blocks
+        if self._is_one_triple(self.dilation):
+            if num_blocks == 3:
+                raise InputError(
+                    f"dilation={self.dilation} is one (t, h, w) or a number for each of 3 blocks; "
+                    "write one (t, h, w) per block"
+                )
+            return [self.dilation] * num_blocks  # type: ignore[list-item]
+        if len(self.dilation) != num_blocks:
+            raise InputError(f"dilation names {len(self.dilation)} blocks, but {num_blocks} are adapted")
+        return list(self.dilation)
+
+    def _checked_dilation(self) -> Any:
+        """``dilation`` as integers and tuples, lists being what JSON brings back."""
+        dilation, kernel_size = self.dilation, check_kernel_size(self.kernel_size)
+        if not isinstance(dilation, (tuple, list)) or self._is_one_triple(dilation):
+            return check_dilation(dilation, self.max_dilation, kernel_size)  # type: ignore[arg-type]
+        if not dilation:
+            raise InputError(f"dilation={dilation!r} names no block; give one for each, or one for all")
+        if any(isinstance(entry, str) for entry in dilation):
+            raise InputError(f"dilation={dilation!r} must be numbers, one for each block; 'dynamic' is for all blocks")
+        return tuple(check_dilation(entry, self.max_dilation, kernel_size) for entry in dilation)
+
+    def _is_one_triple(self, dilation: Sequence[object]) -> bool:
+        """Whether a sequence is (t, h, w) for every block: three numbers, of a spatial kernel."""
+        spatial = check_kernel_size(self.kernel_size)[1:] != (1, 1)
+        return spatial and len(dilation) == 3 and not any(isinstance(entry, (tuple, list)) for entry in dilation)
 
     @classmethod
     def st_adapter(cls, form: str = "12x384", **changes: Any) -> FEAdapterConfig:

@@ -9,6 +9,7 @@ from fe_adapter.checks import (
     ACTIVATIONS,
     BACKENDS,
     RECOMPUTE,
+    Dilation,
     check_choice,
     check_count,
     check_dilation,
@@ -31,7 +32,7 @@ def adapter(
     up_bias: Tensor,
     *,
     num_frames: int | None,
-    dilation: int | str = 1,
+    dilation: Dilation = 1,
     dilation_weight: Tensor | None = None,
     dilation_bias: Tensor | None = None,
     max_dilation: float | None = None,
@@ -52,7 +53,8 @@ def adapter(
         conv_weight: ``(R, 1, K, kh, kw)``, odd sizes; ``conv_bias``: ``(R,)``.
         up_weight: ``(D, R)``; ``up_bias``: ``(D,)``.
         num_frames: T. None where ``x`` is 4-D and brings its own.
-        dilation: frames between taps, or "dynamic": ``ELU(a) + 1`` frames, predicted for every token.
+        dilation: frames between taps; or ``(t, h, w)``, patches on the grid as well, of a spatial kernel; or "dynamic":
+            ``ELU(a) + 1`` frames, predicted for every token.
         dilation_weight: ``(3, R)``, and ``dilation_bias`` ``(1,)``: predict ``a``; only with "dynamic".
         max_dilation: upper bound of a dynamic dilation, in frames.
         activation: φ, one of "identity", "relu", "gelu" (tanh form), "silu".
@@ -100,7 +102,7 @@ def prepare(
     x: Tensor,
     weights: Weights,
     num_frames: int | None,
-    dilation: int | str,
+    dilation: Dilation,
     max_dilation: float | None,
     activation: str,
     num_prefix_tokens: int,
@@ -108,23 +110,24 @@ def prepare(
 ) -> tuple[int, AdapterSpec]:
     """The frames T of a clip and the spec of the call; raises what `adapter` says it raises."""
     check_choice("activation", activation, ACTIVATIONS)
-    check_dilation(dilation, max_dilation)
     check_grid_size(grid_size)
     check_count("num_prefix_tokens", num_prefix_tokens, 0)
     _check_tensors(x, weights)
     _check_weights(weights, dilation)
+    dilation = check_dilation(dilation, max_dilation, weights.conv.shape[2:])
     T = _frames(x, num_frames)
     L, D = x.shape[-2:]
     if weights.down.shape[1] != D:
         raise ValueError(f"x has width {D}, but the adapter was built for embed_dim={weights.down.shape[1]}")
     if num_prefix_tokens >= L:
         raise ValueError(f"num_prefix_tokens={num_prefix_tokens} leaves no patch tokens of the {L} tokens in x")
+    grid = _grid(L - num_prefix_tokens, weights.conv.shape[-2:], grid_size)
     spec = AdapterSpec(
-        dilation=1 if dilation == "dynamic" else min(int(dilation), T),  # from T on, all taps are outside
+        dilation=_distances(dilation, T, *grid),
         max_dilation=None if max_dilation is None else float(max_dilation),
         activation=activation,
         num_prefix_tokens=num_prefix_tokens,
-        grid_size=_grid(L - num_prefix_tokens, weights.conv.shape[-2:], grid_size),
+        grid_size=grid,
         compute_dtype=_compute_dtype(x),
     )
     return T, spec
@@ -170,6 +173,14 @@ def _grid(num_patches: int, kernel: tuple[int, ...], grid_size: tuple[int, int] 
     return H, W
 
 
+def _distances(dilation: Dilation, T: int, H: int, W: int) -> tuple[int, int, int]:
+    """(t, h, w) between taps, each at most its axis's length: from there on all taps but the middle are outside."""
+    if isinstance(dilation, str):
+        return 1, 1, 1
+    t, h, w = dilation if isinstance(dilation, tuple) else (dilation, 1, 1)
+    return min(t, T), 1 if h == 1 else min(h, H), 1 if w == 1 else min(w, W)  # H of any size, where it is traced
+
+
 def _check_tensors(x: Tensor, weights: Weights) -> None:
     if not isinstance(x, Tensor):
         raise TypeError(f"x is a {type(x).__name__}; pass a tensor (B*T, L, D) or (B, T, L, D)")
@@ -188,7 +199,7 @@ def _check_tensors(x: Tensor, weights: Weights) -> None:
         raise TypeError(f"x is {x.dtype} and the adapter's parameters are {dtype}; float64 mixes with nothing else")
 
 
-def _check_weights(weights: Weights, dilation: int | str) -> None:
+def _check_weights(weights: Weights, dilation: Dilation) -> None:
     if weights.down.dim() != 2 or weights.conv.dim() != 5:
         raise ValueError(
             f"down_weight {tuple(weights.down.shape)} and conv_weight {tuple(weights.conv.shape)} must be (R, D) and "

@@ -10,6 +10,7 @@ from fe_adapter.checks import (
     ACTIVATIONS,
     BACKENDS,
     RECOMPUTE,
+    Dilation,
     check_choice,
     check_count,
     check_dilation,
@@ -45,7 +46,8 @@ class FEAdapter(nn.Module):
         bottleneck: width R between the projections; None is ``embed_dim // 2``.
         num_frames: frames T of a clip, for inputs that do not say it themselves.
         kernel_size: temporal taps K, or ``(K, kh, kw)`` to convolve over the patch grid as well; odd.
-        dilation: frames between taps, or "dynamic": predicted for every token, 1 at the start.
+        dilation: frames between taps; or ``(t, h, w)``, patches on the grid as well, of a spatial kernel; or "dynamic":
+            predicted for every token, 1 at the start.
         max_dilation: upper bound of a dynamic dilation, in frames.
         activation: φ, one of "identity", "relu", "gelu" (tanh form), "silu".
         num_prefix_tokens: tokens in front of the patches that are left alone.
@@ -74,7 +76,7 @@ class FEAdapter(nn.Module):
         *,
         num_frames: int,
         kernel_size: int | tuple[int, int, int] = 3,
-        dilation: int | str = "dynamic",
+        dilation: Dilation = "dynamic",
         max_dilation: float | None = None,
         activation: str = "identity",
         num_prefix_tokens: int = 1,
@@ -91,8 +93,8 @@ class FEAdapter(nn.Module):
         self.bottleneck = check_count("bottleneck", max(1, embed_dim // 2) if bottleneck is None else bottleneck, 1)
         self.num_frames = check_count("num_frames", num_frames, 1)
         self.kernel_size = check_kernel_size(kernel_size)
-        check_dilation(dilation, max_dilation)
-        self.dilation, self.max_dilation = dilation, max_dilation
+        self.dilation = check_dilation(dilation, max_dilation, self.kernel_size)
+        self.max_dilation = max_dilation
         check_choice("activation", activation, ACTIVATIONS)
         self.activation = activation
         self.num_prefix_tokens = check_count("num_prefix_tokens", num_prefix_tokens, 0)

@@ -14,8 +14,8 @@ frames of BLOCK_M // T patches of one clip, so the phases (between the bars) han
 through global memory, that is L1 and L2, with a block barrier in between. One program more per clip copies the prefix
 tokens. ``h`` is stored for backward anyway; ``c`` is scratch. DRAM traffic forward: x, y and h once. Weight gradients
 are library products of what backward leaves in ``rows`` and ``dh``, both over all L tokens with zero prefix rows. The
-convolution's steps are those of `fe_adapter.kernels.conv`. Sums are fp32 partials, one row a program, which a last
-kernel adds up: no atomics.
+convolution's phases are those of `fe_adapter.kernels.phases`. Sums are fp32 partials, one row a program, which a last
+kernel (`fe_adapter.kernels.sums`) adds up: no atomics.
 """
 
 from __future__ import annotations
@@ -25,24 +25,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fe_adapter.kernels.conv import (
-    activation_step,
-    add_sums,
-    backward_activation_step,
-    backward_hidden_step,
-    dilation_weights,
-    flags,
-)
+from fe_adapter.kernels import scratch
+from fe_adapter.kernels.phases import activation_step, backward_activation_step, backward_hidden_step, conv_flags
 from fe_adapter.kernels.plans import launch_plan, precision
 from fe_adapter.kernels.products import down, up
 from fe_adapter.kernels.spec import PAD, AdapterSpec, ConvGradients, Weights, ceil_div
-from fe_adapter.kernels.taps import predict_dilation
+from fe_adapter.kernels.sums import add_sums
+from fe_adapter.kernels.taps import Geometry, predict_dilation
 
 SHAPE = ("tiles", "T", "N", "P", "dilation")  # one compile serves all values, T = 1 and N = 256 as well
 
 
 @triton.jit
-def _copy_prefix(p_x, x_t, x_l, p_y, T, L, P, D, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+def _copy_prefix(p_x, stride_x_t, stride_x_l, p_y, T, L, P, D, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
     """The prefix tokens of one clip, bit for bit; ``y`` is contiguous."""
     for m0 in range(0, T * P, BLOCK_M):
         o_m = m0 + tl.arange(0, BLOCK_M)
@@ -51,7 +46,7 @@ def _copy_prefix(p_x, x_t, x_l, p_y, T, L, P, D, BLOCK_M: tl.constexpr, BLOCK_N:
         for n0 in range(0, D, BLOCK_N):
             o_d = n0 + tl.arange(0, BLOCK_N)
             m = (o_m < T * P)[:, None] & (o_d < D)[None, :]
-            b_x = tl.load(p_x + (o_t * x_t + o_l * x_l)[:, None] + o_d[None, :], m)
+            b_x = tl.load(p_x + (o_t * stride_x_t + o_l * stride_x_l)[:, None] + o_d[None, :], m)
             tl.store(p_y + ((o_t * L + o_l) * D)[:, None] + o_d[None, :], b_x, m)
 
 
@@ -79,7 +74,7 @@ def _own_rows(i_tile, T, N, BLOCK_M: tl.constexpr):
 @triton.jit(do_not_specialize=SHAPE)
 def _fused_fwd_kernel(
     p_x, p_down, p_down_bias, p_conv, p_conv_bias, p_dilation, p_dilation_bias, p_up, p_up_bias, p_y, p_h, p_c,
-    tiles, T, N, P, D, R, x_b, x_t, x_l, dilation, max_dilation,
+    tiles, T, N, P, D, R, stride_x_b, stride_x_t, stride_x_l, dilation, max_dilation,
     K: tl.constexpr, ACTIVATION: tl.constexpr, DYNAMIC: tl.constexpr, HAS_MAX: tl.constexpr, HAS_DOWN: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr, ACCUMULATORS: tl.constexpr, PARTS: tl.constexpr, UP_STAGES: tl.constexpr,
@@ -88,15 +83,15 @@ def _fused_fwd_kernel(
     i_clip = (tl.program_id(0) // (tiles + 1)).to(tl.int64)
     i_tile = tl.program_id(0) % (tiles + 1)
     L = P + N
-    p_x += i_clip * x_b
+    p_x += i_clip * stride_x_b
     p_y += i_clip * T * L * D
     if i_tile == tiles:
-        _copy_prefix(p_x, x_t, x_l, p_y, T, L, P, D, BLOCK_M, BLOCK_N)
+        _copy_prefix(p_x, stride_x_t, stride_x_l, p_y, T, L, P, D, BLOCK_M, BLOCK_N)
     else:
         p_h += i_clip * T * N * R
         p_c += i_clip * T * N * R
         o_t, o_n, m_row = _own_rows(i_tile, T, N, BLOCK_M)
-        o_x = o_t * x_t + (P + o_n) * x_l
+        o_x = o_t * stride_x_t + (P + o_n) * stride_x_l
         o_row = o_t * N + o_n
         if HAS_DOWN:
             down(
@@ -104,13 +99,14 @@ def _fused_fwd_kernel(
                 True, BLOCK_M, BLOCK_D, BLOCK_R, ACCUMULATORS, EVEN, PRECISION,
             )  # fmt: skip
             tl.debug_barrier()
-        b_d = o_t.to(tl.float32)
+        geometry = Geometry(T, N, R, N, 1, dilation, 1, 1)
+        b_d = None
         if DYNAMIC:
             b_d, _ = predict_dilation(
-                p_h, p_dilation, p_dilation_bias, o_t, o_n, T, N, R, m_row, max_dilation, HAS_MAX, BLOCK_M, BLOCK_S
+                p_h, p_dilation, p_dilation_bias, o_t, o_n, m_row, geometry, max_dilation, HAS_MAX, BLOCK_M, BLOCK_S
             )
         activation_step(
-            p_h, p_conv, p_conv_bias, b_d, p_c, o_t, o_n, m_row, o_row, m_row, T, N, R, N, 1, R, dilation,
+            p_h, p_conv, p_conv_bias, b_d, p_c, o_t, o_n, m_row, o_row, m_row, geometry, R,
             K, 1, 1, ACTIVATION, DYNAMIC, BLOCK_M, BLOCK_S,
         )  # fmt: skip
         tl.debug_barrier()
@@ -124,7 +120,7 @@ def _fused_fwd_kernel(
 def _fused_bwd_kernel(
     p_dy, p_down, p_conv, p_conv_bias, p_dilation, p_dilation_bias, p_up, p_h, p_dx, p_dc, p_rows, p_dh, p_d, p_da,
     p_sums, p_sums_h,
-    tiles, T, N, P, D, R, C, dy_b, dy_t, dy_l, dilation, max_dilation,
+    tiles, T, N, P, D, R, C, stride_dy_b, stride_dy_t, stride_dy_l, dilation, max_dilation,
     K: tl.constexpr, ACTIVATION: tl.constexpr, DYNAMIC: tl.constexpr, HAS_MAX: tl.constexpr, HAS_DOWN: tl.constexpr,
     NEEDS_DX: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -134,8 +130,9 @@ def _fused_bwd_kernel(
     i_clip = (tl.program_id(0) // (tiles + 1)).to(tl.int64)
     i_tile = tl.program_id(0) % (tiles + 1)
     L = P + N
-    p_dy += i_clip * dy_b
-    p_dx += i_clip * T * L * D
+    p_dy += i_clip * stride_dy_b
+    if NEEDS_DX:
+        p_dx += i_clip * T * L * D
     p_rows += i_clip * T * L * C
     p_dh += i_clip * T * L * R
     p_dc += i_clip * T * N * R
@@ -143,32 +140,31 @@ def _fused_bwd_kernel(
         _zero_prefix(p_rows, T, L, P, C, BLOCK_M, BLOCK_S)
         _zero_prefix(p_dh, T, L, P, R, BLOCK_M, BLOCK_S)
         if NEEDS_DX:
-            _copy_prefix(p_dy, dy_t, dy_l, p_dx, T, L, P, D, BLOCK_M, BLOCK_N)
+            _copy_prefix(p_dy, stride_dy_t, stride_dy_l, p_dx, T, L, P, D, BLOCK_M, BLOCK_N)
     else:
         o_t, o_n, m_row = _own_rows(i_tile, T, N, BLOCK_M)
-        o_dy = o_t * dy_t + (P + o_n) * dy_l
+        o_dy = o_t * stride_dy_t + (P + o_n) * stride_dy_l
         o_row = o_t * N + o_n
         o_token = o_t * L + P + o_n
         if HAS_DOWN:
             down(
-                p_dy, o_dy, m_row, p_up, R, 1, p_up, p_dc, o_row * R, D, R,
+                p_dy, o_dy, m_row, p_up, R, 1, None, p_dc, o_row * R, D, R,
                 False, BLOCK_M, BLOCK_D, BLOCK_R, ACCUMULATORS, EVEN, PRECISION,
             )  # fmt: skip
             tl.debug_barrier()
         i_program = i_clip * tiles + i_tile
         p_h += i_clip * T * N * R
-        p_d += i_clip * T * N
-        p_da += i_clip * T * N
-        b_d = o_t.to(tl.float32)
-        b_slope = b_d
+        geometry = Geometry(T, N, R, N, 1, dilation, 1, 1)
+        b_d = None
         if DYNAMIC:
+            p_d += i_clip * T * N
+            p_da += i_clip * T * N
             b_d, b_slope = predict_dilation(
-                p_h, p_dilation, p_dilation_bias, o_t, o_n, T, N, R, m_row, max_dilation, HAS_MAX, BLOCK_M, BLOCK_S
+                p_h, p_dilation, p_dilation_bias, o_t, o_n, m_row, geometry, max_dilation, HAS_MAX, BLOCK_M, BLOCK_S
             )
         b_dd = backward_activation_step(
             p_dc, p_h, p_conv, p_conv_bias, b_d, p_rows, p_dc, p_sums + i_program * (K + 1) * R,
-            o_t, o_n, m_row, o_token, m_row,
-            T, N, R, N, 1, C, dilation, K, 1, 1, ACTIVATION, DYNAMIC, BLOCK_M, BLOCK_S,
+            o_t, o_n, m_row, o_token, m_row, geometry, C, K, 1, 1, ACTIVATION, DYNAMIC, BLOCK_M, BLOCK_S,
         )  # fmt: skip
         if DYNAMIC:
             tl.store(p_d + o_row, b_d, m_row)
@@ -176,12 +172,12 @@ def _fused_bwd_kernel(
         tl.debug_barrier()
         backward_hidden_step(
             p_dc, p_h, p_conv, p_dilation, p_d, p_da, p_dh, p_sums_h + i_program * 4 * R, o_t, o_n, m_row, o_token,
-            T, N, R, N, 1, R, dilation, K, 1, 1, DYNAMIC, BLOCK_M, BLOCK_S,
+            geometry, R, K, 1, 1, DYNAMIC, BLOCK_M, BLOCK_S,
         )  # fmt: skip
         if NEEDS_DX:
             tl.debug_barrier()
             up(
-                p_dy, o_dy, m_row, p_dh, o_token * R, p_down, D, 1, p_down, p_dx, o_token * D, D, R,
+                p_dy, o_dy, m_row, p_dh, o_token * R, p_down, D, 1, None, p_dx, o_token * D, D, R,
                 False, BLOCK_M, BLOCK_N, BLOCK_K, PARTS, UP_STAGES, EVEN, PRECISION,
             )  # fmt: skip
 
@@ -196,9 +192,9 @@ def forward(x: Tensor, h: Tensor | None, weights: Weights, spec: AdapterSpec, de
     h = weights.down.new_empty(B, T, N, R) if h is None else h
     c = torch.empty_like(h)
     _fused_fwd_kernel[(B * (tiles + 1),)](
-        x, weights.down, weights.down_bias, weights.conv, weights.conv_bias, *dilation_weights(weights), weights.up,
-        weights.up_bias, y, h, c,
-        tiles, T, N, L - N, D, R, *x.stride()[:3], spec.dilation, spec.max_dilation or 0.0,
+        x, weights.down, weights.down_bias, weights.conv, weights.conv_bias, weights.dilation, weights.dilation_bias,
+        weights.up, weights.up_bias, y, h, c,
+        tiles, T, N, L - N, D, R, *x.stride()[:3], spec.dilation[0], spec.max_dilation or 0.0,
         ACTIVATION=spec.activation, **_time_flags(weights, spec), HAS_DOWN=has_down, PRECISION=precision(),
         **plan.options(D, R, weights.conv.shape[2], backward=False),
     )  # fmt: skip
@@ -212,22 +208,20 @@ def backward(
     gradients of the projections; and the other gradients. ``dphi`` is computed if not given, else overwritten."""
     B, T, L, D = dy.shape
     N, R, plan = L - spec.num_prefix_tokens, h.shape[-1], launch_plan(design, dy, h.dtype, h.shape[-1])
-    tiles, dynamic = ceil_div(N, plan.BLOCK_M // T), weights.dilation is not None
-    dx = torch.empty(dy.shape, dtype=dy.dtype, device=dy.device) if needs_dx else dy
+    tiles = ceil_div(N, plan.BLOCK_M // T)
+    dx = torch.empty(dy.shape, dtype=dy.dtype, device=dy.device) if needs_dx else None
     dc = torch.empty_like(h) if dphi is None else dphi
-    rows, dh = h.new_empty(B, T, L, R + PAD), h.new_empty(B, T, L, R)
-    sums = h.new_empty(B * tiles, weights.conv.shape[2] + 1, R, dtype=torch.float32)
-    sums_h = h.new_empty(B * tiles, 4, R, dtype=torch.float32)
-    d, da = (h.new_empty(B, T, N, dtype=torch.float32) for _ in range(2)) if dynamic else (sums, sums)  # both aligned
+    rows, dh = scratch.activated_rows(h, spec), h.new_empty(B, T, L, R)
+    state, sums_h = scratch.conv_scratch(h, weights, B * tiles), scratch.hidden_sums(h, B * tiles)
     _fused_bwd_kernel[(B * (tiles + 1),)](
-        dy, weights.down, weights.conv, weights.conv_bias, *dilation_weights(weights), weights.up, h, dx, dc, rows, dh,
-        d, da, sums, sums_h,
-        tiles, T, N, L - N, D, R, R + PAD, *dy.stride()[:3], spec.dilation, spec.max_dilation or 0.0,
+        dy, weights.down, weights.conv, weights.conv_bias, weights.dilation, weights.dilation_bias, weights.up, h,
+        dx, dc, rows, dh, state.d, state.da, state.sums, sums_h,
+        tiles, T, N, L - N, D, R, R + PAD, *dy.stride()[:3], spec.dilation[0], spec.max_dilation or 0.0,
         ACTIVATION=spec.activation, NEEDS_DX=needs_dx, **_time_flags(weights, spec), HAS_DOWN=dphi is None,
         PRECISION=precision(), **plan.options(D, R, weights.conv.shape[2], backward=True),
     )  # fmt: skip
-    return (dx if needs_dx else None), rows, dh, add_sums(sums, sums_h, da, weights, spec.gradient_dtype)
+    return dx, rows, dh, add_sums(state, sums_h, weights, spec.gradient_dtype)
 
 
 def _time_flags(weights: Weights, spec: AdapterSpec) -> dict[str, int | bool]:
-    return {name: value for name, value in flags(weights, spec).items() if name not in ("KH", "KW")}
+    return {name: value for name, value in conv_flags(weights, spec).items() if name not in ("KH", "KW")}

@@ -16,7 +16,7 @@ from fe_adapter.kernels.common import dot, load_f32, rounded
 
 @triton.jit
 def load_rows(p_a, o_a, m_row, o_k, SIZE, dtype: tl.constexpr, EVEN: tl.constexpr):
-    """``a[row, k]`` in ``dtype``, zero where masked."""
+    """``a[row, k]`` [BLOCK_M, BLOCK_K] in ``dtype``, zero where masked."""
     if EVEN:
         b_a = tl.load(p_a + o_a[:, None] + o_k[None, :], m_row[:, None], 0.0)
     else:
@@ -27,15 +27,15 @@ def load_rows(p_a, o_a, m_row, o_k, SIZE, dtype: tl.constexpr, EVEN: tl.constexp
 
 
 @triton.jit
-def load_weights(p_b, o_k, stride_k, K, o_n, stride_n, N, EVEN: tl.constexpr):
-    """``b[k, n]``, zero where masked."""
-    p_tile = p_b + (o_k * stride_k)[:, None] + (o_n * stride_n)[None, :]
+def load_weights(p_b, o_k, stride_b_k, K, o_n, stride_b_n, N, EVEN: tl.constexpr):
+    """``b[k, n]`` [BLOCK_K, BLOCK_N], zero where masked."""
+    p_tile = p_b + (o_k * stride_b_k)[:, None] + (o_n * stride_b_n)[None, :]
     return tl.load(p_tile) if EVEN else tl.load(p_tile, (o_k < K)[:, None] & (o_n < N)[None, :], 0.0)
 
 
 @triton.jit
 def down(
-    p_x, o_x, m_row, p_w, stride_wd, stride_wr, p_bias, p_h, o_h, D, R,
+    p_x, o_x, m_row, p_w, stride_w_d, stride_w_r, p_bias, p_h, o_h, D, R,
     BIAS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_R: tl.constexpr,
     ACCUMULATORS: tl.constexpr, EVEN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -50,7 +50,7 @@ def down(
             b_sums = ()
             for i in tl.static_range(ACCUMULATORS):
                 o_r = r0 + i * BLOCK_R + tl.arange(0, BLOCK_R)
-                b_w = load_weights(p_w, o_d, stride_wd, D, o_r, stride_wr, R, EVEN)
+                b_w = load_weights(p_w, o_d, stride_w_d, D, o_r, stride_w_r, R, EVEN)
                 b_sums += (dot(b_x, b_w, b_h[i], PRECISION),)  # type: ignore[assignment]
             b_h = b_sums
         for i in tl.static_range(ACCUMULATORS):
@@ -65,7 +65,7 @@ def down(
 
 @triton.jit
 def up(
-    p_x, o_x, m_row, p_c, o_c, p_w, stride_wr, stride_wd, p_bias, p_y, o_y, D, R,
+    p_x, o_x, m_row, p_c, o_c, p_w, stride_w_r, stride_w_d, p_bias, p_y, o_y, D, R,
     BIAS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PARTS: tl.constexpr,
     STAGES: tl.constexpr, EVEN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -80,12 +80,12 @@ def up(
         if PARTS:
             for i in tl.static_range(PARTS):
                 o_r = i * BLOCK_K + tl.arange(0, BLOCK_K)
-                b_y = dot(b_c[i], load_weights(p_w, o_r, stride_wr, R, o_d, stride_wd, D, EVEN), b_y, PRECISION)
+                b_y = dot(b_c[i], load_weights(p_w, o_r, stride_w_r, R, o_d, stride_w_d, D, EVEN), b_y, PRECISION)
         else:
             for r0 in range(0, R, BLOCK_K):
                 o_r = r0 + tl.arange(0, BLOCK_K)
                 b_a = load_rows(p_c, o_c, m_row, o_r, R, p_w.dtype.element_ty, EVEN)
-                b_y = dot(b_a, load_weights(p_w, o_r, stride_wr, R, o_d, stride_wd, D, EVEN), b_y, PRECISION)
+                b_y = dot(b_a, load_weights(p_w, o_r, stride_w_r, R, o_d, stride_w_d, D, EVEN), b_y, PRECISION)
         m_d = o_d < D
         m_here = m_row[:, None] & m_d[None, :]
         if BIAS:

@@ -56,7 +56,7 @@ class ConvGradients(NamedTuple):
 class AdapterSpec:
     """What an adapter computes, besides its weights."""
 
-    dilation: int  # in frames; of a static adapter
+    dilation: tuple[int, int, int]  # (t, h, w) between taps, in frames and patches; of a dynamic adapter t is unused
     max_dilation: float | None  # in frames; of a dynamic adapter
     activation: str
     num_prefix_tokens: int

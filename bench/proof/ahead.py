@@ -94,6 +94,8 @@ def compile_call(
     attributes: dict[tuple[int], list] = {}
     for i, (parameter, value) in enumerate(zip(kernel.params, arguments, strict=False)):
         signature[parameter.name], is_aligned = type_of(value)
+        if value is None:  # the JIT leaves it out
+            constants[parameter.name] = None
         if parameter.do_not_specialize:
             continue
         if isinstance(value, int) and value == 1:  # the JIT specialises on 1
@@ -143,16 +145,18 @@ class Recorder:
 
 
 @contextlib.contextmanager
-def recorded_calls(module: Any) -> Iterator[list[tuple[Any, tuple, dict]]]:
-    """Within the block the launchers of ``module`` record their launches: (kernel, arguments, options)."""
+def recorded_calls(*modules: Any) -> Iterator[list[tuple[Any, tuple, dict]]]:
+    """Within the block the launchers of ``modules`` record their launches: (kernel, arguments, options)."""
     calls: list[tuple[Any, tuple, dict]] = []
-    kernels = {name: value for name, value in vars(module).items() if name.endswith("_kernel")}
-    for name, kernel in kernels.items():
+    kernels = [
+        (module, name, value) for module in modules for name, value in vars(module).items() if name.endswith("_kernel")
+    ]
+    for module, name, kernel in kernels:
         setattr(module, name, Recorder(kernel, calls))
     try:
         yield calls
     finally:
-        for name, kernel in kernels.items():
+        for module, name, kernel in kernels:
             setattr(module, name, kernel)
 
 
@@ -160,6 +164,8 @@ def type_of(value: Any) -> tuple[str, bool]:
     """Triton's name of an argument's type, and whether it is a multiple of 16 (bytes, of a pointer)."""
     if isinstance(value, torch.Tensor):
         return f"*{POINTERS[value.dtype]}", True  # allocations are aligned
+    if value is None:
+        return "constexpr", False
     if isinstance(value, float):
         return "fp32", False
     return "i32", value % 16 == 0

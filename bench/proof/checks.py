@@ -52,6 +52,7 @@ FORMS: dict[str, tuple[str, dict[str, Any]]] = {  # each at one shape
     "fp32 stream": ("R=384", {"dilation": 2, "stream": torch.float32}),  # under autocast
     "dynamic, fp32 stream": ("masks", {"dilation": "dynamic", "stream": torch.float32}),
     "spatial": ("R=64", {"dilation": "dynamic", "kernel_size": (3, 3, 3), "activation": "gelu"}),
+    "spatial, dilated": ("R=64", {"dilation": (2, 3, 2), "kernel_size": (3, 3, 3), "activation": "silu"}),
 }
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {  # of x and dy (B*T, L, D)
     "sliced": lambda x: torch.cat([x, torch.full_like(x, torch.nan)], -1)[..., : x.shape[-1]],
@@ -241,7 +242,7 @@ def operators(device: torch.device, design: str, shape: Shape) -> None:
     _, layer = layers(device, design, torch.bfloat16, shape, dilation=1)
     x, dy = (z.unflatten(0, (-1, T)) for z in tokens(device, torch.bfloat16, shape))
     weights = [p.detach() for p in layer.parameters()]
-    spec = (T, 1, None, "identity", P, (N, 1), torch.bfloat16)
+    spec = (T, (1, 1, 1), None, "identity", P, (N, 1), torch.bfloat16)
     leaves = [p.clone().requires_grad_() for p in weights]
     utils = ("test_schema", "test_faketensor", "test_autograd_registration")
     op = torch.ops.fe_adapter

@@ -19,7 +19,7 @@ from unittest import mock
 import torch
 
 from bench.proof.ahead import ARCHS, Report, compile_call, recorded_calls, type_of
-from fe_adapter.kernels import conv, fused, gelu2bit, plans
+from fe_adapter.kernels import conv, fused, gelu2bit, plans, sums
 from fe_adapter.kernels.spec import DESIGNS, AdapterSpec, Weights
 
 BOTTLENECKS = (32, 64, 96, 128, 192, 384, 512, 640)
@@ -203,7 +203,7 @@ def launches(case: Case, target: str, chosen_only: bool = False) -> list[tuple[s
     if target == "sm_75" and torch.bfloat16 in (case.dtype, case.stream_dtype):
         return []  # `support` refuses it
     B, T, N, P, D, R = 1, 2, 6, 1, case.width, case.bottleneck  # small, and no multiple of 16, as 8 × 197 are none
-    spec = AdapterSpec(2, case.max_dilation, case.activation, P, (2, 3), case.dtype)
+    spec = AdapterSpec((2, 1, 1), case.max_dilation, case.activation, P, (2, 3), case.dtype)
     x = torch.empty(B, T, P + N, D, dtype=case.stream_dtype or case.dtype)
     shapes = ((R, D), (R,), (R, 1, *case.kernel), (R,), (D, R), (D,), (3, R), (1,))
     weights = Weights(*(torch.empty(shape, dtype=case.dtype) for shape in shapes))
@@ -212,7 +212,7 @@ def launches(case: Case, target: str, chosen_only: bool = False) -> list[tuple[s
     h = torch.empty(B, T, N, R, dtype=case.dtype)
     with plans_for(target):
         chosen = plans.choose_design(x, case.dtype, R, weights.conv)
-        with recorded_calls(conv) as calls:
+        with recorded_calls(conv, sums) as calls:
             rows = conv.activated_rows(h, weights, spec)
             _, dc, state = conv.backward_activation(torch.empty_like(h), h, weights, spec)
             conv.backward_hidden(dc, h, weights, spec, rows, state)
@@ -223,7 +223,7 @@ def launches(case: Case, target: str, chosen_only: bool = False) -> list[tuple[s
             if design == "gemm" or D % 16 or R % 16 or plans.refusals(design, x, case.dtype, R, weights.conv):
                 continue
             given = h if design == "tail" else None
-            with recorded_calls(conv), recorded_calls(fused) as calls:
+            with recorded_calls(sums), recorded_calls(fused) as calls:
                 fused.forward(x, given, weights, spec, design)
                 fused.backward(x, given, h, weights, spec, case.needs_dx, design)
             found += [(design, call) for call in calls]

@@ -21,7 +21,8 @@ from fe_adapter.backbones import hf_vit
 from fe_adapter.backbones.backbone import unwrapped
 from fe_adapter.checks import check_choice
 from fe_adapter.errors import InputError
-from fe_adapter.kernels.spec import CONV_ROWS, PAD, AdapterSpec, ConvGradients, Weights, ceil_div
+from fe_adapter.kernels import scratch
+from fe_adapter.kernels.spec import CONV_ROWS, AdapterSpec, ConvGradients, Weights
 from fe_adapter.memory import xformers
 from fe_adapter.memory.checkpointing import HostMemory
 from fe_adapter.memory.measure import SavedStorages
@@ -243,38 +244,27 @@ def _in_float32(op: Any, *args: Any, **kwargs: Any) -> Tensor:
         return op(*tree_map(cast, args), **kwargs)
 
 
-def _partial_sums(h: Tensor, tokens: int, sums: int) -> Tensor:
-    """Of each clip's tokens, as the convolution's kernels leave them."""
-    return h.new_empty(h.shape[0] * ceil_div(tokens, CONV_ROWS), sums, h.shape[-1], dtype=torch.float32)
-
-
 class _KernelConvolution:
     """What `fe_adapter.kernels.conv` allocates, and nothing else: kernels do not run on fake tensors."""
 
     @staticmethod
     def activated_rows(h: Tensor, weights: Weights, spec: AdapterSpec) -> Tensor:
-        B, T, N, R = h.shape
-        return h.new_empty(B, T, N + spec.num_prefix_tokens, R + PAD)
-
-    @classmethod
-    def backward_activation(cls, dphi: Tensor, h: Tensor, weights: Weights, spec: AdapterSpec) -> tuple:
-        B, T, N, _ = h.shape
-        sums = _partial_sums(h, T * (N + spec.num_prefix_tokens), weights.conv[0].numel() + 1)
-        dilations = () if weights.dilation is None else (h.new_empty(2, B, T, N, dtype=torch.float32),)
-        return cls.activated_rows(h, weights, spec), dphi, (sums, *dilations)
+        return scratch.activated_rows(h, spec)
 
     @staticmethod
-    def backward_hidden(dc: Tensor, h: Tensor, weights: Weights, spec: AdapterSpec, out: Tensor, state: tuple) -> Any:
-        _, T, N, _ = h.shape
-        state += (_partial_sums(h, T * N, 4),)  # there, with the others, until the gradients are made
-        conv, conv_bias, bias, dilation, dilation_bias = (
-            None if p is None else torch.empty_like(p, dtype=torch.float32)
-            for p in (weights.conv, weights.conv_bias, weights.down_bias, weights.dilation, weights.dilation_bias)
-        )
-        assert conv is not None
-        assert conv_bias is not None
-        assert bias is not None
-        return ConvGradients(conv, conv_bias, bias, dilation, dilation_bias)
+    def backward_activation(
+        dphi: Tensor, h: Tensor, weights: Weights, spec: AdapterSpec
+    ) -> tuple[Tensor, Tensor, scratch.ConvScratch]:
+        programs = scratch.token_programs(h, spec.num_prefix_tokens, CONV_ROWS)
+        return scratch.activated_rows(h, spec), dphi, scratch.conv_scratch(h, weights, programs)
+
+    @staticmethod
+    def backward_hidden(
+        dc: Tensor, h: Tensor, weights: Weights, spec: AdapterSpec, out: Tensor, state: scratch.ConvScratch
+    ) -> ConvGradients:
+        sums_h = scratch.hidden_sums(h, scratch.token_programs(h, 0, CONV_ROWS))
+        held = state, sums_h  # both there until the gradients are made
+        return scratch.conv_gradients(weights, held[0].da, spec.gradient_dtype)
 
 
 def copy_without_values(model: Any, device: str) -> Any:

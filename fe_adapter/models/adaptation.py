@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from fe_adapter.backbones.backbone import get_blocks, plain_name, unwrapped
 from fe_adapter.backbones.describe import describe_backbone, forward_with_mlp_adapter
-from fe_adapter.checks import check_count, check_kernel_size
+from fe_adapter.checks import Dilation, check_count, check_kernel_size
 from fe_adapter.config import FEAdapterConfig
 from fe_adapter.errors import InputError
 from fe_adapter.layers import FEAdapter, FusedFEAdapter
@@ -105,13 +105,13 @@ def adapt(
     spatial = check_kernel_size(config.kernel_size)[1:] != (1, 1)
     parameter = next(vit.parameters())
 
-    def build() -> FusedFEAdapter:
+    def build(dilation: Dilation) -> FusedFEAdapter:
         return FusedFEAdapter(
             embed_dim,
             config.bottleneck,
             num_frames=num_frames,
             kernel_size=config.kernel_size,
-            dilation=config.dilation,
+            dilation=dilation,
             max_dilation=config.max_dilation,
             activation=config.activation,
             num_prefix_tokens=num_prefix_tokens,
@@ -122,7 +122,8 @@ def adapt(
             dtype=torch.float64 if parameter.dtype == torch.float64 else torch.float32,
         )
 
-    adapters = [{position: build() for position in config.positions} for _ in chosen]  # before the model is touched
+    dilations = config.dilations(len(chosen))
+    adapters = [{position: build(d) for position in config.positions} for d in dilations]  # before the model is touched
     before: dict[str, Any] = {
         "fingerprint": fingerprint(vit),
         "trained_before": frozenset(plain_name(name) for name, p in vit.named_parameters() if p.requires_grad),

@@ -195,15 +195,12 @@ def _overlap(size: int, shift: int) -> tuple[slice, slice]:
 def _integer_taps(w: Tensor, z: Tensor, spec: AdapterSpec, weights: Weights) -> Iterator[tuple[Tap, Index, Index]]:
     """(tap, outputs, sources) of all taps that read whole frames, the middle one left out."""
     (K, kh, kw, _), (_, T, H, W, _) = w.shape, z.shape
-    frames = range(K) if weights.dilation is None else (K // 2,)
-    for tap in itertools.product(frames, range(kh), range(kw)):
+    (frames, down, across), dynamic = spec.dilation, weights.dilation is not None
+    for tap in itertools.product((K // 2,) if dynamic else range(K), range(kh), range(kw)):
         if tap != _middle(w):
             k, i, j = tap
-            t, y, x = (
-                _overlap(T, (k - K // 2) * spec.dilation),
-                _overlap(H, i - kh // 2),
-                _overlap(W, j - kw // 2),
-            )
+            t = _overlap(T, (k - K // 2) * frames)
+            y, x = _overlap(H, (i - kh // 2) * down), _overlap(W, (j - kw // 2) * across)
             yield tap, (slice(None), t[0], y[0], x[0]), (slice(None), t[1], y[1], x[1])
 
 

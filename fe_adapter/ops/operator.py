@@ -25,6 +25,11 @@ def _pair(grid_size: Sequence[int]) -> tuple[int, int]:
     return H, W
 
 
+def _triple(dilation: Sequence[int]) -> tuple[int, int, int]:
+    t, h, w = dilation
+    return t, h, w
+
+
 def _without_autocast(device_type: str) -> contextlib.AbstractContextManager:
     if torch.is_autocast_enabled(device_type):
         return torch.autocast(device_type, enabled=False)
@@ -35,7 +40,7 @@ def adapter_forward(
     x: Tensor,
     weights: Sequence[Tensor],
     num_frames: int,
-    dilation: int,
+    dilation: Sequence[int],
     max_dilation: float | None,
     activation: str,
     num_prefix_tokens: int,
@@ -46,7 +51,8 @@ def adapter_forward(
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     """``y`` like ``x``, and ``h`` (B, T, N, R), empty unless backward wants it."""
-    spec = AdapterSpec(dilation, max_dilation, activation, num_prefix_tokens, _pair(grid_size), compute_dtype)
+    distances, grid = _triple(dilation), _pair(grid_size)
+    spec = AdapterSpec(distances, max_dilation, activation, num_prefix_tokens, grid, compute_dtype)
     with _without_autocast(x.device.type):
         clips = as_clips(x, num_frames)
         y, h = choose(backend, clips, Weights(*weights), spec).forward(clips, Weights(*weights), spec)
@@ -71,7 +77,7 @@ def adapter_backward(
     h: Tensor | None,
     weights: Sequence[Tensor],
     num_frames: int,
-    dilation: int,
+    dilation: Sequence[int],
     max_dilation: float | None,
     activation: str,
     num_prefix_tokens: int,
@@ -81,8 +87,8 @@ def adapter_backward(
     needs_dx: bool,
 ) -> list[Tensor]:
     """``dx`` (empty if not needed), then the gradient of each weight in the weight's dtype."""
-    grid = _pair(grid_size)
-    spec = AdapterSpec(dilation, max_dilation, activation, num_prefix_tokens, grid, compute_dtype, weights[0].dtype)
+    distances, grid = _triple(dilation), _pair(grid_size)
+    spec = AdapterSpec(distances, max_dilation, activation, num_prefix_tokens, grid, compute_dtype, weights[0].dtype)
     with _without_autocast(dy.device.type):
         dy_clips = as_clips(dy, num_frames)
         x, y = (None if z is None else as_clips(z, num_frames) for z in (x, y))

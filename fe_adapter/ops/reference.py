@@ -37,13 +37,16 @@ def temporal_conv(u: Tensor, weights: Weights, spec: AdapterSpec) -> Tensor:
     _, T, _, R = u.shape
     K, kh, kw = weights.conv.shape[2:]
     H, W = spec.grid_size
-    grid = F.pad(u.unflatten(2, (H, W)), (0, 0, kw // 2, kw // 2, kh // 2, kh // 2))
+    frames, down, across = spec.dilation  # between taps
+    top, left = kh // 2 * down, kw // 2 * across
+    grid = F.pad(u.unflatten(2, (H, W)), (0, 0, left, left, top, top))
     t = torch.arange(T, dtype=spec.accumulate_dtype, device=u.device).view(T, 1)
-    d = spec.dilation if weights.dilation is None else dilation(u.to(t.dtype), weights, spec)  # (B, T, N)
+    d = frames if weights.dilation is None else dilation(u.to(t.dtype), weights, spec)  # (B, T, N)
     c = weights.conv_bias
     for i in range(kh):
         for j in range(kw):
-            v = grid[:, :, i : i + H, j : j + W].reshape(u.shape)
+            y, x = i * down, j * across
+            v = grid[:, :, y : y + H, x : x + W].reshape(u.shape)
             for k in range(K):
                 c = c + weights.conv[:, 0, k, i, j] * at_frames(v, (t + (k - K // 2) * d).expand(u.shape[:3]))
     return c.reshape(*u.shape[:3], R)

@@ -140,6 +140,18 @@ for _kernel, _form, _dtype, _prefixes in (
     CASES[f"gemm, {_dtype}, spatial {_kernel}, {_form}"] = functools.partial(
         check, "gemm", DTYPES[_dtype], (1, 3, 6, _prefixes, 17, 18), twice=True, **_options
     )
+for _kernel, _distances, _dtype, (_T, _H, _W), _activation in (
+    ((3, 3, 3), (1, 2, 1), "fp32", (3, 5, 3), "identity"),
+    ((3, 3, 3), (2, 1, 3), "bf16", (4, 3, 7), "silu"),
+    ((1, 5, 3), (3, 2, 2), "fp16", (2, 7, 5), "identity"),
+    ((5, 1, 3), (2, 4, 2), "fp32", (7, 2, 5), "gelu"),
+    ((3, 3, 5), (9, 8, 7), "bf16", (3, 4, 2), "relu"),  # beyond the clip and the grid
+    ((3, 3, 3), (2, 2, 2), "fp32", (1, 1, 6), "identity"),
+):
+    CASES[f"gemm, {_dtype}, spatial {_kernel}, dilation {_distances}"] = functools.partial(
+        check, "gemm", DTYPES[_dtype], (1, _T, _H * _W, 1, 17, 18), twice=True, kernel_size=_kernel,
+        dilation=_distances, activation=_activation, grid_size=(_H, _W),
+    )  # fmt: skip
 
 
 @triton.jit
@@ -184,8 +196,11 @@ def sweep(dtypes: list[str], examples: int) -> None:
         st.integers(1, 5), st.integers(0, 5), st.integers(4, 19), st.integers(4, 37),
         st.sampled_from([1, 2, "dynamic"]), st.sampled_from(["identity", "gelu", "silu"]),
         st.sampled_from([1, 3, 3, 5, 7]), st.sampled_from([(3, 1, 1), (3, 3, 3), (1, 3, 5), (3, 1, 5)]),
+        st.sampled_from([(1, 1), (2, 1), (1, 3), (2, 2), (9, 9)]),
     )  # fmt: skip
-    def run(design, dtype, B, T, H, W, P, D, R, dilation, activation, taps, kernel):
+    def run(design, dtype, B, T, H, W, P, D, R, dilation, activation, taps, kernel, apart):
+        if design == "gemm" and kernel[1:] != (1, 1) and dilation != "dynamic":
+            dilation = (dilation, *apart)
         check(
             design, DTYPES[dtype], (B, T, H * W, P, D, R), dilation=dilation, activation=activation,
             kernel_size=kernel if design == "gemm" else taps, grid_size=(H, W),
@@ -396,7 +411,7 @@ def tensors_over_two_to_the_31_elements():
     for design, dynamic in itertools.product(("gemm", "fused", "resident"), (False, True)):
         shapes = [(R, D), (R,), (R, 1, 3, 1, 1), (R,), (D, R), (D,)] + [(3, R), (1,)] * dynamic
         weights = Weights(*(torch.randn(shape).half() / 8 for shape in shapes))
-        spec = AdapterSpec(1, None, "silu", P, (N, 1), torch.float16)
+        spec = AdapterSpec((1, 1, 1), None, "silu", P, (N, 1), torch.float16)
         with mock.patch.object(fused, "add_sums", sums), mock.patch.object(conv, "add_sums", sums):
             alone = results(1, design, weights, spec)
             with last_clip_only(B):

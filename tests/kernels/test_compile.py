@@ -65,7 +65,7 @@ def test_one_compile_serves_all_sizes():
         for _, (kernel, arguments, _) in cases.launches(case, "sm_90"):
             parameters = zip(kernel.params, arguments, strict=False)
             known = {p.name for p, value in parameters if isinstance(value, int) and not p.do_not_specialize}
-            strides = {f"{name}_{axis}" for name in ("x", "dy") for axis in "btl"}
+            strides = {f"stride_{name}_{axis}" for name in ("x", "dy") for axis in "btl"}
             assert known <= {"R", "C", "D", *strides}, kernel.__name__
             served.add(kernel.__name__)
     assert len(served) == 6

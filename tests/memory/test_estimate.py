@@ -177,18 +177,18 @@ def test_the_kernels_scratch_is_what_their_launchers_allocate(dynamic, kernel):
     pytest.importorskip("triton", reason="Triton is not installed")
     from bench.proof.ahead import recorded_calls
     from bench.proof.launches import plans_for
-    from fe_adapter.kernels import conv
+    from fe_adapter.kernels import conv, sums
 
     shapes = (32, 64), (32,), (32, 1, *kernel), (32,), (64, 32), (64,), (3, 32), (1,)
     weights = Weights(*(torch.empty(shape) if dynamic or i < 6 else None for i, shape in enumerate(shapes)))
-    spec = AdapterSpec(1, None, "identity", 1, (5, 7), torch.float32)
+    spec = AdapterSpec((1, 1, 1), None, "identity", 1, (5, 7), torch.float32)
 
     def backward(convolution):
         h = torch.empty(2, 4, 35, 32)
         rows, dc, state = convolution.backward_activation(torch.empty_like(h), h, weights, spec)
         convolution.backward_hidden(dc, h, weights, spec, rows, state)
 
-    with plans_for("sm_90"), recorded_calls(conv):
+    with plans_for("sm_90"), recorded_calls(conv, sums):
         launched = measure_peak_memory(lambda: backward(conv))
     assert measure_peak_memory(lambda: backward(_KernelConvolution)) == launched
 

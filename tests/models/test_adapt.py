@@ -107,6 +107,32 @@ def test_copies_are_independent(name, copied):
     assert torch.equal(tokens(vit, images), before)
 
 
+@pytest.mark.parametrize(
+    ("dilation", "kernel_size", "expected"),
+    [((1, 2), 3, [1, 2]), ((2, 1, 2), (3, 3, 3), [(2, 1, 2)] * 2), (((1, 2, 2), 3), (3, 3, 3), [(1, 2, 2), 3])],
+)
+def test_every_block_has_its_dilation(dilation, kernel_size, expected):
+    config = FEAdapterConfig(bottleneck=4, dilation=dilation, kernel_size=kernel_size, positions=("attn", "mlp"))
+    vit = adapt(build("timm vit"), config, num_frames=T)
+    assert [adapter.dilation for adapter in get_adapters(vit)] == [d for d in expected for _ in config.positions]
+    randomize_adapters(vit)
+    assert tokens(vit, images_for("timm vit")).isfinite().all()
+
+
+def test_dilations_for_other_blocks_are_refused_before_the_model_is_touched():
+    vit = build("timm vit")
+    keys = set(vit.state_dict())
+    for blocks, message in ((None, "names 3 blocks, but 2 are adapted"), ((1,), "names 3 blocks, but 1 are adapted")):
+        with pytest.raises(InputError, match=message):
+            adapt(vit, FEAdapterConfig(dilation=(1, 2, 3), blocks=blocks), num_frames=T)
+    vit.blocks.append(vit.blocks[0])
+    with pytest.raises(InputError, match=r"write one \(t, h, w\) per block"):
+        adapt(vit, FEAdapterConfig(dilation=(1, 2, 2), kernel_size=(3, 3, 3)), num_frames=T)
+    del vit.blocks[2]
+    assert set(vit.state_dict()) == keys
+    assert not hasattr(vit, "fe_adaptation")
+
+
 @pytest.mark.parametrize("arguments", [{"num_prefix_tokens": -1}, {"embed_dim": 0}, {"config": {"bottleneck": 4}}])
 def test_a_refused_model_is_left_as_it_was(arguments):
     vit = build("timm vit")

@@ -155,17 +155,22 @@ def test_a_cuda_graph_could_capture_both_directions(design, dynamic):
     pytest.importorskip("triton", reason="Triton is not installed")
     from bench.proof.ahead import recorded_calls
     from bench.proof.launches import plans_for
-    from fe_adapter.kernels import conv, fused
+    from fe_adapter.kernels import conv, fused, sums
     from fe_adapter.ops import fused as fused_operator
 
     option = {"convolution": conv} if design == "gemm" else {"design": design}
     module = products if design == "gemm" else fused_operator
-    spec, seen, launched = AdapterSpec(1, 1.5, "gelu", 1, (4, 1), torch.bfloat16), [], []
+    spec, seen, launched = AdapterSpec((1, 1, 1), 1.5, "gelu", 1, (4, 1), torch.bfloat16), [], []
     for scale in (0.0, 1e4):
         shapes = [(32, 16), (32,), (32, 1, 3, 1, 1), (32,), (16, 32), (16,)] + [(3, 32), (1,)] * dynamic
         weights = Weights(*(scale * torch.randn(shape) for shape in shapes))
         x, dy = scale * torch.randn(2, 2, 2, 5, 16)
-        with plans_for("sm_90"), recorded_calls(conv) as a, recorded_calls(fused) as b, Operations() as operations:
+        with (
+            plans_for("sm_90"),
+            recorded_calls(conv, sums) as a,
+            recorded_calls(fused) as b,
+            Operations() as operations,
+        ):
             _, h = module.forward(x, weights, spec, **option)
             module.backward(dy, x, None, h, weights, spec, needs_dx=True, **option)
         seen.append(operations.seen)

@@ -59,6 +59,53 @@ def test_low_precision_is_within_rounding(dtype, dilation, parameter_dtype):
     assert_within(actual, expect(exact_layer, x, dy, dtype))
 
 
+APART = [  # kernel, dilation, frames and grid: odd, in one row, beyond the clip and the grid, one frame
+    ((3, 3, 3), (1, 2, 1), (5, 3, 4)),
+    ((3, 3, 3), [2, 1, 3], (4, 2, 7)),
+    ((1, 5, 3), (3, 2, 2), (2, 7, 5)),
+    ((5, 1, 3), (2, 4, 2), (7, 1, 6)),
+    ((3, 3, 5), (9, 8, 7), (3, 4, 2)),
+    ((3, 3, 3), (2, 2, 2), (1, 5, 3)),
+]
+
+
+@pytest.mark.parametrize(("kernel_size", "dilation", "sizes"), APART, ids=str)
+@pytest.mark.parametrize("recompute", [None, "hidden", "input"])
+def test_taps_apart_on_the_grid_match_the_reference_in_float64(kernel_size, dilation, sizes, recompute):
+    T, H, W = sizes
+    for activation in ("identity", "silu"):
+        reference, fused = pair(
+            7, 5, num_frames=T, kernel_size=kernel_size, dilation=dilation, activation=activation, grid_size=(H, W),
+            recompute=recompute, dtype=torch.float64,
+        )  # fmt: skip
+        x, dy = torch.randn(2, 2 * T, 1 + H * W, 7, dtype=torch.float64)
+        exact, actual = forward_backward(reference, x, dy), forward_backward(fused, x, dy)
+        for name in exact:
+            torch.testing.assert_close(
+                actual[name], exact[name], rtol=1e-11, atol=1e-11, msg=lambda m, n=name: f"{n}: {m}"
+            )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("kernel_size", "dilation", "sizes"), APART, ids=str)
+def test_taps_apart_on_the_grid_are_within_rounding(kernel_size, dilation, sizes, dtype):
+    T, H, W = sizes
+    options = {"num_frames": T, "kernel_size": kernel_size, "dilation": dilation, "grid_size": (H, W)}
+    exact_layer, _ = pair(40, 24, **options, activation="silu", dtype=torch.float64)
+    layer = FusedFEAdapter(40, 24, **options, activation="silu", dtype=dtype)
+    share_weights(exact_layer, layer)
+    x, dy = torch.randn(2, 2 * T, 1 + H * W, 40).to(dtype)
+    assert_within(forward_backward(layer, x, dy), expect(exact_layer, x, dy, dtype))
+
+
+def test_a_dilation_beyond_an_axis_is_one_of_its_length():
+    for layer in pair(7, 5, num_frames=3, kernel_size=(5, 3, 5), grid_size=(4, 2), dilation=(3, 4, 2)):
+        x = torch.randn(3, 9, 7)
+        expected = layer(x)
+        for layer.dilation in ((3, 2**31 - 1, 2), (2**31 - 1, 4, 3), (7, 5, 9)):
+            assert torch.equal(layer(x), expected)
+
+
 @pytest.mark.parametrize("cls", [FEAdapter, FusedFEAdapter])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("dilation", [1, "dynamic"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import logging
 import sys
 import types
@@ -19,17 +21,21 @@ from fe_adapter.ops import dispatch
 
 
 def arguments(layer: FusedFEAdapter, x: torch.Tensor, recompute: str | None) -> tuple:
-    dilation = 1 if layer.dilation == "dynamic" else layer.dilation
-    grid = (x.shape[2] - 1, 1)
+    dilation = {"dynamic": (1, 1, 1), 2: (2, 1, 1)}.get(layer.dilation, layer.dilation)
+    grid = layer.grid_size or (x.shape[2] - 1, 1)
     weights = [p.detach().clone().requires_grad_() for p in layer.parameters()]
     return x, weights, x.shape[1], dilation, None, layer.activation, 1, grid, x.dtype, recompute, True, "eager"
 
 
-@pytest.mark.parametrize("dilation", [2, "dynamic"])
+@pytest.mark.parametrize(
+    "options",
+    [{"dilation": 2}, {"dilation": "dynamic"}, {"dilation": (2, 1, 2), "kernel_size": (3, 3, 3), "grid_size": (2, 2)}],
+    ids=["static", "dynamic", "spatial"],
+)
 @pytest.mark.parametrize("recompute", [None, "hidden", "input"])
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # of opcheck's own making
-def test_opcheck(dilation, recompute):
-    _, layer = pair(6, 4, num_frames=3, dilation=dilation, activation="gelu")
+def test_opcheck(options, recompute):
+    _, layer = pair(6, 4, num_frames=3, activation="gelu", **options)
     x = torch.randn(2, 3, 5, 6, requires_grad=True)
     torch.library.opcheck(torch.ops.fe_adapter.adapter_forward.default, arguments(layer, x, recompute))
 
@@ -39,7 +45,7 @@ def test_opcheck_of_the_backward_operator():
     x, dy = torch.randn(2, 2, 3, 5, 6)
     h = torch.randn(2, 3, 4, 4)
     weights = [p.detach() for p in layer.parameters()]
-    arguments = (dy, x, None, h, weights, 3, 1, None, "identity", 1, (4, 1), x.dtype, "eager", True)
+    arguments = (dy, x, None, h, weights, 3, (1, 1, 1), None, "identity", 1, (4, 1), x.dtype, "eager", True)
     torch.library.opcheck(torch.ops.fe_adapter.adapter_backward.default, arguments)
 
 
@@ -89,8 +95,9 @@ def test_a_layer_without_memory_gives_shapes():
     assert layer(torch.empty(2, 5, 6, device="meta")).shape == (2, 5, 6)
 
 
-def test_compiled_once_for_any_number_of_patches():
-    _, layer = pair(8, 4, num_frames=2, kernel_size=(3, 3, 3))
+@pytest.mark.parametrize("dilation", ["dynamic", (2, 1, 2)])
+def test_compiled_once_for_any_number_of_patches(dilation):
+    _, layer = pair(8, 4, num_frames=2, kernel_size=(3, 3, 3), dilation=dilation)
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager", dynamic=True)
     for num_patches in (4, 9, 16):
         x = torch.randn(2, 1 + num_patches, 8)
@@ -153,6 +160,8 @@ BAD_OPTIONS = [
     ({"dilation": 0}, "dilation=0 is too small"),
     ({"dilation": "auto"}, "'auto' is neither 'dynamic' nor a number"),
     ({"dilation": 1, "max_dilation": 2.0}, "bounds a dynamic dilation"),
+    ({"dilation": (1, 0, 1), "kernel_size": (3, 3, 3)}, "dilation=0 is too small"),
+    ({"dilation": (1, 2, 2), "kernel_size": (3, 3, 3), "max_dilation": 2.0}, "bounds a dynamic dilation"),
     ({"max_dilation": -1.0}, "max_dilation=-1.0 is no positive number"),
     ({"bottleneck": 0}, "bottleneck=0 is too small"),
     ({"activation": "tanh"}, "'tanh' is not one of"),
@@ -183,10 +192,49 @@ def test_bad_sizes_are_refused(options, message):
         FusedFEAdapter(**{"embed_dim": 8, "num_frames": 4, **options})
 
 
-@pytest.mark.parametrize("options", [{"bottleneck": 2.5}, {"kernel_size": "3"}, {"dilation": 1.5}, {"dilation": True}])
+@pytest.mark.parametrize(
+    ("dilation", "kernel_size", "message"),
+    [
+        (
+            (1, 2, 1),
+            3,
+            r"dilation=\(1, 2, 1\) spreads taps over .* grid, where kernel_size=\(3, 1, 1\) has none",
+        ),
+        ((1, 2, 2, 2), (3, 3, 3), r"dilation=\(1, 2, 2, 2\) has 4 entries; give frames, or \(t, h, w\)"),
+        ([2, 2], (3, 3, 3), r"dilation=\(2, 2\) has 2 entries"),
+        ((), (3, 3, 3), r"dilation=\(\) has 0 entries"),
+    ],
+)
+def test_a_layer_refuses_a_dilation_that_does_not_fit(dilation, kernel_size, message):
+    """A config reads some of these as one number for each block, and refuses the others, too."""
+    for cls in (FEAdapter, FusedFEAdapter):
+        with pytest.raises(InputError, match=message):
+            cls(8, num_frames=4, dilation=dilation, kernel_size=kernel_size)
+    weights = [*FEAdapter(8, 4, num_frames=4, dilation=1, kernel_size=kernel_size).parameters()]
+    with pytest.raises(InputError, match=message):
+        functional.adapter(torch.zeros(4, 5, 8), *weights, num_frames=4, dilation=dilation)
+
+
+SPATIAL = {"kernel_size": (3, 3, 3)}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"bottleneck": 2.5},
+        {"kernel_size": "3"},
+        {"dilation": 1.5},
+        {"dilation": True},
+        {"dilation": (1, 1.0, 1), **SPATIAL},
+        {"dilation": (True, 1, 1), **SPATIAL},
+        {"dilation": (1, "dynamic", 1), **SPATIAL},
+    ],
+)
 def test_counts_must_be_integers(options):
     with pytest.raises(TypeError, match="is not an integer"):
         FusedFEAdapter(8, num_frames=4, **options)
+    with pytest.raises(TypeError, match="is not an integer"):
+        FEAdapterConfig(**options)
 
 
 BAD_INPUTS = [
@@ -221,7 +269,7 @@ def test_parameters_elsewhere_are_refused(cls):
 def test_a_clip_beyond_32_bits_is_for_the_eager_backend():
     x = torch.empty(1, 2**12, 2**12, 8, device="meta")
     layer = FusedFEAdapter(8, 128, num_frames=2**12, backend="triton", device="meta")
-    spec = AdapterSpec(1, None, "identity", 1, (2**12 - 1, 1), torch.float32)
+    spec = AdapterSpec((1, 1, 1), None, "identity", 1, (2**12 - 1, 1), torch.float32)
     weights = Weights(*layer.parameters())
     with pytest.raises(RuntimeError, match=r"\(T, L, R\) = \(4096, 4096, 128\) needs offsets of more than 32 bits"):
         dispatch.choose("triton", x, weights, spec)
@@ -262,6 +310,68 @@ def test_functional_refuses_what_does_not_fit():
     weights[4] = torch.zeros(4, 8)
     with pytest.raises(ValueError, match=r"the up parameter has shape \(4, 8\); R=4 and D=8 need \(8, 4\)"):
         functional.adapter(x, *weights, num_frames=4)
+
+
+PER_BLOCK = [  # dilation, kernel_size, blocks, what each block gets
+    ("dynamic", 3, 2, ["dynamic"] * 2),
+    (2, 3, 3, [2, 2, 2]),
+    ((1, 1, 2), 3, 3, [1, 1, 2]),
+    ([1, 1, 2, 2], (3, 1, 1), 4, [1, 1, 2, 2]),
+    ((2,), (3, 3, 3), 1, [2]),
+    ([1, 2, 4, 4], (3, 3, 3), 4, [1, 2, 4, 4]),
+    ([1, 2, 3], (3, 3, 3), 4, [(1, 2, 3)] * 4),
+    ([[1, 2, 3], 2], [3, 3, 3], 2, [(1, 2, 3), 2]),
+    ([[1, 2, 3], [1, 1, 1], 2], (3, 3, 3), 3, [(1, 2, 3), (1, 1, 1), 2]),
+]
+
+
+@pytest.mark.parametrize(("dilation", "kernel_size", "num_blocks", "expected"), PER_BLOCK)
+def test_config_gives_every_block_its_dilation(dilation, kernel_size, num_blocks, expected):
+    config = FEAdapterConfig(dilation=dilation, kernel_size=kernel_size)
+    assert config.dilations(num_blocks) == expected
+    again = FEAdapterConfig(**json.loads(json.dumps(dataclasses.asdict(config))))
+    assert again == config
+    assert hash(again) == hash(config)
+    for each in expected:
+        FEAdapter(8, num_frames=2, kernel_size=kernel_size, dilation=each)
+
+
+@pytest.mark.parametrize(
+    ("dilation", "kernel_size", "num_blocks", "message"),
+    [
+        ((1, 1, 2, 2), 3, 6, "dilation names 4 blocks, but 6 are adapted"),
+        ((1, 1, 2), 3, 2, "dilation names 3 blocks, but 2 are adapted"),
+        ((1, 2), (3, 3, 3), 3, "dilation names 2 blocks, but 3 are adapted"),
+        (((1, 2, 2), (1, 2, 2)), (3, 3, 3), 3, "dilation names 2 blocks, but 3 are adapted"),
+        ((1, 2, 2), (3, 3, 3), 3, r"dilation=\(1, 2, 2\) is one .* write one \(t, h, w\) per block"),
+    ],
+)
+def test_config_refuses_other_numbers_of_blocks(dilation, kernel_size, num_blocks, message):
+    config = FEAdapterConfig(dilation=dilation, kernel_size=kernel_size)
+    with pytest.raises(InputError, match=message) as refusal:
+        config.dilations(num_blocks)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("dilation", "kernel_size", "error", "message"),
+    [
+        ((), 3, InputError, "names no block"),
+        ((1, 0), 3, InputError, "dilation=0 is too small"),
+        ((1, 1.5), 3, TypeError, "dilation=1.5 is not an integer"),
+        ((1, True), 3, TypeError, "dilation=True is not an integer"),
+        ((1, "dynamic"), 3, InputError, "'dynamic' is for all blocks"),
+        (((1, 2, 2), 1), 3, InputError, "spreads taps over the patch grid"),
+        (((1, 2, 2, 2), 1), (3, 3, 3), InputError, "has 4 entries"),
+        (((1, 2, 0), 1), (3, 3, 3), InputError, "dilation=0 is too small"),
+        (((1, 2, (1,)), 1), (3, 3, 3), TypeError, r"dilation=\(1,\) is not an integer"),
+        (None, 3, TypeError, "dilation=None is not an integer"),
+    ],
+)
+def test_config_refuses_bad_dilations(dilation, kernel_size, error, message):
+    with pytest.raises(error, match=message) as refusal:
+        FEAdapterConfig(dilation=dilation, kernel_size=kernel_size)
+    assert "\n" not in str(refusal.value)
 
 
 def test_config_round_trips_and_knows_the_published_forms():

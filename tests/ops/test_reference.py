@@ -31,6 +31,32 @@ def test_static_convolution_is_conv3d(cls, kernel_size, dilation):
 
 
 @pytest.mark.parametrize("cls", [FEAdapter, FusedFEAdapter])
+@pytest.mark.parametrize("kernel_size", [(3, 3, 3), (1, 3, 5), (5, 3, 1), (3, 1, 3)])
+@pytest.mark.parametrize("dilation", [(2, 1, 1), (1, 2, 1), (2, 1, 3), (3, 2, 2), (9, 8, 7)], ids=str)
+@pytest.mark.parametrize(("T", "grid"), [(5, (4, 3)), (1, (2, 7)), (3, (1, 1))], ids=str)
+def test_dilation_on_the_patch_grid_is_conv3d(cls, kernel_size, dilation, T, grid):
+    """Output and gradients; the last dilation reaches beyond every axis."""
+    D, R = 6, 4
+    layer = pair(D, R, num_frames=T, kernel_size=kernel_size, dilation=dilation, grid_size=grid, dtype=torch.float64)[
+        cls is FusedFEAdapter
+    ]
+    padding = tuple(size // 2 * distance for size, distance in zip(kernel_size, dilation, strict=True))
+    conv = nn.Conv3d(R, R, kernel_size, padding=padding, dilation=dilation, groups=R).double()
+    conv.load_state_dict(layer.temporal_conv.state_dict())
+    x, dy = torch.randn(2, 2, T, 1 + grid[0] * grid[1], D, dtype=torch.float64)
+    x.requires_grad_()
+    u = layer.down_proj(x[:, :, 1:]).unflatten(2, grid)
+    c = conv(u.permute(0, 4, 1, 2, 3)).permute(0, 2, 3, 4, 1)
+    expected = x[:, :, 1:] + layer.up_proj(c.flatten(2, 3))
+    y = layer(x)
+    torch.testing.assert_close(y[:, :, 1:], expected)
+    others = (x, *layer.down_proj.parameters())
+    actual = torch.autograd.grad(y[:, :, 1:], (*others, *layer.temporal_conv.parameters()), dy[:, :, 1:])
+    by_conv3d = torch.autograd.grad(expected, (*others, *conv.parameters()), dy[:, :, 1:])
+    torch.testing.assert_close(actual, by_conv3d)
+
+
+@pytest.mark.parametrize("cls", [FEAdapter, FusedFEAdapter])
 def test_dynamic_dilation_by_hand(cls):
     """FE-Adapter's dilation on one channel: T=4, taps (1, 10, 100), every dilation 1.5 frames.
 

@@ -10,6 +10,7 @@ import os
 
 import pytest
 import torch
+from fe_adapter.models.adapt import get_adaptation, get_adapters
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -70,6 +71,32 @@ def test_adapters_alone_round_trip(saved):
     }
     with pytest.raises(InputError, match="holds adapters without a classifier"):
         load_classifier(folder)
+
+
+@pytest.mark.parametrize(
+    ("dilation", "kernel_size"), [((1, 2), 3), ((2, 1, 2), (3, 3, 3)), (((1, 2, 2), 2), (3, 3, 3))], ids=str
+)
+def test_dilations_of_blocks_and_of_the_grid_round_trip(tmp_path, dilation, kernel_size):
+    plain = build("timm vit")
+    config = FEAdapterConfig(bottleneck=4, dilation=dilation, kernel_size=kernel_size)
+    vit = adapt(copy.deepcopy(plain), config, num_frames=2)
+    for adapter in get_adapters(vit):
+        for p in adapter.parameters():
+            nn.init.normal_(p)
+    save_adapter(vit, tmp_path)
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(load_adapter(plain, tmp_path)(images), vit(images))
+    assert get_adaptation(plain).config == config
+
+
+def test_a_folder_whose_dilation_does_not_fit_is_refused(saved):
+    _, plain, folder = saved
+    adapter = json.loads((folder / "adapter_config.json").read_text())["adapter"]
+    for dilation, message in (([1, 2, 4], "names 3 blocks, but 2 are adapted"), ([1, [0, 1, 1]], "=0 is too small")):
+        edit_config(folder, adapter=adapter | {"dilation": dilation, "max_dilation": None})
+        with pytest.raises(InputError, match=message):
+            load_adapter(copy.deepcopy(plain), folder)
+    assert not hasattr(plain, "fe_adaptation")
 
 
 def edit_config(folder, **changes):
