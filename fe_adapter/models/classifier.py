@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from fe_adapter.backbones.backbone import Preprocessing, plain_name
 from fe_adapter.backbones.build import build_backbone
 from fe_adapter.backbones.describe import describe_backbone
+from fe_adapter.backbones.probe import check_frames
 from fe_adapter.checks import check_choice, check_count
 from fe_adapter.config import FEAdapterConfig
 from fe_adapter.errors import InputError
@@ -80,6 +81,7 @@ class VideoClassifier(nn.Module):
         if type(vit).__name__ == "OptimizedModule" or vit.__dict__.get("_compiled_call_impl") is not None:
             _log.warning("a compiled backbone is called by its parts, as it was before; compile the classifier instead")
         backbone = describe_backbone(vit)
+        check_frames(backbone)
         self.vit = backbone.vit
         self._frame_features = backbone.frame_features
         preprocessing = preprocessing or backbone.preprocessing
