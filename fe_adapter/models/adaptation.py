@@ -24,7 +24,7 @@ from fe_adapter.checks import Dilation, check_count, check_kernel_size
 from fe_adapter.config import FEAdapterConfig
 from fe_adapter.errors import InputError
 from fe_adapter.layers import FEAdapter, FusedFEAdapter
-from fe_adapter.models.blocks import CHILDREN, get_state, put_adapters, set_around, take_adapters
+from fe_adapter.models.blocks import CHILDREN, get_state, heed_checkpointing, put_adapters, set_around, take_adapters
 from fe_adapter.models.forwards import restore_forwards
 
 _log = logging.getLogger("fe_adapter")
@@ -132,6 +132,8 @@ def adapt(
     vit.requires_grad_(False)
     for block, forward, by_position in zip(chosen, forwards, adapters, strict=True):
         put_adapters(block, by_position, forward)
+    for block in blocks[blocks.index(chosen[0]) :]:
+        heed_checkpointing(block)
     vit.fe_adaptation = Adaptation(  # type: ignore[assignment]
         config=config,
         num_frames=num_frames,

@@ -10,7 +10,9 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from fe_adapter.models.forwards import override_forward, restore_forward
 
@@ -29,6 +31,8 @@ class BlockState:
         before_mlp: the block's forward, to be given the adapter before its MLP, where there is one.
         around: what a memory policy does around the block.
         own_forward: a forward that the block, and not its class, had before.
+        is_checkpointed: whether to heed the block's ``gradient_checkpointing``, which transformers heeds in training
+            mode only, and a frozen block is never in it.
     """
 
     adapters: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict)
@@ -36,6 +40,7 @@ class BlockState:
     before_mlp: Callable[..., Tensor] | None = None
     around: Around | None = None
     own_forward: Callable[..., Any] | None = None
+    is_checkpointed: bool = False
 
 
 def put_adapters(
@@ -49,6 +54,12 @@ def put_adapters(
     state.active, state.before_mlp = name, before_mlp
 
 
+def heed_checkpointing(block: nn.Module) -> None:
+    """Let transformers' ``gradient_checkpointing_enable()`` have its effect on a frozen ``block``."""
+    if hasattr(block, "gradient_checkpointing"):
+        _state(block).is_checkpointed = True
+
+
 def take_adapters(block: nn.Module) -> None:
     """Take all adapters out of ``block``."""
     state = get_state(block)
@@ -57,7 +68,7 @@ def take_adapters(block: nn.Module) -> None:
     for children in state.adapters.values():
         for child in children.values():
             delattr(block, child)
-    state.adapters, state.active, state.before_mlp = {}, None, None
+    state.adapters, state.active, state.before_mlp, state.is_checkpointed = {}, None, None, False
     _drop_if_plain(block)
 
 
@@ -94,7 +105,7 @@ def _state(block: Any) -> BlockState:
 
 def _drop_if_plain(block: Any) -> None:
     state = block.fe_state
-    if state.adapters or state.around is not None:
+    if state.adapters or state.around is not None or state.is_checkpointed:
         return
     restore_forward(block, _run)
     del block.fe_state
@@ -106,6 +117,9 @@ def _run(block: Any, own: Callable, *args: Any, **kwargs: Any) -> Any:
     state = getattr(block, "fe_state", None)
     if state is None:  # it was taken off while another subclass, such as FSDP2's, was above ours
         return own(block, *args, **kwargs)
+    if state.is_checkpointed and block.gradient_checkpointing and not block.training and torch.is_grad_enabled():
+        run = functools.partial(_adapters_and_block, block, own)
+        return checkpoint(run, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
     if state.around is None:
         return _adapters_and_block(block, own, *args, **kwargs)
     return state.around(functools.partial(_adapters_and_block, block, own), block, args, kwargs)

@@ -13,6 +13,7 @@ from torch import nn
 from fe_adapter import FEAdapterConfig, FusedFEAdapter
 from fe_adapter.backbones.describe import describe_backbone
 from fe_adapter.errors import InputError
+from fe_adapter.memory import measure_saved_memory
 from fe_adapter.models.adaptation import (
     adapt,
     disable_adapters,
@@ -325,3 +326,25 @@ def test_bad_arguments_are_refused_and_change_nothing():
         adapt(vit, num_frames=2)
     with pytest.raises(InputError, match="side by side: positions='mlp' does not exist"):
         adapt(build("timm parallel"), BOTH, num_frames=2)
+
+
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_enable.*:FutureWarning")
+@pytest.mark.parametrize("blocks", [None, (1,)], ids=["all blocks", "the second block"])
+def test_transformers_own_checkpointing_has_its_effect(blocks):
+    """It asks for training mode, which a frozen block is never in: nothing was checkpointed, and nothing said."""
+    pytest.importorskip("transformers")
+    x = images_for("hf vit")
+    made = []
+    for enabled in (False, True):
+        vit = adapt(build("hf vit"), FEAdapterConfig(bottleneck=8, blocks=blocks), num_frames=2)
+        for adapter in get_adapters(vit):
+            nn.init.normal_(adapter.temporal_conv.weight, generator=torch.Generator().manual_seed(0))
+        if enabled:
+            vit.gradient_checkpointing_enable()
+        vit.train()
+        saved = measure_saved_memory(vit, x)
+        vit(x).last_hidden_state.square().mean().backward()
+        made.append((saved, [p.grad for p in trainable_parameters(vit)]))
+    assert made[1][0] < 0.5 * made[0][0]
+    assert all(torch.equal(a, b) for a, b in zip(made[0][1], made[1][1], strict=True))
+    assert type(unadapt(vit).layers[0]) is type(build("hf vit").layers[0])
