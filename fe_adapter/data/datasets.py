@@ -19,7 +19,7 @@ from fe_adapter.checks import check_choice
 from fe_adapter.data.listing import SPLITS, Clip, clips_by_split, held_out, list_csv, list_folder, natural
 from fe_adapter.data.sampling import FrameSampler, derive_seed
 from fe_adapter.data.transforms import EvalTransform
-from fe_adapter.data.video import VideoInfo, probe, read_frames
+from fe_adapter.data.video import VideoInfo, check_frames, probe, read_frames
 from fe_adapter.errors import InputError
 
 _log = logging.getLogger("fe_adapter")
@@ -39,7 +39,8 @@ class VideoDataset(Dataset[dict[str, Any]]):
         transform: ``(clip, seed) -> clip``; None leaves frames as they are. It is an attribute, and may be set later.
         is_training: sample frames at random.
         seed: of frames and transforms.
-        on_error: "fail" at unreadable files, naming them, or "skip": log each and leave it out.
+        on_error: "fail" at unreadable files, naming them, or "skip": decode every frame of every file once, log each
+            file that does not decode whole, and leave it out.
         in_memory: decode a video once and keep all its frames (3·H·W bytes each), for small data; without workers.
         source: what the clips came from, for messages.
 
@@ -197,7 +198,10 @@ def _probe_all(paths: list[str], on_error: str, source: str) -> tuple[dict[str, 
 
     def look(path: str) -> VideoInfo | str:
         try:
-            return probe(path)
+            info = probe(path)
+            if on_error == "skip":  # what is left out is left out in every epoch, and after a resume
+                check_frames(info)
+            return info
         except InputError as error:
             return str(error)
 

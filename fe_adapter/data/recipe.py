@@ -21,7 +21,7 @@ class ClipRecipe:
         sampling: "uniform", one of each of T equal parts of the video; "stride", every stride-th; or "dense", in a row.
         stride: frames from one to the next, for "stride".
         val_fraction: share of every class held out for validation where the data has no such split, in (0, 1).
-        on_error: at unreadable videos "fail", naming them, or "skip" them.
+        on_error: at unreadable videos "fail", naming them, or "skip" them, for which every frame is decoded once first.
         flip: in training, mirror half of the clips.
         randaugment: in training, augment clips by RandAugment.
         in_memory: decode a video once and keep all its frames.

@@ -135,6 +135,26 @@ def read_frames(video: VideoInfo | str | os.PathLike[str], indices: Sequence[int
     return rearrange(torch.from_numpy(stacked), "t h w c -> t c h w").contiguous()
 
 
+def check_frames(info: VideoInfo) -> None:
+    """Decode every frame of a video, and keep none.
+
+    Raises:
+        InputError: a frame that the file promises cannot be decoded; the message says where.
+    """
+    seen = set()
+    with _opened(info.path) as (container, stream):
+        stream.thread_type = "AUTO"
+        for number, frame in enumerate(container.decode(stream)):
+            pts = number if info.is_numbered else frame.pts
+            if frame.is_corrupt:
+                raise InputError(f"{info.path} is damaged at {(pts - info.pts[0]) * info.time_base:.2f} s")
+            seen.add(pts)
+    missing = next((pts for pts in info.pts.tolist() if pts not in seen), None)
+    if missing is not None:
+        at = (missing - info.pts[0]) * info.time_base
+        raise InputError(f"{info.path} is damaged: the frame at {at:.2f} s cannot be decoded")
+
+
 def _decode(container: Any, stream: Any, wanted: list[int], info: VideoInfo) -> Iterator[tuple[int, Any]]:
     """The wanted frames in order, by seeking over long gaps where the file can seek."""
     gap = _SEEK_GAP / info.time_base

@@ -58,6 +58,7 @@ class TrainConfig:
     num_workers: int = 0
     save_every: int = 200
     seed: int = 0
+    without_lost_files: bool = False
     tracker: str | None = "tensorboard"
 
     def __post_init__(self) -> None:

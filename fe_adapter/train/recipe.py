@@ -40,7 +40,9 @@ CHECKPOINT = "checkpoint.safetensors"
 
 
 # On resume, without another result but for rounding (and gelu2bit's, if it comes or goes)
-MAY_CHANGE = ("num_workers", "save_every", "tracker", "memory_policy", "precision", "batch_size", "accumulate")
+MAY_CHANGE = ("num_workers", "save_every", "tracker", "memory_policy", "precision", "batch_size", "accumulate",
+              "without_lost_files")  # fmt: skip
+OF_FILES = ("num_clips", "files")  # what is another where files are gone
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,10 +168,11 @@ class _Run:
         if self.checkpoint.exists():
             if not resume:
                 raise InputError(f"{out} already holds a training run; resume it or choose another folder")
-            self.position = load_training_state(
-                self.checkpoint, model, self.optimizer, self.accelerator.scaler, self.settings
-            )
+            left_open = OF_FILES if config.without_lost_files else ()
+            asked = {key: value for key, value in self.settings.items() if key not in left_open}
+            self.position = load_training_state(self.checkpoint, model, self.optimizer, self.accelerator.scaler, asked)
         self.position.count_batches_of(config.batch_size * world, self.num_batches)
+        self.position.batch = min(self.position.batch, self.num_batches)  # there are fewer where files are gone
         self.log = TrainingLog(out, self.accelerator, self.position, config.max_epochs, self.num_batches, progress)
         self.step_ms: list[float] = []
 

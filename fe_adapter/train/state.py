@@ -108,6 +108,7 @@ def load_training_state(
     for key, (old, new) in _differences(metadata["settings"], settings).items():
         raise InputError(
             f"{path} is of a run with {key}={old}, not {new}; resume with the same settings or choose another folder"
+            + (" (--without-lost-files goes on without videos that are gone)" if key in ("num_clips", "files") else "")
         )
     names = _trainable(model)
     saved = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}

@@ -6,6 +6,7 @@ import dataclasses
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -451,3 +452,52 @@ def test_evaluation_refuses_other_classes_and_keeps_the_order(videos):
     assert evaluation.labels.tolist() == data.labels
     alone = classifier.eval()(data[7]["video"][None]).softmax(-1)[0]
     torch.testing.assert_close(evaluation.probabilities[7], alone)
+
+
+def damaged(path: Path) -> Path:
+    """A video whose index is whole, and whose middle is not."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2 : len(content) // 2 + 4000] = bytes(4000)
+    path.write_bytes(content)
+    return path
+
+
+def test_a_video_damaged_inside_is_left_out_of_the_whole_run(videos, tmp_path, caplog):
+    """As if it had never been there: in every epoch, and after a resume."""
+    shutil.copytree(videos, tmp_path / "all")
+    bad = damaged(tmp_path / "all" / "onset" / "0001.mp4")
+    assert len(train_set(tmp_path / "all")) == 12  # its index and its first frame are whole
+    data = train_set(tmp_path / "all", on_error="skip")
+    assert str(bad) not in data.paths
+    assert len(data) == 11
+    assert len(data.skipped) == 1
+    assert f"left out: {bad} is " in caplog.text
+    fit(model(), data, None, RECIPE, out=tmp_path / "skipped", progress=False)
+    bad.unlink()
+    fit(model(), train_set(tmp_path / "all"), None, RECIPE, out=tmp_path / "without", progress=False)
+    assert losses(tmp_path / "skipped") == losses(tmp_path / "without")
+
+
+def test_a_run_goes_on_without_files_that_are_gone_where_that_is_asked_for(videos, tmp_path, monkeypatch):
+    shutil.copytree(videos, tmp_path / "all")
+    real, done = recipe._Run._batch, []
+
+    def interrupted(run, *arguments):
+        if len(done) == 8:  # of the second epoch's six
+            raise KeyboardInterrupt
+        done.append(1)
+        return real(run, *arguments)
+
+    monkeypatch.setattr(recipe._Run, "_batch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fit(model(), train_set(tmp_path / "all"), None, RECIPE, out=tmp_path / "run", progress=False)
+    monkeypatch.setattr(recipe._Run, "_batch", real)
+    for i in range(3):
+        (tmp_path / "all" / "onset" / f"{i:04d}.mp4").unlink()
+    fewer = train_set(tmp_path / "all")
+    with pytest.raises(InputError, match=r"num_clips=12, not 9; .*\(--without-lost-files goes on without"):
+        fit(model(), fewer, None, RECIPE, out=tmp_path / "run", resume=True, progress=False)
+    lenient = dataclasses.replace(RECIPE, without_lost_files=True)
+    result = fit(model(), fewer, None, lenient, out=tmp_path / "run", resume=True, progress=False)
+    assert len(result.history) == 2
+    assert result.num_steps == 6 + 5
