@@ -1,8 +1,19 @@
-"""The one exception the command line turns into a line of advice instead of a stack trace."""
+"""The exceptions that the command line turns into a line of advice instead of a stack trace."""
 
 
 class InputError(ValueError):
     """What the user gave cannot be used. The message is one line: what was given, what was expected, what to do."""
+
+
+class DiskFullError(InputError):
+    """A disk filled up while something ran. What was there before is still there. The command line exits with 1."""
+
+
+class Terminated(SystemExit):
+    """SIGTERM came, as Slurm and containers send it; what was trained before it is safe."""
+
+    def __init__(self) -> None:
+        super().__init__(143)
 
 
 class TrainingError(RuntimeError):

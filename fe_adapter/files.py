@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import errno
 import io
 import json
 import os
 import reprlib
 import tempfile
 import textwrap
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from torch import Tensor
 
-from fe_adapter.errors import InputError
+from fe_adapter.errors import DiskFullError, InputError
 
 T = TypeVar("T")
 
@@ -43,10 +45,48 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
         temporary.replace(path)
         temporary = None
     except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
+        raise cannot_write(path, error) from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def cannot_write(path: Path, error: OSError) -> InputError:
+    """What to raise where ``path`` cannot be written."""
+    kind = DiskFullError if error.errno in (errno.ENOSPC, errno.EDQUOT) else InputError
+    return kind(f"cannot write {path}: {error.strerror or error}")
+
+
+@contextlib.contextmanager
+def only_one(folder: Path) -> Iterator[None]:
+    """Within the context no other process is in it for the same ``folder``, which is made.
+
+    Raises:
+        InputError: another one is, or the folder cannot be written to.
+    """
+    from filelock import FileLock, Timeout  # PyTorch needs it, too
+
+    make_folder(folder)
+    lock = FileLock(folder / ".lock", timeout=0, is_singleton=True)  # of one process, which may be in it twice
+    try:
+        lock.acquire()
+    except Timeout:
+        raise InputError(f"another process is writing to {folder}; choose another folder, or wait for it") from None
+    try:
+        yield
+    finally:
+        if lock.lock_counter == 1:
+            (folder / ".lock").unlink(missing_ok=True)
+        lock.release()
+
+
+def check_folder(path: Path) -> None:
+    """Raise `InputError` where a folder could not be made, or not be written to; nothing is made."""
+    there = next(place for place in (path, *path.absolute().parents) if place.exists())
+    if not there.is_dir():
+        raise InputError(f"cannot make the folder {path}: {there} is a file")
+    if not os.access(there, os.W_OK):
+        raise InputError(f"cannot write to the folder {there}: permission denied")
 
 
 def make_folder(path: Path) -> None:
@@ -131,7 +171,7 @@ def write_csv(path: Path, rows: list[list[Any]]) -> None:
     text = io.StringIO(newline="")
     csv.writer(text, lineterminator="\n").writerows(rows)
     with atomic_write(path) as file:
-        file.write(text.getvalue().encode())
+        file.write(text.getvalue().encode(errors="surrogateescape"))  # a file's name may be in any encoding
 
 
 def new_figure(width: float, height: float) -> tuple[Any, Any]:
@@ -145,9 +185,20 @@ def new_figure(width: float, height: float) -> tuple[Any, Any]:
 
 
 def write_figure(figure: Any, path: Path) -> None:
-    """Write ``figure`` as PNG."""
-    with atomic_write(path) as file:
+    """Write ``figure`` as PNG. What it says is text, whatever it may look like."""
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)  # two $ are no formula
+        text.set_text(printable(text.get_text()))
+    with atomic_write(path) as file, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # of a script that the font does not have
         figure.savefig(file, format="png", dpi=120)
+
+
+def printable(text: str) -> str:
+    """``text`` in one line of valid Unicode."""
+    return " ".join(text.encode("utf-8", "replace").decode().splitlines())
 
 
 def _umask() -> int:

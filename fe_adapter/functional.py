@@ -73,6 +73,11 @@ def adapter(
         TypeError: unsupported or mixed dtypes.
         RuntimeError: ``backend="triton"`` cannot run; a second or a forward-mode derivative is asked for.
     """
+    if torch.jit.is_tracing() or torch.onnx.is_in_onnx_export():
+        raise RuntimeError(
+            "the fused adapter is one operator that torch.jit.trace and ONNX do not know; use torch.export, or "
+            "FEAdapter, its plain PyTorch form"
+        )
     weights = Weights(
         down_weight, down_bias, conv_weight, conv_bias, up_weight, up_bias, dilation_weight, dilation_bias
     )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import logging
 import warnings
+from collections.abc import Iterator
 from types import ModuleType
 
 from fe_adapter.errors import InputError
@@ -24,12 +26,18 @@ def import_quietly(name: str) -> ModuleType:
     Raises:
         ImportError: it is not installed, or does not work.
     """
-    logger = logging.getLogger(name.partition(".")[0])
+    with quiet(name.partition(".")[0]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return importlib.import_module(name)
+
+
+@contextlib.contextmanager
+def quiet(package: str) -> Iterator[None]:
+    """Within the context ``package`` logs nothing but what is critical."""
+    logger = logging.getLogger(package)
     level = logger.level
     logger.setLevel(logging.CRITICAL)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return importlib.import_module(name)
+        yield
     finally:
         logger.setLevel(level)

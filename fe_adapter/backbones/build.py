@@ -10,6 +10,7 @@ from torch import nn
 from fe_adapter.backbones.describe import LIBRARIES
 from fe_adapter.backbones.weights import first_line
 from fe_adapter.errors import InputError
+from fe_adapter.libraries import quiet
 
 
 def build_backbone(name: str, weights: str | Path | None, args: dict[str, Any]) -> nn.Module:
@@ -35,10 +36,12 @@ def build_backbone(name: str, weights: str | Path | None, args: dict[str, Any]) 
         if not path.exists():
             raise InputError(f"weights {path}: no such file or folder")
     try:
-        return library.build(model, weights is not None and path is None, path, args)
+        with quiet("huggingface_hub"):  # which says for a minute that there is no network; once is enough
+            return library.build(model, weights is not None and path is None, path, args)
     except ImportError as error:
         raise InputError(f"{name} needs {error.name}; pip install 'fe-adapter[{library.EXTRA}]'") from None
     except InputError:
         raise
     except Exception as error:  # whatever a library makes of arguments that it does not check
-        raise InputError(f"cannot build {name}: {first_line(error)}") from error
+        hint = "; without a network, give a local file with weights (--weights FILE)" if weights == "pretrained" else ""
+        raise InputError(f"cannot build {name}: {first_line(error)}{hint}") from error

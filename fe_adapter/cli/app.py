@@ -1,13 +1,16 @@
 """The command line ``fe-adapter``: results go to stdout or files, words for people to stderr.
 
-Exit codes: 2 for bad use or input, with one line on stderr; 1 for a failure while running; 130 after Ctrl-C.
+Exit codes: 2 for bad use or input, with one line on stderr; 1 for a failure while running; 130 after Ctrl-C; 143 after
+SIGTERM.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -17,7 +20,8 @@ from fe_adapter import __version__
 from fe_adapter.cli import demo, env, eval, plan, predict, train
 from fe_adapter.cli.fields import with_fields
 from fe_adapter.cli.options import words
-from fe_adapter.errors import InputError, TrainingError
+from fe_adapter.errors import DiskFullError, InputError, Terminated, TrainingError
+from fe_adapter.files import printable
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -55,7 +59,10 @@ def _options(
 
 def main() -> None:
     """The entry point."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=words)])
+    # beside a progress bar; where lines go to a file or a pipe they stay whole
+    handler = RichHandler(console=words) if words.is_terminal else logging.StreamHandler()
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
+    signal.signal(signal.SIGTERM, _terminate)
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # CUDA builds complain on stderr where there is no GPU
     sys.exit(run(sys.argv[1:]))
 
@@ -69,7 +76,10 @@ def run(arguments: list[str]) -> int:
         return code
     except (InputError, TrainingError) as error:
         _say_error(str(error))
-        return 2 if isinstance(error, InputError) else 1
+        return 1 if isinstance(error, (TrainingError, DiskFullError)) else 2
+    except Terminated as error:
+        _say_error("terminated")
+        return int(error.code or 0)
     except (KeyboardInterrupt, typer.Abort):
         _say_error("interrupted")
         return 130
@@ -81,5 +91,9 @@ def run(arguments: list[str]) -> int:
         return 2
 
 
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise Terminated
+
+
 def _say_error(message: str) -> None:
-    print(f"fe-adapter: {message}", file=sys.stderr)
+    print(f"fe-adapter: {printable(message)}", file=sys.stderr)

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from fe_adapter.cli.fields import Fields
-from fe_adapter.cli.options import Data, Device, Run, Weights, find_device, words
+from fe_adapter.cli.options import Data, Device, Run, Weights, find_device, show, words
 from fe_adapter.data.recipe import ClipRecipe
+from fe_adapter.files import printable
 from fe_adapter.models.classifier import expected_frames
 from fe_adapter.sharing.folder import find_model, load_classifier
 from fe_adapter.train.config import TrainConfig
@@ -53,6 +53,6 @@ def eval(
     else:
         table = Table("class", "clips", "recall", title=f"UAR {metrics.uar:.1%}   WAR {metrics.war:.1%}")
         for name, row, recall in zip(metrics.class_names, metrics.confusion, metrics.recall.tolist(), strict=True):
-            table.add_row(name, str(int(row.sum())), f"{recall:.1%}")
-        Console().print(table)
+            table.add_row(printable(name), str(int(row.sum())), f"{recall:.1%}")
+        show(table)
     words.print(f"written to {folder}")

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import torch
 import typer
 from rich.console import Console
+from rich.table import Table
 
 from fe_adapter.checks import check_count
 from fe_adapter.cli.fields import Fields
@@ -19,7 +20,17 @@ from fe_adapter.config import FEAdapterConfig
 from fe_adapter.errors import InputError
 
 ADAPTER_FIELDS = ("bottleneck", "kernel_size", "dilation", "positions")
-words = Console(stderr=True, quiet=os.environ.get("RANK", "0") != "0")  # of several processes the first one speaks
+# names of files and classes are no markup, and their paths stay in one line
+_PLAIN: dict[str, Any] = {"markup": False, "emoji": False, "highlight": False}
+words = Console(
+    stderr=True, soft_wrap=True, quiet=os.environ.get("RANK", "0") != "0", **_PLAIN
+)  # of several, the first
+
+
+def show(table: Table) -> None:
+    """Print a table of results on stdout."""
+    Console(**_PLAIN).print(table)
+
 
 Data = Annotated[Path, typer.Argument(help="Folder with a folder of videos per class, or a CSV with path,label.")]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="What train wrote, or an adapter folder.")]

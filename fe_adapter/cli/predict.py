@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
 from fe_adapter.cli.fields import Fields
-from fe_adapter.cli.options import Device, Run, Weights, find_device, words
+from fe_adapter.cli.options import Device, Run, Weights, find_device, show, words
+from fe_adapter.files import check_folder, printable
 from fe_adapter.sharing.folder import find_model, load_classifier
 from fe_adapter.train.config import TrainConfig
 
@@ -43,18 +43,23 @@ def predict(
     from fe_adapter.predict.video import predict_video
 
     infos = [probe(path) for path in videos]  # a bad file is refused before anything is written
+    check_folder(out)
     model = load_classifier(find_model(run_folder), weights=weights).to(find_device(device))
-    predictions = [
-        predict_video(model, info, window=window, step=step, batch_size=recipe.batch_size)
-        for info in track(infos, "Predicting", console=words, transient=True)
-    ]
-    for prediction, stem in zip(predictions, output_stems([info.path for info in infos], out), strict=True):
-        prediction.save(stem)
+    predictions = []
+    for info, stem in track(
+        list(zip(infos, output_stems([info.path for info in infos], out), strict=True)),
+        "Predicting",
+        console=words,
+        transient=True,
+    ):
+        prediction = predict_video(model, info, window=window, step=step, batch_size=recipe.batch_size)
+        prediction.save(stem)  # whatever happens to the next one
+        predictions.append(prediction)
     if as_json:
         print(json.dumps([prediction.as_dict() for prediction in predictions]))
     else:
-        table = Table("video", *model.class_names)
+        table = Table("video", *map(printable, model.class_names))
         for prediction in predictions:
-            table.add_row(prediction.path, *(f"{p:.1%}" for p in prediction.probabilities.tolist()))
-        Console().print(table)
+            table.add_row(printable(prediction.path), *(f"{p:.1%}" for p in prediction.probabilities.tolist()))
+        show(table)
     words.print(f"written to {out}")

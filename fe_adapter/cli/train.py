@@ -24,13 +24,13 @@ from fe_adapter.cli.options import (
 )
 from fe_adapter.config import FEAdapterConfig
 from fe_adapter.data.protocol import ClipDataset
-from fe_adapter.data.recipe import ClipRecipe
-from fe_adapter.errors import InputError
+from fe_adapter.data.recipe import ClipRecipe, summary_of
+from fe_adapter.errors import InputError, Terminated
 from fe_adapter.memory.policies import check_device, is_in_bf16, replace_memory_policy
 from fe_adapter.models.adaptation import trainable_summary
 from fe_adapter.models.classifier import VideoClassifier, expected_frames
 from fe_adapter.train.config import TrainConfig
-from fe_adapter.train.settings import write_settings
+from fe_adapter.train.settings import settings_written
 
 EXAMPLES = (
     "fe-adapter train videos/ --backbone timm:vit_base_patch16_clip_224.openai --out run",
@@ -88,7 +88,7 @@ def train(
     """
     from fe_adapter.train.budget import MemoryBudget
     from fe_adapter.train.feature_cache import cache_features as cache
-    from fe_adapter.train.recipe import CHECKPOINT
+    from fe_adapter.train.state import CHECKPOINT
 
     checkpoint, is_cached = out / CHECKPOINT, cache_features is not None
     if not resume and checkpoint.exists():
@@ -126,16 +126,15 @@ def train(
         options["precision"] = within.recipe.precision
         train_set = cache(model, train_videos, cache_features / "train", **options)
         val_set = cache(model, val_videos, cache_features / "val", **options)
-    if not checkpoint.exists():  # or it is that of the run that is resumed
-        write_settings(out, context.params | {"kernel_size": adapter.kernel_size})
-    words.print(f"{len(train_set)} clips to train on, {len(val_set)} to validate, {len(train_set.class_names)} classes")
-    words.print(trainable_summary(model))
-    try:
-        result = within.fit(train_set, val_set, out=out, resume=resume)
-    except KeyboardInterrupt:
-        if checkpoint.exists():
-            words.print(f"The checkpoint in {out} is whole; the same command with --resume goes on from it.")
-        raise
+    with settings_written(out, context.params | {"kernel_size": adapter.kernel_size}):
+        words.print(summary_of(train_videos, val_videos))
+        words.print(trainable_summary(model))
+        try:
+            result = within.fit(train_set, val_set, out=out, resume=resume)
+        except (KeyboardInterrupt, Terminated):
+            if checkpoint.exists():
+                words.print(f"The checkpoint in {out} is whole; the same command with --resume goes on from it.")
+            raise
     last, best = result.history[-1], max(result.history, key=lambda entry: entry["uar"])
     for name, entry in (("last", last), ("best", best)):
         words.print(f"{name} epoch: UAR {entry['uar']:.1%}, WAR {entry['war']:.1%} on the validation split")

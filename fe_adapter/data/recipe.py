@@ -77,3 +77,13 @@ class ClipRecipe:
         if is_training:
             return TrainTransform(size, flip=self.flip, randaugment=self.randaugment, interpolation=interpolation)
         return EvalTransform(size, interpolation, crop)
+
+
+def summary_of(train_set: VideoDataset, val_set: VideoDataset) -> str:
+    """One line for people: how many clips there are, where those to validate on come from, and what is left out."""
+    share = train_set.val_fraction
+    origin = "a split of their own" if share is None else f"{share:g} of every class, held out"
+    line = f"{len(train_set)} clips to train on, {len(val_set)} to validate ({origin})"
+    skipped = {*train_set.skipped, *val_set.skipped}
+    left_out = f", {len(skipped)} unreadable left out" if skipped else ""
+    return f"{line}, {len(train_set.class_names)} classes{left_out}"

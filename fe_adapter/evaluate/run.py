@@ -16,7 +16,7 @@ from fe_adapter.distributed import gather, num_processes, process_index
 from fe_adapter.errors import InputError
 from fe_adapter.evaluate.metrics import Metrics, confusion_matrix
 from fe_adapter.files import write_csv
-from fe_adapter.models.classifier import VideoClassifier
+from fe_adapter.models.classifier import VideoClassifier, probabilities
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +67,7 @@ def evaluate(
     Raises:
         InputError: the data set has other classes than the model, or no clips.
     """
+    from rich.console import Console
     from rich.progress import track
 
     inner: Any = unwrapped(model)
@@ -80,10 +81,11 @@ def evaluate(
     was_training = model.training
     model.eval()
     with torch.no_grad():
-        for batch in one_line_errors(track(loader, description=description, transient=True, disable=not description)):
-            logits = model(batch["video"].to(device, non_blocking=True))
-            probabilities = logits.float().softmax(-1).cpu()
-            clips += zip(batch["index"].tolist(), batch["path"], batch["label"].tolist(), probabilities, strict=True)
+        for batch in one_line_errors(
+            track(loader, description, transient=True, disable=not description, console=Console(stderr=True))
+        ):
+            by_clip = probabilities(model, batch["video"].to(device, non_blocking=True))
+            clips += zip(batch["index"].tolist(), batch["path"], batch["label"].tolist(), by_clip, strict=True)
     model.train(was_training)
     by_index = {index: rest for index, *rest in gather(clips)}  # a batch may be in several shards
     paths, labels, rows = zip(*(by_index[index] for index in sorted(by_index)), strict=True)

@@ -14,7 +14,7 @@ from fe_adapter.checks import check_count
 from fe_adapter.data.sampling import FrameSampler, sliding_windows
 from fe_adapter.data.transforms import EvalTransform
 from fe_adapter.data.video import VideoInfo, probe, read_frames
-from fe_adapter.models.classifier import VideoClassifier, expected_frames
+from fe_adapter.models.classifier import VideoClassifier, expected_frames, probabilities
 from fe_adapter.predict.result import Prediction
 
 
@@ -50,7 +50,7 @@ def predict_video(
     rows = []
     with torch.no_grad():
         for clips in _batches(inner, info, windows, batch_size):
-            rows.append(model(clips.to(device)).float().softmax(-1).cpu())
+            rows.append(probabilities(model, clips.to(device)))
     return Prediction(info.path, inner.class_names, tuple(windows), torch.cat(rows))
 
 

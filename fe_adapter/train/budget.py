@@ -13,7 +13,8 @@ from fe_adapter.errors import InputError, OutOfMemoryError
 from fe_adapter.memory.plan import MemoryPlan, PlanRow, parse_bytes, plan_memory
 from fe_adapter.models.classifier import VideoClassifier
 from fe_adapter.train.config import TrainConfig
-from fe_adapter.train.recipe import CHECKPOINT, TrainResult, fit
+from fe_adapter.train.recipe import TrainResult, fit
+from fe_adapter.train.state import CHECKPOINT
 
 
 class MemoryBudget:

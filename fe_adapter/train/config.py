@@ -36,6 +36,7 @@ class TrainConfig:
         num_workers: processes that decode; 0 decodes in this one.
         save_every: steps between checkpoints.
         seed: of the data order, the augmentation and dropout.
+        without_lost_files: when a run is resumed, go on without the videos that are gone.
         tracker: "tensorboard" or "wandb", beside the JSON-lines log, or None.
 
     Raises:

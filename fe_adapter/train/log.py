@@ -11,8 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from fe_adapter.errors import InputError
-from fe_adapter.files import atomic_write
+from fe_adapter.files import atomic_write, cannot_write
 from fe_adapter.train.state import Progress
 
 
@@ -99,7 +98,7 @@ class TrainingLog:
                 self._file.write(json.dumps(record) + "\n")
                 self._file.flush()
             except OSError as error:
-                raise InputError(f"cannot write {self._path}: {error.strerror or error}") from error
+                raise cannot_write(self._path, error) from error
 
 
 def _drop_lines_after(path: Path, step: int, epoch: int) -> None:

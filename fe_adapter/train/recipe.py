@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib.util
 import json
 import math
-import signal
 import statistics
-import threading
 import time
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -23,7 +21,7 @@ from fe_adapter.data.protocol import ClipDataset
 from fe_adapter.data.sampling import FrameSampler, derive_seed
 from fe_adapter.errors import InputError, OutOfMemoryError, TrainingError
 from fe_adapter.evaluate.run import check_classes, evaluate
-from fe_adapter.files import make_folder
+from fe_adapter.files import make_folder, only_one
 from fe_adapter.memory.measure import measure_peak_memory
 from fe_adapter.memory.optimizers import make_optimizer
 from fe_adapter.memory.plan import smaller_batches
@@ -34,10 +32,8 @@ from fe_adapter.sharing.folder import save_adapter
 from fe_adapter.train.config import TrainConfig
 from fe_adapter.train.log import TrainingLog
 from fe_adapter.train.optimizers import Schedule, classifier_of, parameter_groups
-from fe_adapter.train.state import Progress, load_training_state, save_training_state
-
-CHECKPOINT = "checkpoint.safetensors"
-
+from fe_adapter.train.state import CHECKPOINT, Progress, load_training_state, save_training_state
+from fe_adapter.train.stop import StopSignal
 
 # On resume, without another result but for rounding (and gelu2bit's, if it comes or goes)
 MAY_CHANGE = ("num_workers", "save_every", "tracker", "memory_policy", "precision", "batch_size", "accumulate",
@@ -96,8 +92,14 @@ def fit(
         TrainingError: the loss or a gradient is not finite.
         OutOfMemoryError: a step does not fit the device.
         KeyboardInterrupt: after Ctrl-C, with the checkpoint of the last finished step written.
+        Terminated: the same after SIGTERM.
     """
-    run = _Run(model, train_set, val_set, config or TrainConfig(), Path(out), resume, progress, expected_peak)
+    with contextlib.ExitStack() as held:
+        config = config or TrainConfig()
+        return _fit(_Run(model, train_set, val_set, config, Path(out), resume, progress, expected_peak, held))
+
+
+def _fit(run: _Run) -> TrainResult:
     try:
         with run.log:
             while run.position.epoch < run.config.max_epochs:
@@ -116,7 +118,7 @@ def fit(
     finally:
         run.accelerator.unwrap_model(run.prepared, keep_fp32_wrapper=False)  # gives the model its own forward back
     return TrainResult(
-        folder=run.out / ("last" if val_set is None else "best"),
+        folder=run.out / ("last" if run.val_set is None else "best"),
         history=run.position.history,
         num_steps=run.position.step,
         ms_per_step=statistics.median(run.step_ms) if run.step_ms else math.nan,
@@ -136,6 +138,7 @@ class _Run:
         resume: bool,
         progress: bool,
         expected_peak: int | None,
+        held: contextlib.ExitStack,
     ) -> None:
         check_device(config.memory_policy)
         given, model = model, classifier_of(model)
@@ -152,6 +155,8 @@ class _Run:
         model.clip_sampling = _clip_sampling(train_set)
         make_folder(out)
         self.accelerator = _accelerator(config, out)
+        if self.accelerator.is_main_process:
+            held.enter_context(only_one(out))
         world = self.world = self.accelerator.num_processes
         self.num_batches = math.ceil(len(train_set) / (config.batch_size * world))
         steps_per_epoch = math.ceil(self.num_batches / config.accumulate)
@@ -193,7 +198,7 @@ class _Run:
         )
         self.prepared.train()
         start, step_loss = time.perf_counter(), 0.0
-        with _StopSignal() as stop:
+        with StopSignal() as stop:
             for batch in one_line_errors(_on_device(loader, self.accelerator)):
                 share = self._share_of_step(len(batch["label"]))
                 run_batch = self._measured_batch if self._wants_peak() else self._batch
@@ -209,7 +214,7 @@ class _Run:
                 if position.step % self.config.save_every == 0 or position.batch == self.num_batches or stop.requested:
                     self.save()
                 if stop.requested:
-                    raise KeyboardInterrupt
+                    stop.stop()
 
     def _share_of_step(self, num_clips: int) -> float:
         """The part that a batch of ``num_clips`` has in the clips of its step, which is short where an epoch ends."""
@@ -370,23 +375,3 @@ def _memory_advice(config: TrainConfig) -> str:
         f"batch_size={smaller} with accumulate={accumulate} (the same step), precision='bf16'; "
         "or a new run of fewer frames. fe-adapter plan and train --memory say beforehand what fits"
     )
-
-
-class _StopSignal:
-    """Turns the first Ctrl-C into a request that the loop honours after the step; the second one interrupts."""
-
-    def __enter__(self) -> _StopSignal:
-        self.requested = False
-        self._in_main_thread = threading.current_thread() is threading.main_thread()
-        if self._in_main_thread:
-            self._previous = signal.signal(signal.SIGINT, self._request)
-        return self
-
-    def _request(self, number: int, frame: FrameType | None) -> None:
-        if self.requested:
-            raise KeyboardInterrupt
-        self.requested = True
-
-    def __exit__(self, *exception: object) -> None:
-        if self._in_main_thread:
-            signal.signal(signal.SIGINT, self._previous)

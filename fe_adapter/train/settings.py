@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from fe_adapter.data.recipe import ClipRecipe
-from fe_adapter.files import read_as, write_json
+from fe_adapter.files import only_one, read_as, write_json
 from fe_adapter.models.classifier import VideoClassifier
+from fe_adapter.train.state import CHECKPOINT
 
 _log = logging.getLogger("fe_adapter")
 
 SETTINGS_FILE = "settings.json"
 
 
-def write_settings(run_folder: Path, options: dict[str, Any]) -> None:
-    """Write ``options``, by name, as the command line or a TOML file had them."""
-    plain = {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
-    write_json(run_folder / SETTINGS_FILE, plain)
+@contextlib.contextmanager
+def settings_written(run_folder: Path, options: dict[str, Any]) -> Iterator[None]:
+    """Within the context the folder is this run's alone; a new run's ``options``, by name, are written to it.
+
+    Of several processes the first one does it.
+
+    Raises:
+        InputError: another run is in the folder, or it cannot be written to.
+    """
+    is_first = os.environ.get("RANK", "0") == "0"
+    with only_one(run_folder) if is_first else contextlib.nullcontext():
+        if is_first and not (run_folder / CHECKPOINT).exists():  # or they are those of the run that is resumed
+            plain = {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
+            write_json(run_folder / SETTINGS_FILE, plain)
+        yield
 
 
 def trained_on(model: VideoClassifier, folder: Path) -> ClipRecipe:

@@ -22,6 +22,7 @@ from fe_adapter.distributed import full_tensor, is_first_process, like
 from fe_adapter.errors import InputError
 from fe_adapter.files import atomic_write
 
+CHECKPOINT = "checkpoint.safetensors"  # in the folder of a run
 FORMAT = 1
 OF_OWN_SHAPE = ("step", "qmap1", "qmap2", "absmax1", "absmax2")  # of an optimizer's state, not of the parameter's shape
 

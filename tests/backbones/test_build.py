@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -245,3 +246,17 @@ def test_timm_and_torchvision_say_how_their_weights_see_images():
     pytest.importorskip("torchvision")
     found = describe_backbone(build_backbone(TORCHVISION, None, {"image_size": 32})).preprocessing
     assert (found.interpolation, found.crop) == ("bilinear", 224 / 256)
+
+
+def test_without_a_network_one_line_names_the_way_out(monkeypatch, caplog):
+    import timm
+
+    def create(*args, **options):
+        logging.getLogger("huggingface_hub.utils").warning("Retrying in 8s [Retry 4/5].")
+        raise OSError("cannot reach the hub\nmore of it")
+
+    monkeypatch.setattr(timm, "create_model", create)
+    with pytest.raises(InputError, match=r"cannot reach the hub; without a network, .*--weights FILE") as caught:
+        build_backbone(NAME, "pretrained", {})
+    assert "\n" not in str(caught.value)
+    assert not caplog.text

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -211,7 +214,7 @@ def test_bad_folders_and_files_are_named(videos, trained, tmp_path, capsys):
     train = ["train", videos, *BACKBONE, "--weights", "none", *FAST, "--out"]
     out = tmp_path / "out"
     cases = [
-        ([*train, tmp_path / "file" / "run"], "settings.json: Not a directory"),
+        ([*train, tmp_path / "file" / "run"], "run: Not a directory"),
         (["predict", trained, tmp_path / "text.mp4", "--out", out], "text.mp4 is no video, or a damaged one"),
         (["predict", trained, tmp_path / "none.mp4", "--out", out], "none.mp4: no such file"),
         (["predict", tmp_path / "none", videos / "onset" / "0000.mp4", "--out", out], "none: no such folder"),
@@ -290,7 +293,7 @@ def test_a_model_knows_what_its_clips_were_wherever_it_is(videos, tmp_path):
     assert not any(row in made[0] for row in rows)
 
 
-def test_damage_inside_one_video_leaves_no_results_of_others(trained, videos, tmp_path, capsys):
+def test_a_video_that_fails_loses_no_results_of_others(trained, videos, tmp_path, capsys):
     damaged = tmp_path / "damaged.mp4"
     content = bytearray((videos / "onset" / "0001.mp4").read_bytes())
     content[len(content) // 2 : len(content) // 2 + 4000] = bytes(4000)
@@ -298,7 +301,8 @@ def test_damage_inside_one_video_leaves_no_results_of_others(trained, videos, tm
     good = videos / "onset" / "0000.mp4"
     assert cli.run([str(a) for a in ["predict", trained, good, damaged, "--out", tmp_path / "out"]]) == 2
     assert "damaged.mp4 is " in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
+    made = {path.name for path in (tmp_path / "out").iterdir()}
+    assert made == {"0000.json", "0000.csv", "0000.png"}
 
 
 def test_a_loss_that_is_not_finite_ends_with_advice(videos, tmp_path, capsys, monkeypatch):
@@ -351,3 +355,73 @@ def test_the_quick_demo_runs_through(compare, tmp_path, capsys):
     made = {path.name for path in (tmp_path / "demo" / "prediction").iterdir()}
     assert made == {f"appears_and_fades.{kind}" for kind in ("mp4", "json", "csv", "png")}
     assert (tmp_path / "demo" / "results.png").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["[b]a[/b] :smile:", "[/b]", "$x$ and $y$", "two\nlines", "日本 😀", b"caf\xe9"], ids=repr
+)
+def test_any_name_of_a_file_and_a_class_is_text(name, videos, trained, tmp_path, capsys, recwarn):
+    stem = os.fsdecode(name).replace("/", "_")
+    video = tmp_path / f"{stem}.mp4"
+    shutil.copy(videos / "onset" / "0000.mp4", video)
+    shutil.copytree(trained / "best", tmp_path / "model")
+    content = json.loads((tmp_path / "model" / "adapter_config.json").read_text())
+    content["classifier"]["class_names"] = [name if isinstance(name, str) else "other", "onset"]
+    (tmp_path / "model" / "adapter_config.json").write_text(json.dumps(content))
+    assert cli.run(["predict", str(tmp_path / "model"), str(video), "--out", str(tmp_path / "out")]) == 0
+    assert {path.suffix for path in (tmp_path / "out").iterdir()} == {".json", ".csv", ".png"}
+    shown = "".join(capsys.readouterr().out.split())
+    if name in ("[b]a[/b] :smile:", "[/b]", "$x$ and $y$"):
+        assert name.replace(" ", "") in shown
+    assert "out of whack" not in fails(capsys, ["predict", trained, tmp_path / stem / "none.mp4"])
+
+
+def test_values_that_are_not_finite_are_refused_where_they_are_predicted(
+    trained, videos, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(
+        "torch.nn.Linear.forward", lambda self, x: x.new_full((*x.shape[:-1], self.out_features), float("nan"))
+    )
+    for command in (["predict", trained, videos / "onset" / "0000.mp4"], ["eval", trained, videos]):
+        assert "logits are NaN or infinite" in fails(capsys, [*command, "--out", tmp_path / "out"])
+
+
+def test_a_full_disk_is_a_failure_while_running(trained, videos, tmp_path, monkeypatch, capsys):
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    message = fails(capsys, ["predict", trained, videos / "onset" / "0000.mp4", "--out", tmp_path / "out"], code=1)
+    assert "No space left on device" in message
+
+
+def test_two_runs_into_one_folder_are_one_too_many(videos, tmp_path, capsys):
+    arguments = ["train", videos, *BACKBONE, "--weights", "none", *FAST, "--out", tmp_path / "run"]
+    script = "from fe_adapter.files import only_one; from pathlib import Path; import time\n"
+    script += f"with only_one(Path({str(tmp_path / 'run')!r})): print('in', flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"in\n"
+        assert "another process is writing to" in fails(capsys, arguments)
+        assert {path.name for path in (tmp_path / "run").iterdir()} == {".lock"}
+        other.kill()
+    assert cli.run([str(a) for a in arguments]) == 0
+    assert not (tmp_path / "run" / ".lock").exists()
+
+
+def test_sigterm_leaves_a_checkpoint_to_resume_from(videos, tmp_path, monkeypatch, capsys):
+    from fe_adapter.train import recipe
+
+    real = recipe._Run._batch
+
+    def terminated(run, *arguments):
+        signal.raise_signal(signal.SIGTERM)
+        return real(run, *arguments)
+
+    arguments = ["train", str(videos), *BACKBONE, "--weights", "none", *FAST, "--out", str(tmp_path / "run")]
+    monkeypatch.setattr(recipe._Run, "_batch", terminated)
+    assert cli.run(arguments) == 143
+    said = capsys.readouterr().err
+    assert "is whole; the same command with --resume goes on" in said
+    assert "fe-adapter: terminated" in said
+    monkeypatch.setattr(recipe._Run, "_batch", real)
+    assert cli.run([*arguments, "--resume"]) == 0

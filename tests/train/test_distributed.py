@@ -44,7 +44,7 @@ def alone(videos, tmp_path_factory):
 
 def launch(*arguments: object, processes: int = 2) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    command += [str(ROOT / "tests" / "distributed_worker.py"), *map(str, arguments)]
+    command += [str(ROOT / "tests" / "train" / "distributed_worker.py"), *map(str, arguments)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
 
