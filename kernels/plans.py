@@ -205,12 +205,12 @@ def conv_plan(bottleneck: int, kernel_size: torch.Size) -> ConvPlan:
 
 
 def sums_plan() -> ConvPlan:
-    """Of the second stage of the reductions."""
+    """The plan of the reductions' second stage."""
     return SUMS[platform()]
 
 
 def launch_plan(design: str, x: Tensor, compute_dtype: torch.dtype, bottleneck: int) -> LaunchPlan:
-    """Of a design that `refusals` does not refuse, for an input ``x`` (B, T, L, D)."""
+    """The plan of a design that `refusals` does not refuse, for an input ``x`` (B, T, L, D)."""
     sizes = max(x.element_size(), compute_dtype.itemsize), compute_dtype.itemsize
     if design == "fused":
         plan = FUSED[platform()][sizes]

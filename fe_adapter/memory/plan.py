@@ -61,7 +61,7 @@ class MemoryPlan:
     advice: str
 
     def as_dict(self) -> dict[str, Any]:
-        """As plain values, for JSON. Bytes."""
+        """The plan as plain values, for JSON; sizes in bytes."""
         chosen = None if self.recommended is None else self.recommended.name
         return {"budget": self.budget, "recommended": chosen, "advice": self.advice,
                 "rows": [dataclasses.asdict(row) for row in self.rows]}  # fmt: skip

@@ -99,7 +99,7 @@ def apply_memory_policy(
 
 
 def replace_memory_policy(model: nn.Module, policy: str) -> nn.Module:
-    """As `apply_memory_policy`, in the place of the policies that ``model`` has."""
+    """Take off the policies that ``model`` has, and apply ``policy``; see `apply_memory_policy`."""
     starts_anew = parse_policy(policy)[0][0] == "none"
     return apply_memory_policy(model, policy if starts_anew else f"none+{policy}")
 

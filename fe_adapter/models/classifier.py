@@ -172,7 +172,7 @@ class VideoClassifier(nn.Module):
         return video.dim() == 4 and self.tune == "adapter" and video.shape[-1] == get_adaptation(self.vit).embed_dim
 
     def train(self, mode: bool = True) -> VideoClassifier:
-        """As `nn.Module.train`; a frozen backbone stays in evaluation mode."""
+        """Set training mode; a frozen backbone stays in evaluation mode."""
         super().train(mode)
         if self.tune == "head":
             self.vit.eval()

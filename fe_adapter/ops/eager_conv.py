@@ -27,12 +27,12 @@ Index = tuple[int | slice, ...]
 
 
 def activated_rows(h: Tensor, weights: Weights, spec: AdapterSpec) -> Tensor:
-    """As `fe_adapter.ops.products.Convolution`."""
+    """``[φ(c) | 1 | 0 …]`` (B, T, L, R + PAD) of the hidden ``h`` (B, T, N, R), 0 on prefix rows."""
     return _activated(h, weights, spec)[0]
 
 
 def backward_activation(dphi: Tensor, h: Tensor, weights: Weights, spec: AdapterSpec) -> tuple[Tensor, Tensor, None]:
-    """As `fe_adapter.ops.products.Convolution`."""
+    """`activated_rows` again, and the gradient ``dc`` of ``c`` by ``dphi``, that of ``φ(c)``."""
     rows, c = _activated(h, weights, spec)
     return rows, _activation_backward(dphi, c, spec.activation), None
 
@@ -40,7 +40,7 @@ def backward_activation(dphi: Tensor, h: Tensor, weights: Weights, spec: Adapter
 def backward_hidden(
     dc: Tensor, h: Tensor, weights: Weights, spec: AdapterSpec, out: Tensor, state: None
 ) -> ConvGradients:
-    """As `fe_adapter.ops.products.Convolution`."""
+    """Write the gradient ``dh`` by ``dc`` into the first R columns of ``out``'s patch rows; returns the others."""
     dh = out[..., : h.shape[-1]]
     dconv, ddilation, ddilation_bias = _conv_backward(dc, h, weights, spec, out=dh[:, :, spec.num_prefix_tokens :])
     return ConvGradients(

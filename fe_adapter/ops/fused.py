@@ -11,7 +11,7 @@ from fe_adapter.ops import products
 
 
 def forward(x: Tensor, weights: Weights, spec: AdapterSpec, design: str) -> tuple[Tensor, Tensor]:
-    """As `fe_adapter.ops.products.forward`."""
+    """``y`` (B, T, L, D) like ``x``, and ``h`` (B, T, N, R) in the compute dtype, by one launch of ``design``."""
     weights = weights.to(spec.compute_dtype)
     h = products.down(x, weights, spec) if design == "tail" else None
     return fused.forward(_rows(x), h, weights, spec, design)
@@ -27,7 +27,7 @@ def backward(
     needs_dx: bool,
     design: str,
 ) -> tuple[Tensor | None, Weights]:
-    """As `fe_adapter.ops.products.backward`."""
+    """``dx`` (None if not needed) and the gradients of the weights; see `fe_adapter.ops.products.backward`."""
     weights = weights.to(spec.compute_dtype)
     if h is None:
         assert x is not None

@@ -72,7 +72,7 @@ class CachedFeatures(Dataset[dict[str, Any]]):
         self._checked: set[int] = set()
 
     def set_epoch(self, epoch: int) -> None:
-        """As of `VideoDataset`; nothing here depends on it."""
+        """Do nothing: tokens are the same in every epoch."""
 
     def __len__(self) -> int:
         return len(self.paths)

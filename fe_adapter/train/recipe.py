@@ -230,7 +230,7 @@ class _Run:
         return self.expected_peak is not None and len(self.step_ms) == 1 and is_last
 
     def _measured_batch(self, batch: dict[str, Any], share: float) -> tuple[float, float]:
-        """As `_batch`, and the peak of its memory in the log."""
+        """Run `_batch`, and put the peak of its memory into the log."""
         result: list[tuple[float, float]] = []
         there = [*self.model.parameters(), *self.model.buffers(), batch["video"]]
         there += [p.grad for p in self.trainable if p.grad is not None]
