@@ -22,6 +22,12 @@ Attention = Callable[[Tensor, Tensor, Tensor, Tensor | None, float, float | None
 Forwards = dict[tuple[str, str], Callable[..., Tensor]]
 
 
+# why some models of a library cannot be adapted
+WINDOWS = "its windows and stages leave no one grid of tokens"
+POOLS = "it pools tokens between its stages"
+MAPS = "its blocks take a (B, H, W, D) map, not (B, L, D) tokens"
+PACKS = "it packs images of different sizes, so that tokens have no one grid"
+
 INTERPOLATIONS = ("bilinear", "bicubic", "nearest")
 
 

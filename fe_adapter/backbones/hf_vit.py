@@ -15,6 +15,10 @@ from fe_adapter.backbones.backbone import (
     CLIP,
     HALF,
     IMAGENET,
+    MAPS,
+    PACKS,
+    POOLS,
+    WINDOWS,
     Adapter,
     Attention,
     Backbone,
@@ -31,12 +35,12 @@ _log = logging.getLogger("fe_adapter")
 
 NAME = EXTRA = "hf"
 REFUSED: dict[str, str] = {
-    "SwinModel": "its windows and stages leave no one grid of tokens",
-    "Swinv2Model": "its windows and stages leave no one grid of tokens",
-    "HieraModel": "it pools tokens between its stages",
-    "SamVisionEncoder": "its blocks take a (B, H, W, D) map, not (B, L, D) tokens",
-    "SamModel": "its blocks take a (B, H, W, D) map, not (B, L, D) tokens",
-    "Siglip2VisionModel": "it packs images of different sizes, so that tokens have no one grid",
+    "SwinModel": WINDOWS,
+    "Swinv2Model": WINDOWS,
+    "HieraModel": POOLS,
+    "SamVisionEncoder": MAPS,
+    "SamModel": MAPS,
+    "Siglip2VisionModel": PACKS,
     "ViTMAEModel": "it drops and shuffles patches, so that frames do not line up",
     "ViTMAEForPreTraining": "it drops and shuffles patches, so that frames do not line up",
 }

@@ -10,6 +10,10 @@ from torch import Tensor, nn
 
 from fe_adapter.backbones.backbone import (
     IMAGENET,
+    MAPS,
+    PACKS,
+    POOLS,
+    WINDOWS,
     Adapter,
     Attention,
     Backbone,
@@ -23,11 +27,11 @@ from fe_adapter.errors import InputError
 
 NAME = EXTRA = "timm"
 REFUSED: dict[str, str] = {
-    "SwinTransformer": "its windows and stages leave no one grid of tokens",
-    "SwinTransformerV2": "its windows and stages leave no one grid of tokens",
-    "Hiera": "it pools tokens between its stages",
-    "VisionTransformerSAM": "its blocks take a (B, H, W, D) map, not (B, L, D) tokens",
-    "NaFlexVit": "it packs images of different sizes, so that tokens have no one grid",
+    "SwinTransformer": WINDOWS,
+    "SwinTransformerV2": WINDOWS,
+    "Hiera": POOLS,
+    "VisionTransformerSAM": MAPS,
+    "NaFlexVit": PACKS,
 }
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fe_adapter.backbones.backbone import (
     IMAGENET,
+    WINDOWS,
     Adapter,
     Backbone,
     Forwards,
@@ -23,7 +24,7 @@ from fe_adapter.backbones.weights import load_weights
 from fe_adapter.errors import InputError
 
 NAME, EXTRA = "torchvision", "timm"  # which brings torchvision
-REFUSED: dict[str, str] = {"SwinTransformer": "its windows and stages leave no one grid of tokens"}
+REFUSED: dict[str, str] = {"SwinTransformer": WINDOWS}
 
 DEFAULT = {"mean": IMAGENET[0], "std": IMAGENET[1]}  # of all its models, whatever else their weights were trained with
 
