@@ -45,6 +45,8 @@ def predict(
     infos = [probe(path) for path in videos]  # a bad file is refused before anything is written
     check_folder(out)
     model = load_classifier(find_model(run_folder), weights=weights).to(find_device(device))
+    if model.note is not None:
+        words.print(f"Of this model: {printable(model.note)}")
     predictions = []
     for info, stem in track(
         list(zip(infos, output_stems([info.path for info in infos], out), strict=True)),

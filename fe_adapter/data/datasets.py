@@ -16,7 +16,16 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from fe_adapter.checks import check_choice
-from fe_adapter.data.listing import SPLITS, Clip, clips_by_split, held_out, list_csv, list_folder, natural
+from fe_adapter.data.listing import (
+    SPLITS,
+    Clip,
+    clips_by_split,
+    held_out,
+    list_csv,
+    list_folder,
+    name_of_split,
+    natural,
+)
 from fe_adapter.data.sampling import FrameSampler, derive_seed
 from fe_adapter.data.transforms import EvalTransform
 from fe_adapter.data.video import VideoInfo, check_frames, probe, read_frames
@@ -81,6 +90,7 @@ class VideoDataset(Dataset[dict[str, Any]]):
         if lost:
             raise InputError(f"{source} has no readable video of the class {lost[0]!r}")
         self.sampler, self.transform = sampler, transform
+        self.split_name: str | None = None  # as the data calls the split that this is, where it has splits
         self.val_fraction: float | None = None  # the share held out, where `open_dataset` held one out
         self._is_training, self._seed, self._epoch = is_training, seed, 0
         self._frames: dict[str, Tensor] | None = {} if in_memory else None
@@ -184,6 +194,8 @@ def open_dataset(
         raise InputError(f"{data} has no {split or 'test or val'} split")
     dataset = VideoDataset(clips, source=str(data), **options)
     dataset.val_fraction = None if "val" in own else val_fraction
+    if split in own:
+        dataset.split_name = name_of_split(data, split)
     return dataset
 
 

@@ -118,6 +118,13 @@ def clips_by_split(data: Path) -> dict[str | None, list[Clip]]:
     return {split: list_folder(splits[split]) for split in SPLITS if split in splits}
 
 
+def name_of_split(data: Path, split: str) -> str:
+    """What a folder or CSV file that has ``split`` calls it."""
+    if data.is_file():
+        return split
+    return next(folder.name for folder in _folders(data) if SPLIT_NAMES.get(folder.name.lower()) == split)
+
+
 def held_out(clips: list[Clip], fraction: float, seed: int, of_validation: bool) -> list[Clip]:
     """The held-out share of every class, at least one clip of it, or the rest."""
     chosen: set[str] = set()

@@ -82,7 +82,7 @@ class ClipRecipe:
 def summary_of(train_set: VideoDataset, val_set: VideoDataset) -> str:
     """One line for people: how many clips there are, where those to validate on come from, and what is left out."""
     share = train_set.val_fraction
-    origin = "a split of their own" if share is None else f"{share:g} of every class, held out"
+    origin = f"{share:g} of every class, held out" if share is not None else f"the data's {val_set.split_name!r}"
     line = f"{len(train_set)} clips to train on, {len(val_set)} to validate ({origin})"
     skipped = {*train_set.skipped, *val_set.skipped}
     left_out = f", {len(skipped)} unreadable left out" if skipped else ""

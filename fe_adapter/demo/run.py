@@ -185,6 +185,7 @@ def train_entry(entry: Entry, weights: Path, data: tuple[VideoFolder, VideoFolde
         num_frames=NUM_FRAMES,
         **entry.options,
     )
+    model.note = "made by fe-adapter demo: it knows drawn faces and nothing else"
     train_set, test_set = data
     if entry.memory_policy is not None:
         apply_memory_policy(model, entry.memory_policy)

@@ -93,6 +93,7 @@ class VideoClassifier(nn.Module):
         self.backbone_args: dict[str, Any] = {}
         self.backbone_weights: str | None = None
         self.clip_seconds: float | None = None  # length of the clips it was trained on, where known
+        self.note: str | None = None  # what whoever predicts with it should know
         self.clip_sampling: dict[str, Any] | None = None  # sampling, stride and val_fraction of its training, likewise
 
         is_adapted = hasattr(self.vit, "fe_adaptation")
@@ -221,6 +222,7 @@ class VideoClassifier(nn.Module):
             "preprocessing": dataclasses.asdict(self.preprocessing),
             "clip_seconds": self.clip_seconds,
             "clip_sampling": self.clip_sampling,
+            "note": self.note,
         }
 
 

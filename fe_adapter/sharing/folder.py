@@ -147,7 +147,7 @@ def load_classifier(
         raise InputError(f"{folder} holds adapters without a classifier; use load_adapter")
     options = content.classifier.model_dump(exclude_unset=True)
     options["preprocessing"] = Preprocessing(**options["preprocessing"])
-    clip_seconds, clip_sampling = options.pop("clip_seconds"), options.pop("clip_sampling", None)
+    remembered = {name: options.pop(name, None) for name in ("clip_seconds", "clip_sampling", "note")}
     if options["tune"] == "adapter":
         options["config"] = content.adapter
     backbone = content.backbone
@@ -168,7 +168,8 @@ def load_classifier(
             if weights != "pretrained" and not Path(weights).exists():
                 raise InputError(f"the backbone's weights were at {weights} and are not any more; pass weights")
         model = VideoClassifier.from_name(backbone.name, weights=weights, backbone_args=backbone.args, **options)
-    model.clip_seconds, model.clip_sampling = clip_seconds, clip_sampling
+    for name, value in remembered.items():
+        setattr(model, name, value)
     if model.tune == "adapter" and not _saves_backbone(model):
         adaptation = get_adaptation(model.vit)
         _check_backbone(adaptation.fingerprint, adaptation.embed_dim, content, folder)

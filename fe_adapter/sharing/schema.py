@@ -64,6 +64,7 @@ class ClassifierPart(Part):
     preprocessing: PreprocessingPart
     clip_seconds: Seconds | None
     clip_sampling: ClipSamplingPart | None = None
+    note: Annotated[str, Field(max_length=1000)] | None = None
 
     @field_validator("class_names")
     @classmethod

@@ -38,6 +38,7 @@ from fe_adapter.train.stop import StopSignal
 # On resume, without another result but for rounding (and gelu2bit's, if it comes or goes)
 MAY_CHANGE = ("num_workers", "save_every", "tracker", "memory_policy", "precision", "batch_size", "accumulate",
               "without_lost_files")  # fmt: skip
+REMEMBERED = ("clip_seconds", "clip_sampling", "note")  # by a model, of its training
 OF_FILES = ("num_clips", "files")  # what is another where files are gone
 
 
@@ -315,7 +316,7 @@ def _clip_sampling(train_set: ClipDataset) -> dict[str, Any] | None:
 
 def _identity(model: VideoClassifier, train_set: ClipDataset) -> dict[str, Any]:
     """What must be the same for a run to go on: the model, the data and what is made of it, as JSON values."""
-    described = {name: value for name, value in model.describe().items() if not name.startswith("clip_")}
+    described = {name: value for name, value in model.describe().items() if name not in REMEMBERED}
     if model.tune == "adapter":
         adaptation = get_adaptation(model.vit)
         described |= {"adapter": dataclasses.asdict(adaptation.config), "backbone": adaptation.fingerprint}

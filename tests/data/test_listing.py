@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from fe_adapter.data.listing import FOREIGN, SPLIT_NAMES, clips_by_split, list_folder
+from fe_adapter.data.recipe import ClipRecipe, summary_of
 from fe_adapter.errors import InputError
+from tests.videos import make_video
 
 
 def make(root, *paths):
@@ -132,3 +134,18 @@ def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr("os.walk", walk)
     with pytest.raises(InputError, match=r"cannot read the folder .*happy: Permission denied"):
         list_folder(tmp_path)
+
+
+def test_the_summary_says_where_the_clips_to_validate_on_come_from(tmp_path):
+    pytest.importorskip("av")
+    for name in ("Train/a/1", "Train/b/2", "Train/a/3", "Train/b/4", "Dev/a/5", "Dev/b/6"):
+        make_video(tmp_path / "split" / f"{name}.mp4", num_frames=2)
+        make_video(tmp_path / "plain" / name[-3] / f"{name[-1]}.mp4", num_frames=2)
+    said = []
+    for root in ("split", "plain"):
+        train_set, val_set = (ClipRecipe(2).open(tmp_path / root, split) for split in ("train", "val"))
+        said.append(summary_of(train_set, val_set))
+    assert said == [
+        "4 clips to train on, 2 to validate (the data's 'Dev'), 2 classes",
+        "4 clips to train on, 2 to validate (0.2 of every class, held out), 2 classes",
+    ]
