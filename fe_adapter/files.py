@@ -191,9 +191,16 @@ def write_figure(figure: Any, path: Path) -> None:
     for text in figure.findobj(Text):
         text.set_parse_math(False)  # two $ are no formula
         text.set_text(printable(text.get_text()))
-    with atomic_write(path) as file, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from")  # of a script that the font does not have
+    with atomic_write(path) as file, any_script():
         figure.savefig(file, format="png", dpi=120)
+
+
+@contextlib.contextmanager
+def any_script() -> Iterator[None]:
+    """Within the context matplotlib does not warn of a script that its font does not have."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")
+        yield
 
 
 def printable(text: str) -> str:

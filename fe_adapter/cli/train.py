@@ -89,6 +89,7 @@ def train(
     from fe_adapter.train.budget import MemoryBudget
     from fe_adapter.train.feature_cache import cache_features as cache
     from fe_adapter.train.state import CHECKPOINT
+    from fe_adapter.train.trackers import check_tracker
 
     checkpoint, is_cached = out / CHECKPOINT, cache_features is not None
     if not resume and checkpoint.exists():
@@ -97,6 +98,7 @@ def train(
         raise InputError("--memory picks the policy; leave --memory-policy out")
     recipe = dataclasses.replace(recipe, precision=_precision(precision, recipe.memory_policy))
     check_device(recipe.memory_policy)
+    check_tracker(recipe.tracker)
     adapter = in_last_blocks(adapter, last_blocks)
     train_videos = clips.open(data, "train", is_training=not is_cached, seed=recipe.seed)
     val_videos = clips.open(data, "val", class_names=train_videos.class_names, seed=recipe.seed)

@@ -7,13 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from einops import rearrange
 from torch import Tensor
 
-from fe_adapter.data.sampling import FrameSampler
-from fe_adapter.data.transforms import EvalTransform
-from fe_adapter.data.video import VideoInfo, probe, read_frames
-from fe_adapter.files import new_figure, write_csv, write_figure, write_json
+from fe_adapter.data.video import VideoInfo, probe
+from fe_adapter.files import write_csv, write_figure, write_json
+from fe_adapter.predict.timeline import draw_timeline
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,12 +23,14 @@ class Prediction:
         class_names: C names.
         windows: ``(start, end)`` in seconds of the parts that were looked at.
         window_probabilities: ``(n, C)``, one row a window.
+        video: what `fe_adapter.data.probe` said of the file, which saves looking again.
     """
 
     path: str
     class_names: tuple[str, ...]
     windows: tuple[tuple[float, float], ...]
     window_probabilities: Tensor
+    video: VideoInfo | None = dataclasses.field(default=None, repr=False, compare=False)
 
     @property
     def probabilities(self) -> Tensor:
@@ -67,18 +67,10 @@ class Prediction:
         return dict(zip(self.class_names, row.tolist(), strict=True))
 
     def _timeline(self) -> Any:
-        """Probability of each class over time, above a strip of frames."""
-        figure, axes = new_figure(8, 4)
-        centres = [(start + end) / 2 for start, end in self.windows]
-        for name, row in zip(self.class_names, self.window_probabilities.t().tolist(), strict=True):
-            axes.plot(centres, row, marker="o", markersize=3, label=name)
-        end = self.windows[-1][1]
-        axes.set(xlim=(0, end), ylim=(-0.02, 1.02), xlabel="time, s", ylabel="probability", title=Path(self.path).name)
-        axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
-        strip = axes.inset_axes((0, -0.45, 1, 0.25))
-        strip.imshow(_film_strip(probe(self.path)), aspect="auto", extent=(0, end, 0, 1))
-        strip.set_axis_off()
-        return figure
+        """Probabilities over time, below a strip of frames."""
+        info = self.video or probe(self.path)
+        rows = self.window_probabilities.double().cpu().numpy()
+        return draw_timeline(Path(self.path).name, self.class_names, self.windows, rows, info)
 
 
 def output_stems(paths: Sequence[str], out: Path) -> list[Path]:
@@ -92,11 +84,3 @@ def output_stems(paths: Sequence[str], out: Path) -> list[Path]:
             stem = name.with_name(f"{name.name}-{count}")
         stems[stem] = None
     return list(stems)
-
-
-def _film_strip(info: VideoInfo, num_frames: int = 12) -> Any:
-    """``(h, num_frames * w, 3)`` uint8 for matplotlib: frames from the whole video, side by side."""
-    frames = EvalTransform((96, round(96 * info.width / info.height)))(
-        read_frames(info, FrameSampler(num_frames)(info))
-    )
-    return rearrange(frames, "t c h w -> h (t w) c").numpy()

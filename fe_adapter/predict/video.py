@@ -51,7 +51,7 @@ def predict_video(
     with torch.no_grad():
         for clips in _batches(inner, info, windows, batch_size):
             rows.append(probabilities(model, clips.to(device)))
-    return Prediction(info.path, inner.class_names, tuple(windows), torch.cat(rows))
+    return Prediction(info.path, inner.class_names, tuple(windows), torch.cat(rows), info)
 
 
 def _batches(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 
 from fe_adapter.checks import check_choice, check_count
 from fe_adapter.errors import InputError
@@ -38,6 +39,8 @@ class TrainConfig:
         seed: of the data order, the augmentation and dropout.
         without_lost_files: when a run is resumed, go on without the videos that are gone.
         tracker: "tensorboard" or "wandb", beside the JSON-lines log, or None.
+        project: of W&B.
+        run_name: what W&B shows the run as; by default (None) the name of its folder.
 
     Raises:
         InputError: a value is out of range.
@@ -61,6 +64,8 @@ class TrainConfig:
     seed: int = 0
     without_lost_files: bool = False
     tracker: str | None = "tensorboard"
+    project: str = "fe-adapter"
+    run_name: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("max_epochs", "batch_size", "accumulate", "save_every"):
@@ -84,3 +89,7 @@ class TrainConfig:
         check_optimizer(self.optimizer)
         check_choice("sampler", self.sampler, SAMPLERS)
         check_choice("tracker", self.tracker, TRACKERS)
+        if not re.fullmatch(r"[^/\\#?%:\x00-\x1f]{1,128}", self.project):
+            raise InputError(f"project={self.project!r} is no name for W&B: 1 to 128 characters, none of / \\ # ? % :")
+        if self.run_name is not None and not re.fullmatch(r"[^\x00-\x1f]{1,128}", self.run_name):
+            raise InputError(f"run_name={self.run_name!r} is no name for W&B: 1 to 128 characters, in one line")

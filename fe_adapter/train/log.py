@@ -12,17 +12,27 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 
 from fe_adapter.files import atomic_write, cannot_write
+from fe_adapter.train.config import TrainConfig
 from fe_adapter.train.state import Progress
+from fe_adapter.train.trackers import start_tracker
 
 
 class TrainingLog:
     """Writes on the main process only. A resumed run drops the lines of steps that it makes again."""
 
     def __init__(
-        self, out: Path, accelerator: Any, position: Progress, max_epochs: int, num_batches: int, progress: bool
+        self,
+        out: Path,
+        accelerator: Any,
+        position: Progress,
+        config: TrainConfig,
+        settings: dict[str, Any],
+        num_batches: int,
+        progress: bool,
     ) -> None:
+        self._out, self._config, self._settings = out, config, settings
         self._path, self._accelerator, self._main = out / "log.jsonl", accelerator, accelerator.is_main_process
-        self._start, self._max_epochs, self._num_batches = position, max_epochs, num_batches
+        self._start, self._max_epochs, self._num_batches = position, config.max_epochs, num_batches
         self._bar = Bar(
             TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
             BarColumn(),
@@ -35,11 +45,11 @@ class TrainingLog:
 
     def __enter__(self) -> TrainingLog:
         position = self._start
+        start_tracker(self._accelerator, self._config, self._out, position.step, self._settings)
         self._file: TextIO | None = None
         if self._main:
             _drop_lines_after(self._path, position.step, position.epoch)
             self._file = self._path.open("a")
-        self._accelerator.init_trackers("tensorboard")
         self._bar.start()
         self._task = self._bar.add_task(
             "",
@@ -82,9 +92,8 @@ class TrainingLog:
     def epoch(self, position: Progress, entry: dict[str, float]) -> None:
         """The end of an epoch; ``entry`` holds its training loss and validation metrics."""
         self._write({"step": position.step, **entry})
-        self._accelerator.log(
-            {f"epoch/{name}": value for name, value in entry.items() if name != "epoch"}, step=position.step
-        )
+        tracked = {f"epoch/{name}": value for name, value in entry.items() if name != "epoch"}
+        self._accelerator.log(tracked, step=max(0, position.step - 1))  # the epoch's last, which a resumed run keeps
         shown = "  ".join(
             f"{name} {value:.3f}" if name == "train_loss" else f"{name.upper()} {value:.1%}"
             for name, value in entry.items()

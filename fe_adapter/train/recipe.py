@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import importlib.util
 import json
 import math
 import statistics
@@ -34,10 +33,11 @@ from fe_adapter.train.log import TrainingLog
 from fe_adapter.train.optimizers import Schedule, classifier_of, parameter_groups
 from fe_adapter.train.state import CHECKPOINT, Progress, load_training_state, save_training_state
 from fe_adapter.train.stop import StopSignal
+from fe_adapter.train.trackers import check_tracker
 
 # On resume, without another result but for rounding (and gelu2bit's, if it comes or goes)
-MAY_CHANGE = ("num_workers", "save_every", "tracker", "memory_policy", "precision", "batch_size", "accumulate",
-              "without_lost_files")  # fmt: skip
+MAY_CHANGE = ("num_workers", "save_every", "tracker", "project", "run_name", "memory_policy", "precision",
+              "batch_size", "accumulate", "without_lost_files")  # fmt: skip
 REMEMBERED = ("clip_seconds", "clip_sampling", "note")  # by a model, of its training
 OF_FILES = ("num_clips", "files")  # what is another where files are gone
 
@@ -142,6 +142,7 @@ class _Run:
         held: contextlib.ExitStack,
     ) -> None:
         check_device(config.memory_policy)
+        check_tracker(config.tracker)
         given, model = model, classifier_of(model)
         if len(train_set) == 0:
             raise InputError("the training set holds no clips")
@@ -179,7 +180,8 @@ class _Run:
             self.position = load_training_state(self.checkpoint, model, self.optimizer, self.accelerator.scaler, asked)
         self.position.count_batches_of(config.batch_size * world, self.num_batches)
         self.position.batch = min(self.position.batch, self.num_batches)  # there are fewer where files are gone
-        self.log = TrainingLog(out, self.accelerator, self.position, config.max_epochs, self.num_batches, progress)
+        described = self.settings | dataclasses.asdict(config)
+        self.log = TrainingLog(out, self.accelerator, self.position, config, described, self.num_batches, progress)
         self.step_ms: list[float] = []
 
     def train_epoch(self) -> None:
@@ -342,8 +344,6 @@ def _accelerator(config: TrainConfig, out: Path) -> Any:
         from accelerate.state import AcceleratorState
     except ImportError:
         raise InputError("training needs accelerate; pip install 'fe-adapter[train]'") from None
-    if config.tracker is not None and importlib.util.find_spec(config.tracker) is None:
-        raise InputError(f"tracker={config.tracker!r} needs {config.tracker}; pip install {config.tracker} or use None")
     AcceleratorState._reset_state()  # or the first run of a process would fix the precision of all later ones
     return Accelerator(
         mixed_precision=config.precision,
