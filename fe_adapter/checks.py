@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 
 from fe_adapter.errors import InputError
@@ -11,6 +12,13 @@ BACKENDS = ("auto", "triton", "eager")
 POSITIONS = ("attn", "mlp")
 Dilation = int | str | tuple[int, int, int]  # frames, "dynamic", or (t, h, w)
 RECOMPUTE = (None, "hidden", "input")
+# beyond what any sane model or run has; without them a slip of the keyboard takes minutes or all memory
+MAX_WIDTH = 2**16
+MAX_TAPS = 2**10
+MAX_FRAMES = 2**16
+MAX_BLOCKS = 2**10
+MAX_CLIPS = 2**20  # of a batch, or batches of a step
+MAX_WORKERS = 2**10
 
 
 def check_choice(name: str, value: object, choices: tuple[str | None, ...]) -> None:
@@ -19,8 +27,8 @@ def check_choice(name: str, value: object, choices: tuple[str | None, ...]) -> N
         raise InputError(f"{name}={value!r} is not one of {', '.join(map(repr, choices))}")
 
 
-def check_count(name: str, value: object, least: int) -> int:
-    """``value`` as an int of at least ``least``; raises `InputError` (too small) or `TypeError` (no integer)."""
+def check_count(name: str, value: object, least: int, most: int | None = None) -> int:
+    """``value`` as an int from ``least`` to ``most``; raises `InputError` (beyond them) or `TypeError` (no integer)."""
     try:
         number = operator.index(value)  # type: ignore[arg-type]
     except TypeError:
@@ -29,6 +37,8 @@ def check_count(name: str, value: object, least: int) -> int:
         raise TypeError(f"{name}={value!r} is not an integer")
     if number < least:
         raise InputError(f"{name}={number} is too small; it must be at least {least}")
+    if most is not None and number > most:
+        raise InputError(f"{name}={number} is too large; it must be at most {most}")
     return number
 
 
@@ -38,7 +48,7 @@ def check_kernel_size(kernel_size: int | tuple[int, int, int]) -> tuple[int, int
     if len(sizes) != 3:
         raise InputError(f"kernel_size={kernel_size!r} has {len(sizes)} sizes; give K or (K, kh, kw)")
     for size in sizes:
-        if check_count("kernel_size", size, 1) % 2 == 0:
+        if check_count("kernel_size", size, 1, MAX_TAPS) % 2 == 0:
             raise InputError(f"kernel_size={kernel_size!r} has the even size {size}; taps are centred, so they are odd")
     return sizes[0], sizes[1], sizes[2]
 
@@ -60,16 +70,17 @@ def check_dilation(dilation: Dilation, max_dilation: float | None, kernel_size: 
     if isinstance(dilation, str):
         if dilation != "dynamic":
             raise InputError(f"dilation={dilation!r} is neither 'dynamic' nor a number of at least 1")
-        if max_dilation is not None and not (isinstance(max_dilation, (int, float)) and max_dilation > 0):
+        is_number = isinstance(max_dilation, (int, float)) and not isinstance(max_dilation, bool)
+        if max_dilation is not None and not (is_number and 0 < max_dilation < math.inf):
             raise InputError(f"max_dilation={max_dilation!r} is no positive number")
         return dilation
     if max_dilation is not None:
         raise InputError(f"max_dilation={max_dilation} bounds a dynamic dilation; dilation={dilation} is fixed")
     if not isinstance(dilation, (tuple, list)):
-        return check_count("dilation", dilation, 1)
+        return check_count("dilation", dilation, 1, MAX_FRAMES)
     if len(dilation) != 3:
         raise InputError(f"dilation={tuple(dilation)} has {len(dilation)} entries; give frames, or (t, h, w)")
-    t, h, w = (check_count("dilation", distance, 1) for distance in dilation)
+    t, h, w = (check_count("dilation", distance, 1, MAX_FRAMES) for distance in dilation)
     if tuple(kernel_size[1:]) == (1, 1) and (h, w) != (1, 1):
         raise InputError(
             f"dilation={(t, h, w)} spreads taps over the patch grid, where kernel_size={tuple(kernel_size)} has none; "

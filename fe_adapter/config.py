@@ -9,6 +9,7 @@ from typing import Any
 from fe_adapter.checks import (
     ACTIVATIONS,
     BACKENDS,
+    MAX_WIDTH,
     POSITIONS,
     RECOMPUTE,
     Dilation,
@@ -54,7 +55,7 @@ class FEAdapterConfig:
 
     def __post_init__(self) -> None:
         if self.bottleneck is not None:
-            check_count("bottleneck", self.bottleneck, 1)
+            check_count("bottleneck", self.bottleneck, 1, MAX_WIDTH)
         check_kernel_size(self.kernel_size)
         object.__setattr__(self, "dilation", self._checked_dilation())
         check_choice("activation", self.activation, ACTIVATIONS)

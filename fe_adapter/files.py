@@ -123,11 +123,15 @@ def read_as(kind: type[T], path: Path, is_wrong: str = "is damaged") -> T:
     Raises:
         InputError: the file is missing or no JSON, or else it ``is_wrong``; the first field that is amiss is named.
     """
+    return check_as(kind, read_json(path), path, is_wrong)
+
+
+def check_as(kind: type[T], content: Any, path: Path, is_wrong: str) -> T:
+    """As `read_as`, of the JSON values that ``path`` held."""
     from pydantic import TypeAdapter, ValidationError  # not before it is needed: the kernels' checks go without
 
-    content = json.dumps(read_json(path))
     try:
-        return TypeAdapter(kind).validate_json(content, strict=True)
+        return TypeAdapter(kind).validate_json(json.dumps(content), strict=True)
     except ValidationError as error:
         reason = textwrap.shorten(_first_reason(error.errors(include_url=False)[0]), 300, placeholder=" …")
         raise InputError(f"{path} {is_wrong}: {reason}") from None

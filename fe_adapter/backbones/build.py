@@ -9,8 +9,25 @@ from torch import nn
 
 from fe_adapter.backbones.describe import LIBRARIES
 from fe_adapter.backbones.weights import first_line
+from fe_adapter.checks import MAX_BLOCKS, MAX_WIDTH
 from fe_adapter.errors import InputError
 from fe_adapter.libraries import quiet
+
+MAX_SIDE = 2**14  # of an image, in pixels
+LARGEST = {  # of the arguments that libraries build a backbone of, by the ending of their names
+    **dict.fromkeys(("img_size", "image_size", "patch_size"), MAX_SIDE),
+    **dict.fromkeys(("dim", "hidden_size", "intermediate_size"), MAX_WIDTH),
+    **dict.fromkeys(("depth", "layers", "heads"), MAX_BLOCKS),
+}
+
+
+def check_args(args: dict[str, Any]) -> None:
+    """Raise `InputError` for sizes that no backbone has; what else is given is its library's to check."""
+    for name, value in args.items():
+        largest = next((bound for ending, bound in LARGEST.items() if name.endswith(ending)), None)
+        numbers = [n for n in (value if isinstance(value, (list, tuple)) else [value]) if type(n) in (int, float)]
+        if largest is not None and not all(1 <= n <= largest for n in numbers):  # dynamic_img_size is a bool
+            raise InputError(f"{name}={value!r} is not from 1 to {largest}")
 
 
 def build_backbone(name: str, weights: str | Path | None, args: dict[str, Any]) -> nn.Module:
@@ -28,6 +45,10 @@ def build_backbone(name: str, weights: str | Path | None, args: dict[str, Any]) 
     library = next((library for library in LIBRARIES if prefix == library.NAME), None)
     if library is None or not model:
         raise InputError(f"backbone {name!r} is none of timm:NAME, hf:NAME, openclip:NAME/TAG, torchvision:NAME")
+    try:
+        check_args(args)
+    except InputError as error:
+        raise InputError(f"cannot build {name}: {error}") from None
     path = None
     if weights is None or str(weights) == "none":
         weights = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import reprlib
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from fe_adapter.checks import check_count
+from fe_adapter.checks import MAX_BLOCKS, check_count
 from fe_adapter.cli.fields import Fields
 from fe_adapter.config import FEAdapterConfig
 from fe_adapter.errors import InputError
@@ -58,13 +59,19 @@ def use_config_file(context: typer.Context, file: Path | None) -> Path | None:
         values = tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"cannot read {file}: {error.strerror or error}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{file} is no TOML file: {error}") from None
     known = {parameter.name for parameter in context.command.params} - {"config", "data", "resume"}
     unknown = sorted(set(values) - known)
     if unknown:
         raise InputError(f"{file} sets {unknown[0]!r}, which is no option; options are {', '.join(sorted(known))}")
     context.default_map = {name: _as_option(value) for name, value in values.items()}
+    for parameter in context.command.params:
+        if parameter.name in context.default_map:
+            try:
+                parameter.type_cast_value(context, context.default_map[parameter.name])
+            except typer.BadParameter as error:
+                raise InputError(f"{file}: {parameter.name}: {error.message}") from None
     return file
 
 
@@ -81,7 +88,9 @@ def in_last_blocks(adapter: FEAdapterConfig, last_blocks: int | None) -> FEAdapt
     """``adapter`` in as many blocks; None is all."""
     if last_blocks is None:
         return adapter
-    return dataclasses.replace(adapter, blocks=tuple(range(-check_count("--last-blocks", last_blocks, 1), 0)))
+    return dataclasses.replace(
+        adapter, blocks=tuple(range(-check_count("--last-blocks", last_blocks, 1, MAX_BLOCKS), 0))
+    )
 
 
 def find_device(name: str) -> torch.device:
@@ -100,8 +109,8 @@ def read_json_object(option: str, text: str) -> dict[str, Any]:
     """The JSON object that ``option`` was given."""
     try:
         value = json.loads(text)
-    except ValueError as error:
-        raise InputError(f"{option} {text!r} is no JSON: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{option} {reprlib.repr(text)} is no JSON: {error}") from None
     if not isinstance(value, dict):
         raise InputError(f'{option} {text!r} is no JSON object such as {{"img_size": 96}}')
     return value

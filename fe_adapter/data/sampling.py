@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 
-from fe_adapter.checks import check_choice, check_count
+from fe_adapter.checks import MAX_FRAMES, check_choice, check_count
 from fe_adapter.data.video import VideoInfo
 from fe_adapter.errors import InputError
 
@@ -45,8 +45,8 @@ class FrameSampler:
     stride: int = 4
 
     def __post_init__(self) -> None:
-        check_count("num_frames", self.num_frames, 1)
-        check_count("stride", self.stride, 1)
+        check_count("num_frames", self.num_frames, 1, MAX_FRAMES)
+        check_count("stride", self.stride, 1, MAX_FRAMES)
         check_choice("sampling", self.sampling, SAMPLINGS)
 
     def __call__(

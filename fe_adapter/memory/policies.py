@@ -21,6 +21,7 @@ those of the numbers a run computes with, but for ``gelu2bit`` (and half an ulp 
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -71,14 +72,7 @@ def apply_memory_policy(
     Example:
         >>> apply_memory_policy(classifier, "bf16+gelu2bit+full:0-7")
     """
-    vit, all_blocks = _find_blocks(model)
-    chosen = None if blocks is None else tuple(check_count("blocks", i, 0) for i in blocks)
-    wanted = [(name, where, _indices(name, where, chosen, len(all_blocks))) for name, where in parse_policy(policy)]
-    _refuse_conflicts([(name, indices) for name, _, indices in wanted])
-    for name, where, indices in wanted:  # all of it before anything is changed
-        _refuse(vit, name, where is not None or chosen is not None, [all_blocks[i] for i in indices])
-    for name, _, indices in wanted:
-        here = [all_blocks[i] for i in indices]
+    for name, vit, here in check_memory_policy(model, policy, blocks):  # all of it before anything is changed
         if name == "none":
             _take_off(vit, here)
         elif _base(name) in CHECKPOINTS:
@@ -96,6 +90,23 @@ def apply_memory_policy(
         else:
             frozen_weights.convert(vit, name)
     return model
+
+
+def check_memory_policy(
+    model: nn.Module, policy: str | Sequence[str], blocks: Iterable[int] | None = None
+) -> list[tuple[str, nn.Module, list[nn.Module]]]:
+    """What `apply_memory_policy` would do, nothing of which is done: each name with the transformer and its blocks.
+
+    Raises:
+        InputError: as `apply_memory_policy`.
+    """
+    vit, all_blocks = _find_blocks(model)
+    chosen = None if blocks is None else tuple(check_count("blocks", i, 0) for i in blocks)
+    wanted = [(name, where, _indices(name, where, chosen, len(all_blocks))) for name, where in parse_policy(policy)]
+    _refuse_conflicts([(name, indices) for name, _, indices in wanted])
+    for name, where, indices in wanted:
+        _refuse(vit, name, where is not None or chosen is not None, [all_blocks[i] for i in indices])
+    return [(name, vit, [all_blocks[i] for i in indices]) for name, _, indices in wanted]
 
 
 def replace_memory_policy(model: nn.Module, policy: str) -> nn.Module:
@@ -165,9 +176,11 @@ def _indices(name: str, where: str | None, chosen: tuple[int, ...] | None, num_b
     indices: list[int] = list(range(num_blocks)) if chosen is None else list(chosen)
     if where is not None:
         try:
-            indices = [i for part in where.split(",") for i in _range(part)]
+            indices = [i for part in where.split(",") for i in _range(part, num_blocks)]
         except ValueError:
-            raise InputError(f"memory policy {name}:{where}: blocks are written 0-7 or 0,2,4") from None
+            raise InputError(
+                f"memory policy {name}:{textwrap.shorten(where, 80)}: blocks are written 0-7 or 0,2,4"
+            ) from None
     if not indices:
         raise InputError(f"memory policy {name!r} is given no blocks: write the first one first, as in {name}:0-7")
     for i in indices:
@@ -176,9 +189,10 @@ def _indices(name: str, where: str | None, chosen: tuple[int, ...] | None, num_b
     return indices
 
 
-def _range(part: str) -> Iterator[int]:
+def _range(part: str, num_blocks: int) -> Iterator[int]:
     first, dash, last = part.partition("-")
-    yield from range(int(first), int(last if dash else first) + 1)
+    start, end = int(first), int(last if dash else first)
+    yield from range(start, min(end, max(start, num_blocks)) + 1)  # one beyond the last block is enough to refuse
 
 
 def _refuse(vit: nn.Module, name: str, has_blocks: bool, here: list[nn.Module]) -> None:

@@ -91,6 +91,11 @@ def adapt(
     patch_size = None
     if blocks_path is None:
         found = describe_backbone(vit)
+        is_fixed = not getattr(vit, "dynamic_img_size", False)  # or the grid is that of the images it will be given
+        given_sizes = {"embed_dim": embed_dim, "num_prefix_tokens": num_prefix_tokens}
+        for name, value in (given_sizes | ({"grid_size": grid_size} if is_fixed else {})).items():
+            if value not in (None, getattr(found, name)):
+                raise InputError(f"{name}={value!r}, but the model has {getattr(found, name)}; leave {name} out")
         blocks_path, patch_size = found.blocks_path, found.patch_size
         embed_dim = found.embed_dim if embed_dim is None else embed_dim
         num_prefix_tokens = found.num_prefix_tokens if num_prefix_tokens is None else num_prefix_tokens

@@ -120,7 +120,7 @@ def _load_adapter(
     if adaptation.config != config:
         raise InputError(f"{folder} has other adapters than the model: {config}, not {adaptation.config}")
     if strict:
-        _check_backbone(adaptation.fingerprint, adaptation.embed_dim, content, folder)
+        _check_backbone(vit, content, folder)
     _let_train(vit, content.also_trained, folder)
     own = {name: t for name, t in tensors.items() if not name.startswith("head.")}
     backbone = {f"vit.{plain_name(name)}" for name in vit.state_dict()} - set(_saved(vit))
@@ -170,9 +170,8 @@ def load_classifier(
         model = VideoClassifier.from_name(backbone.name, weights=weights, backbone_args=backbone.args, **options)
     for name, value in remembered.items():
         setattr(model, name, value)
-    if model.tune == "adapter" and not _saves_backbone(model):
-        adaptation = get_adaptation(model.vit)
-        _check_backbone(adaptation.fingerprint, adaptation.embed_dim, content, folder)
+    if model.tune == "adapter":
+        _check_backbone(model.vit, content, folder, _saves_backbone(model))
     for kind in content.frozen_weights:
         frozen_weights.check(model.vit, kind)
         frozen_weights.convert(model.vit, kind)
@@ -263,12 +262,18 @@ def _read_config(folder: Path) -> AdapterFolder:
     return read_as(AdapterFolder, file)
 
 
-def _check_backbone(fingerprint: str | None, embed_dim: int, content: AdapterFolder, folder: Path) -> None:
-    if content.embed_dim != embed_dim:
+def _check_backbone(vit: nn.Module, content: AdapterFolder, folder: Path, saves_backbone: bool = False) -> None:
+    adaptation = get_adaptation(vit)
+    if content.embed_dim != adaptation.embed_dim:
         raise InputError(
-            f"{folder} was trained on another backbone: width {content.embed_dim}, this one has {embed_dim}"
+            f"{folder} was trained on another backbone: width {content.embed_dim}, this one has {adaptation.embed_dim}"
         )
-    expected = content.backbone_fingerprint
+    if content.num_prefix_tokens not in (None, adaptation.num_prefix_tokens):
+        raise InputError(
+            f"{folder} was trained on another backbone: {content.num_prefix_tokens} class and register tokens, "
+            f"this one has {adaptation.num_prefix_tokens}"
+        )
+    expected, fingerprint = None if saves_backbone else content.backbone_fingerprint, adaptation.fingerprint
     if expected is not None and fingerprint is not None and expected != fingerprint:
         raise InputError(
             f"{folder} was trained on another backbone, or on other weights of it (fingerprint {expected[:8]}…, "

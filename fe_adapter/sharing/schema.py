@@ -9,19 +9,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, field_validator, model_validator
 
+from fe_adapter.backbones.build import MAX_SIDE, check_args
+from fe_adapter.checks import MAX_FRAMES, MAX_WIDTH
 from fe_adapter.config import FEAdapterConfig
 
-MAX_WIDTH = 2**16
-MAX_TAPS = 2**10
-MAX_SIDE = 2**14  # of an image, in pixels
-LARGEST = {  # of the arguments that libraries build a backbone of, by the ending of their names
-    **dict.fromkeys(("img_size", "image_size", "patch_size"), MAX_SIDE),
-    **dict.fromkeys(("dim", "hidden_size", "intermediate_size"), MAX_WIDTH),
-    **dict.fromkeys(("depth", "layers", "heads"), 2**10),
-}
-
 Name = Annotated[str, Field(min_length=1)]
-Frames = Annotated[int, Field(ge=1, le=2**16)]
+Frames = Annotated[int, Field(ge=1, le=MAX_FRAMES)]
 Width = Annotated[int, Field(ge=1, le=MAX_WIDTH)]
 Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
 Seconds = Annotated[float, Field(gt=0, le=1e6)]
@@ -86,26 +79,18 @@ class BackbonePart(Part):
     @field_validator("args")
     @classmethod
     def _are_sane(cls, args: dict[str, Any]) -> dict[str, Any]:
-        for name, value in args.items():
-            largest = next((bound for ending, bound in LARGEST.items() if name.endswith(ending)), None)
-            numbers = [n for n in (value if isinstance(value, list) else [value]) if type(n) in (int, float)]
-            if largest is not None and not all(1 <= n <= largest for n in numbers):  # dynamic_img_size is a bool
-                raise ValueError(f"{name} is {value!r}")
+        check_args(args)
         return args
 
 
 def _adapter(values: Any) -> FEAdapterConfig:
-    """An `FEAdapterConfig`, which validates itself, of a size that can be built."""
+    """An `FEAdapterConfig`, which validates itself."""
     if not isinstance(values, dict):
         raise ValueError(f"it is {values!r}")
     try:
-        config = FEAdapterConfig(**values)
+        return FEAdapterConfig(**values)
     except TypeError as error:
         raise ValueError(str(error)) from None
-    taps = config.kernel_size if isinstance(config.kernel_size, tuple) else (config.kernel_size,)
-    if (config.bottleneck or 1) > MAX_WIDTH or max(taps) > MAX_TAPS:
-        raise ValueError(f"bottleneck={config.bottleneck} or kernel_size={config.kernel_size} is too large")
-    return config
 
 
 class AdapterFolder(Part):

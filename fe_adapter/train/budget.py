@@ -11,6 +11,7 @@ import torch
 from fe_adapter.data.protocol import ClipDataset
 from fe_adapter.errors import InputError, OutOfMemoryError
 from fe_adapter.memory.plan import MemoryPlan, PlanRow, parse_bytes, plan_memory
+from fe_adapter.memory.policies import check_memory_policy
 from fe_adapter.models.classifier import VideoClassifier
 from fe_adapter.train.config import TrainConfig
 from fe_adapter.train.recipe import TrainResult, fit
@@ -33,6 +34,8 @@ class MemoryBudget:
         self.model, self.recipe, self.fallback, self.say = model, recipe, fallback, say
         self.plan: MemoryPlan | None = None
         self.row: PlanRow | None = None
+        if recipe.memory_policy is not None:
+            check_memory_policy(model, recipe.memory_policy)  # before anything is written
         if budget is None and not fallback:
             return
         self.plan = plan_memory(

@@ -6,7 +6,7 @@ import dataclasses
 import math
 import re
 
-from fe_adapter.checks import check_choice, check_count
+from fe_adapter.checks import MAX_CLIPS, MAX_WORKERS, check_choice, check_count
 from fe_adapter.errors import InputError
 from fe_adapter.memory.estimate import PRECISIONS
 from fe_adapter.memory.optimizers import check_optimizer
@@ -68,10 +68,12 @@ class TrainConfig:
     run_name: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("max_epochs", "batch_size", "accumulate", "save_every"):
+        for name in ("max_epochs", "save_every"):
             check_count(name, getattr(self, name), 1)
-        for name in ("num_workers", "seed"):
-            check_count(name, getattr(self, name), 0)
+        for name in ("batch_size", "accumulate"):
+            check_count(name, getattr(self, name), 1, MAX_CLIPS)
+        check_count("num_workers", self.num_workers, 0, MAX_WORKERS)
+        check_count("seed", self.seed, 0)
         if self.seed >= 2**32:
             raise InputError(f"seed={self.seed} is too large; it must be below 2^32")
         for name in ("lr", "base_lr", "clip_grad_norm"):

@@ -4,17 +4,32 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 from pathlib import Path
 from typing import Any, TextIO
 
+from pydantic import BaseModel, ConfigDict, ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from fe_adapter.errors import InputError
 from fe_adapter.files import atomic_write, cannot_write
 from fe_adapter.train.config import TrainConfig
 from fe_adapter.train.state import Progress
 from fe_adapter.train.trackers import start_tracker
+
+_log = logging.getLogger("fe_adapter")
+
+
+class Record(BaseModel):
+    """What is read again of a line in ``log.jsonl``; the end of an epoch has a training loss."""
+
+    model_config = ConfigDict(strict=True)
+
+    step: int
+    epoch: int
+    train_loss: float | None = None
 
 
 class TrainingLog:
@@ -111,17 +126,26 @@ class TrainingLog:
 
 
 def _drop_lines_after(path: Path, step: int, epoch: int) -> None:
-    """Keep the lines of the steps before ``step`` and of the epochs before ``epoch``; a torn last line goes too."""
-    if not path.exists():
+    """Keep the lines of the steps before ``step`` and of the epochs before ``epoch``; a torn last line goes too.
+
+    So does any other line that is no record, as a machine that lost its power leaves: it is no reason to lose the run.
+    """
+    try:
+        lines = path.read_bytes().splitlines()
+    except FileNotFoundError:
         return
-    kept = []
-    for line in path.read_text().splitlines():
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from None
+    kept, damaged = [], 0
+    for i, line in enumerate(lines):
         try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
+            record = Record.model_validate_json(line)
+        except ValidationError:
+            damaged += i < len(lines) - 1
             continue
-        is_epoch_end = "train_loss" in record
-        if record["epoch"] < epoch if is_epoch_end else record["step"] < step:
-            kept.append(line + "\n")
+        if record.epoch < epoch if record.train_loss is not None else record.step < step:
+            kept.append(line + b"\n")
+    if damaged:
+        _log.warning("%s: %d damaged lines are left out", path, damaged)
     with atomic_write(path) as file:
-        file.write("".join(kept).encode())
+        file.write(b"".join(kept))

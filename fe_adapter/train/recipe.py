@@ -178,6 +178,8 @@ class _Run:
             left_open = OF_FILES if config.without_lost_files else ()
             asked = {key: value for key, value in self.settings.items() if key not in left_open}
             self.position = load_training_state(self.checkpoint, model, self.optimizer, self.accelerator.scaler, asked)
+            if val_set is not None and any("uar" not in entry for entry in self.position.history):
+                raise InputError(f"{self.checkpoint} is of a run without a validation set; resume it without one")
         self.position.count_batches_of(config.batch_size * world, self.num_batches)
         self.position.batch = min(self.position.batch, self.num_batches)  # there are fewer where files are gone
         described = self.settings | dataclasses.asdict(config)

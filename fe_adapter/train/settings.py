@@ -12,7 +12,7 @@ from typing import Any
 from fe_adapter.data.recipe import ClipRecipe
 from fe_adapter.files import only_one, read_as, write_json
 from fe_adapter.models.classifier import VideoClassifier
-from fe_adapter.train.state import CHECKPOINT
+from fe_adapter.train.state import CHECKPOINT, read_metadata
 
 _log = logging.getLogger("fe_adapter")
 
@@ -28,9 +28,11 @@ def settings_written(run_folder: Path, options: dict[str, Any]) -> Iterator[None
     Raises:
         InputError: another run is in the folder, or it cannot be written to.
     """
-    is_first = os.environ.get("RANK", "0") == "0"
+    is_first, checkpoint = os.environ.get("RANK", "0") == "0", run_folder / CHECKPOINT
+    if checkpoint.exists():
+        read_metadata(checkpoint)  # a damaged one is refused before anything else happens
     with only_one(run_folder) if is_first else contextlib.nullcontext():
-        if is_first and not (run_folder / CHECKPOINT).exists():  # or they are those of the run that is resumed
+        if is_first and not checkpoint.exists():  # or they are those of the run that is resumed
             plain = {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
             write_json(run_folder / SETTINGS_FILE, plain)
         yield

@@ -10,9 +10,10 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import nn
@@ -20,11 +21,13 @@ from torch import nn
 from fe_adapter.backbones.backbone import plain_name
 from fe_adapter.distributed import full_tensor, is_first_process, like
 from fe_adapter.errors import InputError
-from fe_adapter.files import atomic_write
+from fe_adapter.files import atomic_write, check_as, read_tensors
 
 CHECKPOINT = "checkpoint.safetensors"  # in the folder of a run
 FORMAT = 1
 OF_OWN_SHAPE = ("step", "qmap1", "qmap2", "absmax1", "absmax2")  # of an optimizer's state, not of the parameter's shape
+Count = Annotated[int, Field(ge=0, lt=2**53)]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 @dataclasses.dataclass
@@ -55,6 +58,49 @@ class Progress:
         """The epoch is done; ``entry`` is its line in the history."""
         self.history.append(entry)
         self.epoch, self.batch, self.loss_sum = self.epoch + 1, 0, 0.0
+
+
+class Part(BaseModel):
+    """A part of the metadata: fields of just the types that are written, finite numbers, nothing else."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+
+class EpochPart(Part):
+    """A line of the history; the metrics are those on the validation set, where there is one."""
+
+    epoch: Count
+    train_loss: float
+    uar: Share = 0.0
+    war: Share = 0.0
+
+
+class PositionPart(Part):
+    """A `Progress`."""
+
+    epoch: Count
+    batch: Count
+    step: Count
+    loss_sum: float
+    clips_per_batch: Count
+    history: list[EpochPart]
+
+    @model_validator(mode="after")
+    def _has_its_history(self) -> PositionPart:
+        if [entry.epoch for entry in self.history] != list(range(min(self.epoch, len(self.history) + 1))):
+            raise ValueError(f"the history is not that of {self.epoch} epochs")
+        if len({frozenset(entry.model_fields_set) for entry in self.history}) > 1:
+            raise ValueError("the history has metrics of some epochs only")
+        return self
+
+
+class Metadata(Part):
+    """What a checkpoint says beside its tensors."""
+
+    format: Literal[1]
+    position: PositionPart
+    settings: dict[str, Any]
+    scaler: dict[str, float] | None
 
 
 def save_training_state(
@@ -93,20 +139,10 @@ def load_training_state(
     Raises:
         InputError: the file is damaged, newer than this release, or of a run with other settings or another model.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = json.loads((file.metadata() or {})["fe_adapter"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
-        position = Progress(**metadata["position"])
-        is_newer = metadata["format"] > FORMAT
-        states = {name: t for name, t in tensors.items() if name.startswith("optimizer.")}
-        if not isinstance(metadata["settings"], dict):
-            raise TypeError("settings")
-    except (SafetensorError, KeyError, TypeError, OSError, json.JSONDecodeError) as error:
-        raise InputError(f"{path} is not a whole training checkpoint ({error}); remove it to start again") from None
-    if is_newer:
-        raise InputError(f"{path} was written by a newer fe-adapter; update this one")
-    for key, (old, new) in _differences(metadata["settings"], settings).items():
+    metadata, tensors = read_metadata(path), read_tensors(path)
+    position = Progress(**metadata.position.model_dump(exclude_unset=True))
+    states = {name: t for name, t in tensors.items() if name.startswith("optimizer.")}
+    for key, (old, new) in _differences(metadata.settings, settings).items():
         raise InputError(
             f"{path} is of a run with {key}={old}, not {new}; resume with the same settings or choose another folder"
             + (" (--without-lost-files goes on without videos that are gone)" if key in ("num_clips", "files") else "")
@@ -130,9 +166,30 @@ def load_training_state(
             optimizer.state[p][key] = tensor if tensor.is_floating_point() else tensor.item()
         else:
             optimizer.state[p][key] = tensor.to(p.device) if key in OF_OWN_SHAPE else like(tensor, p)
-    if scaler is not None and metadata["scaler"]:
-        scaler.load_state_dict(metadata["scaler"])
+    if scaler is not None and metadata.scaler:
+        scaler.load_state_dict(metadata.scaler)
     return position
+
+
+def read_metadata(path: Path) -> Metadata:
+    """What the checkpoint says beside its tensors, which are not read.
+
+    Raises:
+        InputError: the file is damaged, or newer than this release.
+    """
+    is_wrong = "is not a whole training checkpoint"
+    try:
+        with safe_open(path, framework="pt") as file:
+            content = json.loads((file.metadata() or {})["fe_adapter"])
+    except (SafetensorError, KeyError, OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} {is_wrong} ({error}); remove it to start again") from None
+    version = content.get("format") if isinstance(content, dict) else None
+    if type(version) is int and version > FORMAT:
+        raise InputError(f"{path} was written by a newer fe-adapter; update this one")
+    try:
+        return check_as(Metadata, content, path, is_wrong)
+    except InputError as error:
+        raise InputError(f"{error}; remove it to start again") from None
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
