@@ -48,6 +48,10 @@ __all__ = [
 _AT_FIRST_USE = {"TrainConfig": "train", "fit": "train", "predict_video": "predict"}  # they need more than torch
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
 def __getattr__(name: str) -> Any:
     import importlib
 

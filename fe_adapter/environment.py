@@ -14,7 +14,7 @@ from fe_adapter.kernels.support import unsupported_reasons
 
 LIBRARIES = (
     "triton", "numpy", "einops", "safetensors", "timm", "transformers", "open_clip_torch", "torchvision", "av",
-    "accelerate", "xformers",
+    "accelerate", "xformers", "pydantic", "typer", "rich", "tensorboard", "bitsandbytes",
 )  # fmt: skip
 
 

@@ -54,8 +54,9 @@ def forward_with_mlp_adapter(block: nn.Module) -> Callable[..., Tensor]:
     module, name = type(block).__module__, type(block).__name__
     if "Parallel" in name:
         raise InputError(f"{name} runs attention and MLP side by side: positions='mlp' does not exist, use 'attn'")
-    for library in LIBRARIES:
-        for (where, kind), forward in library.FORWARDS.items():
-            if name == kind and module.startswith(where):
+    known = [item for library in LIBRARIES for item in library.FORWARDS.items()]
+    for cls in type(block).__mro__:  # FSDP2, say, makes a subclass of a block's own
+        for (where, kind), forward in known:
+            if cls.__name__ == kind and cls.__module__.startswith(where):
                 return forward
     raise InputError(f"no point before the MLP is known for {name} of {module}; use positions='attn'")

@@ -45,7 +45,9 @@ def check_frames(backbone: Backbone) -> None:
         shapes.append(tuple((args or tuple(kwargs.values()))[0].shape))
 
     path = backbone.blocks_path.split(".")
-    block = next(b for i in range(len(path)) for b in _blocks(backbone.vit, ".".join(path[i:]))[:1])
+    block = next((b for i in range(len(path)) for b in _blocks(backbone.vit, ".".join(path[i:]))[:1]), None)
+    if block is None:
+        raise InputError(f"{kind} has no blocks")
     handle = block.register_forward_pre_hook(see, prepend=True, with_kwargs=True)
     try:
         with torch.no_grad(), torch.compiler.set_stance("force_eager"):

@@ -104,10 +104,12 @@ def read_kernel_size(text: str) -> int | tuple[int, ...]:
     return sizes
 
 
-def read_dilation(text: str) -> int | tuple[int, ...] | str:
-    """``2``, ``1,1,2``, or a word, such as ``dynamic``."""
-    dilation = _integers(text)
-    return text if dilation is None else dilation  # `FEAdapterConfig` knows the words
+def read_dilation(text: str) -> Any:
+    """``2``; ``1,1,2``; ``1,1,1;2,1,1``, three integers for each block; or a word, such as ``dynamic``."""
+    dilations = [_integers(part) for part in text.split(";")]
+    if None in dilations:
+        return text  # `FEAdapterConfig` knows the words
+    return dilations[0] if len(dilations) == 1 else tuple(dilations)
 
 
 def _integers(text: str) -> int | tuple[int, ...] | None:
@@ -126,7 +128,7 @@ class Written(typing.NamedTuple):
 
 WRITTEN = {
     "kernel_size": Written(read_kernel_size, "K|K,KH,KW"),
-    "dilation": Written(read_dilation, "dynamic|N|N,N,…"),
+    "dilation": Written(read_dilation, "dynamic|N|N,N,…|T,H,W;…"),
     "positions": Written(lambda text: tuple(text.split(",")), "attn|mlp|attn,mlp"),
     "tracker": Written(lambda text: None if text == "none" else text, "tensorboard|wandb|none"),
 }

@@ -64,7 +64,7 @@ def train(
     last_blocks: LastBlocks = None,
     tune: Annotated[str, typer.Option(help="adapter, head or full.", rich_help_panel="Adapter")] = "adapter",
     temporal_pool: Annotated[str, typer.Option(help="mean or concat.", rich_help_panel="Adapter")] = "mean",
-    head_dropout: Annotated[float, typer.Option(help="Before the head.", rich_help_panel="Adapter")] = 0.5,
+    head_dropout: Annotated[float, typer.Option(help="Dropout before the head.", rich_help_panel="Adapter")] = 0.5,
     recipe: Recipe,
     precision: Annotated[
         str, typer.Option(help="no, bf16, fp16, or auto: bf16 where a GPU has it.", rich_help_panel="Training")
@@ -129,8 +129,7 @@ def train(
         train_set = cache(model, train_videos, cache_features / "train", **options)
         val_set = cache(model, val_videos, cache_features / "val", **options)
     with settings_written(out, context.params | {"kernel_size": adapter.kernel_size}):
-        words.print(summary_of(train_videos, val_videos))
-        words.print(trainable_summary(model))
+        words.print(summary_of(train_videos, val_videos), trainable_summary(model), sep="\n")
         try:
             result = within.fit(train_set, val_set, out=out, resume=resume)
         except (KeyboardInterrupt, Terminated):

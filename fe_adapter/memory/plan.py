@@ -281,7 +281,10 @@ def _late_half(model: VideoClassifier) -> VideoClassifier | None:
         return None
     late = copy.deepcopy(model)
     adaptation = get_adaptation(late.vit)
-    config = dataclasses.replace(adaptation.config, blocks=tuple(adapted[len(adapted) // 2 :]), recompute="input")
+    half = len(adapted) // 2
+    dilations = adaptation.config.dilations(len(adapted))[half:]
+    dilation: Any = dilations[0] if len(set(dilations)) == 1 else tuple(dilations)
+    config = dataclasses.replace(adaptation.config, blocks=tuple(adapted[half:]), recompute="input", dilation=dilation)
     adapt(unadapt(late.vit), config, num_frames=late.num_frames)
     return late
 

@@ -24,7 +24,7 @@ from fe_adapter.checks import Dilation, check_count, check_kernel_size
 from fe_adapter.config import FEAdapterConfig
 from fe_adapter.errors import InputError
 from fe_adapter.layers import FEAdapter, FusedFEAdapter
-from fe_adapter.models.blocks import CHILDREN, get_state, heed_checkpointing, put_adapters, set_around, take_adapters
+from fe_adapter.models.blocks import get_state, heed_checkpointing, put_adapters, set_around, take_adapters
 from fe_adapter.models.forwards import restore_forwards
 
 _log = logging.getLogger("fe_adapter")
@@ -104,6 +104,8 @@ def adapt(
         raise InputError("with blocks_path, give embed_dim and num_prefix_tokens as well")
     blocks = get_blocks(vit, blocks_path)
     chosen = [blocks[i] for i in _indices(config.blocks, len(blocks))]
+    if len({id(block) for block in chosen}) < len(chosen):
+        raise InputError("one block is in the model several times; it cannot hold several adapters")
     forwards = [_forward_before_mlp(block) if "mlp" in config.positions else None for block in chosen]
     _warn_if_input_is_not_shared(config, vit)
 
@@ -181,16 +183,15 @@ def unadapt(vit: nn.Module) -> nn.Module:
 
 @contextlib.contextmanager
 def disable_adapters(model: nn.Module) -> Iterator[None]:
-    """Within the block ``model`` computes as if it had no adapters; they stay where they are."""
+    """Within the block ``model`` computes as if it had no adapters, in every thread; they stay where they are."""
     states = [state for module in model.modules() if (state := get_state(module)) is not None]
-    active = [state.active for state in states]
     for state in states:
-        state.active = None
+        state.disabled += 1
     try:
         yield
     finally:
-        for state, name in zip(states, active, strict=True):
-            state.active = name
+        for state in states:
+            state.disabled -= 1
 
 
 def set_num_frames(model: nn.Module, num_frames: int) -> None:
@@ -198,6 +199,9 @@ def set_num_frames(model: nn.Module, num_frames: int) -> None:
     num_frames = check_count("num_frames", num_frames, 1)
     for adapter in get_adapters(model):
         adapter.num_frames = num_frames
+    for module in model.modules():
+        if "fe_adaptation" in module.__dict__:  # which is what is saved
+            module.fe_adaptation = dataclasses.replace(get_adaptation(module), num_frames=num_frames)  # type: ignore[assignment]
 
 
 def get_adapters(model: nn.Module) -> list[FEAdapter]:
@@ -249,7 +253,7 @@ def fingerprint(vit: nn.Module) -> str | None:
     digest = hashlib.blake2b(digest_size=16)
     parameters = {plain_name(name): p for name, p in unwrapped(vit).named_parameters()}
     for name, p in sorted(parameters.items()):
-        if any(child in name.split(".") for child in CHILDREN.values()):
+        if any(part.startswith("fe_adapter") for part in name.split(".")):
             continue
         if p.is_meta or type(p) not in (nn.Parameter, Tensor):
             return None

@@ -27,7 +27,8 @@ class BlockState:
 
     Args:
         adapters: by name, the positions of an adapter and the block's child that is there.
-        active: the name of the adapter that runs; None runs none.
+        active: the name of the adapter that runs.
+        disabled: how many callers want none to run at present.
         before_mlp: the block's forward, to be given the adapter before its MLP, where there is one.
         around: what a memory policy does around the block.
         own_forward: a forward that the block, and not its class, had before.
@@ -37,6 +38,7 @@ class BlockState:
 
     adapters: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict)
     active: str | None = None
+    disabled: int = 0
     before_mlp: Callable[..., Tensor] | None = None
     around: Around | None = None
     own_forward: Callable[..., Any] | None = None
@@ -46,12 +48,13 @@ class BlockState:
 def put_adapters(
     block: nn.Module, adapters: Mapping[str, nn.Module], before_mlp: Callable[..., Tensor] | None, name: str = "default"
 ) -> None:
-    """Make ``adapters``, by position, children of ``block`` and let them run."""
+    """Make ``adapters``, by position, children of ``block`` and let them run; those of other names stay."""
     state = _state(block)
+    suffix = "" if name == "default" else f"_{name}"
+    state.adapters[name] = {position: f"{CHILDREN[position]}{suffix}" for position in adapters}
     for position, adapter in adapters.items():
-        block.add_module(CHILDREN[position], adapter)
-    state.adapters[name] = {position: CHILDREN[position] for position in adapters}
-    state.active, state.before_mlp = name, before_mlp
+        block.add_module(state.adapters[name][position], adapter)
+    state.active, state.before_mlp = name, before_mlp or state.before_mlp
 
 
 def heed_checkpointing(block: nn.Module) -> None:
@@ -127,7 +130,7 @@ def _run(block: Any, own: Callable, *args: Any, **kwargs: Any) -> Any:
 
 def _adapters_and_block(block: Any, own: Callable, *args: Any, **kwargs: Any) -> Any:
     state = block.fe_state
-    children = {} if state.active is None else state.adapters[state.active]
+    children = {} if state.active is None or state.disabled else state.adapters[state.active]
     if "attn" in children:
         tokens = getattr(block, children["attn"])(first_argument(args, kwargs))
         args, kwargs = with_first_argument(tokens, args, kwargs)

@@ -98,7 +98,12 @@ def load_adapter(vit: nn.Module, folder: Path | str, strict: bool = True) -> nn.
     tensors = read_tensors(folder / WEIGHTS_FILE)
     is_plain = not hasattr(vit, "fe_adaptation")
     if is_plain:
-        adapt(vit, config, num_frames=num_frames)
+        try:
+            adapt(vit, config, num_frames=num_frames)
+        except InputError as error:
+            raise InputError(
+                f"{error}; where adapt was told more of the model, call it first, then load_adapter"
+            ) from None
     try:
         _load_adapter(vit, content, config, tensors, folder, strict)
     except InputError:

@@ -27,8 +27,8 @@ class TrainConfig:
         optimizer: "adamw"; "sgd", with a momentum of 0.9; or "adamw8bit", whose state is a quarter (bitsandbytes).
         lr: the optimizer's peak learning rate; by default (None) ``base_lr`` times the clips of a step over 256.
         base_lr: learning rate for a step of 256 clips.
-        weight_decay: of matrices; biases, norms and the dilation predictor have none.
-        warmup_epochs: of linear warm-up, then a cosine to zero; at most a tenth of the steps.
+        weight_decay: how fast matrices decay; biases, norms and the dilation predictor have none.
+        warmup_epochs: epochs of linear warm-up, then a cosine to zero; at most a tenth of the steps.
         label_smoothing: share of the target spread over all classes, in [0, 1).
         clip_grad_norm: largest norm of the gradient.
         precision: "no" (fp32), "bf16" or "fp16" autocast.
@@ -36,7 +36,7 @@ class TrainConfig:
         sampler: "shuffle", or "balanced": every class equally often.
         num_workers: processes that decode; 0 decodes in this one.
         save_every: steps between checkpoints.
-        seed: of the data order, the augmentation and dropout.
+        seed: the seed of the data order, the augmentation and dropout.
         without_lost_files: when a run is resumed, go on without the videos that are gone.
         tracker: "tensorboard" or "wandb", beside the JSON-lines log, or None.
         project: of W&B.

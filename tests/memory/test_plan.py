@@ -203,3 +203,12 @@ def test_out_of_memory_steps_down_or_stops(videos, tmp_path, capsys, monkeypatch
          if "loss" in line] for name in ("reference", "run")
     ]  # fmt: skip
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kernel_size", "dilation"), [(3, (1, 2)), (3, (2, 2)), ((3, 3, 3), (2, 1, 1)), ((3, 3, 3), ((1, 1, 1), (2, 1, 2)))]
+)
+def test_a_dilation_for_each_block_is_planned(kernel_size, dilation):
+    config = FEAdapterConfig(bottleneck=8, kernel_size=kernel_size, dilation=dilation)
+    model = VideoClassifier(build("timm vit"), 2, config=config, num_frames=2)
+    assert any("only the last" in row.name for row in plan_memory(model, 2).rows)

@@ -10,13 +10,14 @@ import pytest
 import torch
 from torch import nn
 
-from fe_adapter import FEAdapterConfig, FusedFEAdapter
+from fe_adapter import FEAdapterConfig, FusedFEAdapter, load_adapter, save_adapter
 from fe_adapter.backbones.describe import describe_backbone
 from fe_adapter.errors import InputError
 from fe_adapter.memory import measure_saved_memory
 from fe_adapter.models.adaptation import (
     adapt,
     disable_adapters,
+    fingerprint,
     get_adaptation,
     get_adapters,
     print_trainable_parameters,
@@ -24,6 +25,7 @@ from fe_adapter.models.adaptation import (
     trainable_parameters,
     unadapt,
 )
+from fe_adapter.models.blocks import get_state, put_adapters
 from tests.vits import BACKBONES, build, size, tokens
 
 T = 2
@@ -348,3 +350,58 @@ def test_transformers_own_checkpointing_has_its_effect(blocks):
     assert made[1][0] < 0.5 * made[0][0]
     assert all(torch.equal(a, b) for a, b in zip(made[0][1], made[1][1], strict=True))
     assert type(unadapt(vit).layers[0]) is type(build("hf vit").layers[0])
+
+
+def test_frames_that_were_set_are_those_that_are_saved(tmp_path):
+    vit = adapt(build("timm vit"), FEAdapterConfig(bottleneck=8), num_frames=2)
+    set_num_frames(vit, 4)
+    save_adapter(vit, tmp_path)
+    again = load_adapter(build("timm vit"), tmp_path)
+    assert {adapter.num_frames for adapter in get_adapters(again)} == {4}
+
+
+def test_overlapping_contexts_leave_adapters_as_they_were():
+    """As two requests to one model have them: the one that came first goes first."""
+    vit = adapt(build("timm vit"), FEAdapterConfig(bottleneck=8), num_frames=2)
+    randomize_adapters(vit)
+    x = images_for("timm vit")
+    expected = tokens(vit, x)
+    first, second = disable_adapters(vit), disable_adapters(vit)
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert not torch.equal(tokens(vit, x), expected)
+    second.__exit__(None, None, None)
+    assert torch.equal(tokens(vit, x), expected)
+
+
+def test_a_block_holds_adapters_of_several_names():
+    vit = adapt(build("timm vit"), FEAdapterConfig(bottleneck=8, positions=("attn", "mlp")), num_frames=2)
+    block, x = vit.blocks[0], images_for("timm vit")
+    expected, fingerprint_before = tokens(vit, x), fingerprint(vit)
+    other = FusedFEAdapter(48, 4, num_frames=2)
+    for p in other.parameters():
+        nn.init.normal_(p, generator=torch.Generator().manual_seed(0))
+    put_adapters(block, {"attn": other}, None, "second")
+    assert not torch.equal(tokens(vit, x), expected)
+    get_state(block).active = "default"
+    assert torch.equal(tokens(vit, x), expected)
+    assert fingerprint(vit) == fingerprint_before
+    plain = unadapt(vit)
+    assert not get_adapters(plain)
+    assert type(plain.blocks[0]) is type(build("timm vit").blocks[0])
+
+
+def test_one_block_in_several_places_is_refused():
+    vit = build("timm vit")
+    vit.blocks[1] = vit.blocks[0]
+    with pytest.raises(InputError, match="one block is in the model several times"):
+        adapt(vit, FEAdapterConfig(bottleneck=8), num_frames=2)
+
+
+def test_a_subclass_of_a_block_has_its_point_before_the_mlp():
+    vit = build("timm vit")
+    for block in vit.blocks:
+        block.__class__ = type("FSDPBlock", (type(block),), {})
+    adapt(vit, FEAdapterConfig(bottleneck=8, positions="mlp"), num_frames=2)
+    assert torch.equal(tokens(vit, images_for("timm vit")), tokens(build("timm vit"), images_for("timm vit")))
