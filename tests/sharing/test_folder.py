@@ -10,7 +10,7 @@ import os
 
 import pytest
 import torch
-from fe_adapter.models.adapt import get_adaptation, get_adapters
+from fe_adapter.models.adaptation import get_adaptation, get_adapters
 from safetensors.torch import load_file, save_file
 from torch import nn
 
