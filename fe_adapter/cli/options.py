@@ -69,7 +69,7 @@ def use_config_file(context: typer.Context, file: Path | None) -> Path | None:
     for parameter in context.command.params:
         if parameter.name in context.default_map:
             try:
-                parameter.type_cast_value(context, context.default_map[parameter.name])
+                parameter.process_value(context, context.default_map[parameter.name])
             except typer.BadParameter as error:
                 raise InputError(f"{file}: {parameter.name}: {error.message}") from None
     return file

@@ -16,7 +16,7 @@ from fe_adapter.checks import check_choice, check_count
 from fe_adapter.errors import InputError
 from fe_adapter.files import new_figure, write_figure
 from fe_adapter.memory.estimate import PRECISIONS, MemoryEstimate, copy_without_values, estimate_memory
-from fe_adapter.memory.policies import APPROXIMATE, apply_memory_policy, is_in_bf16, parse_policy
+from fe_adapter.memory.policies import APPROXIMATE, apply_memory_policy, check_memory_policy, is_in_bf16, parse_policy
 from fe_adapter.models.adaptation import adapt, get_adaptation, get_adapters, unadapt
 from fe_adapter.models.classifier import VideoClassifier
 from fe_adapter.models.prefix import prefix_tokens
@@ -160,6 +160,8 @@ def plan_memory(
         raise InputError(f"tune={model.tune!r} has nothing to plan: policies are for adapters on a frozen backbone")
     model = copy_without_values(model, "meta").train()
     apply_memory_policy(model, "none")
+    for policy in also:
+        check_memory_policy(model, policy)  # before the others are counted
 
     def estimate(
         name: str, model: VideoClassifier, policy: str | None, precision: str, clips: int, accumulate: int = accumulate
