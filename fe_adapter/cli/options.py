@@ -80,7 +80,8 @@ def _as_option(value: Any) -> Any:
     if isinstance(value, bool):
         return str(value).lower()  # or true would be the number 1
     if isinstance(value, list):
-        return ",".join(map(str, value))
+        separator = ";" if any(isinstance(item, list) for item in value) else ","
+        return separator.join(str(_as_option(item)) for item in value)
     return json.dumps(value) if isinstance(value, dict) else value
 
 

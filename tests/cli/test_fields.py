@@ -9,6 +9,7 @@ import typer
 
 from fe_adapter.cli import app as cli
 from fe_adapter.cli.fields import help_texts, read_dilation, read_kernel_size
+from fe_adapter.cli.options import _as_option
 from fe_adapter.config import FEAdapterConfig
 from fe_adapter.data import ClipRecipe
 from fe_adapter.errors import InputError
@@ -52,10 +53,28 @@ def test_train_has_the_defaults_of_the_dataclasses():
 
 
 @pytest.mark.parametrize(
-    ("text", "value"), [("dynamic", "dynamic"), ("2", 2), ("0", 0), ("1,1,2,4", (1, 1, 2, 4)), ("2,1,1", (2, 1, 1))]
-)
+    ("text", "value"), [("dynamic", "dynamic"), ("2", 2), ("0", 0), ("1,1,2,4", (1, 1, 2, 4)), ("2,1,1", (2, 1, 1)),
+                      ("1,1,1;2,1,1", ((1, 1, 1), (2, 1, 1))), ("1;2,1,1", (1, (2, 1, 1)))]
+)  # fmt: skip
 def test_dilations(text, value):
     assert read_dilation(text) == value
+
+
+@pytest.mark.parametrize("way", ["flag", "TOML"])
+def test_three_numbers_for_each_block_are_written(way, tmp_path, capsys):
+    """Refused for the number of blocks, which shows what was read; a folder of videos is not needed for that."""
+    small = '{"img_size": 32, "patch_size": 16, "embed_dim": 24, "depth": 2, "num_heads": 2}'
+    arguments = ["plan", "--backbone", "timm:vit_tiny_patch16_224", "--backbone-args", small, "--kernel-size", "3,3,3"]
+    file = tmp_path / "recipe.toml"
+    file.write_text("dilation = [[2, 1, 1], [1, 1, 1], [1, 2, 2]]\n")
+    if way == "TOML":
+        assert _as_option([[2, 1, 1], [1, 1, 1], [1, 2, 2]]) == "2,1,1;1,1,1;1,2,2"
+        train = ["train", str(tmp_path), *arguments[1:], "--out", str(tmp_path / "run"), "--config", str(file)]
+        assert cli.run(train) == 2
+        assert "dilation" not in capsys.readouterr().err  # it is read, and the data are what is missing
+    else:
+        assert cli.run([*arguments, "--dilation", "2,1,1;1,1,1;1,2,2"]) == 2
+        assert "dilation names 3 blocks, but 2 are adapted" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("text", "value"), [("3", 3), ("-1", -1), ("3,1,1", (3, 1, 1))])
