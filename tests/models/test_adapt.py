@@ -362,5 +362,5 @@ def test_what_contradicts_the_model_is_refused(wrong):
 
 @pytest.mark.parametrize("wrong", [float("inf"), float("nan"), True, 0, "2"])
 def test_a_bound_of_the_dilation_is_a_finite_number(wrong):
-    with pytest.raises(InputError, match="max_dilation=.* is no positive number"):
+    with pytest.raises(InputError, match=r"max_dilation=.* is no positive number"):
         FEAdapterConfig(max_dilation=wrong)

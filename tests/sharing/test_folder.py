@@ -10,7 +10,6 @@ import os
 
 import pytest
 import torch
-from fe_adapter.models.adaptation import get_adaptation, get_adapters
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -24,6 +23,7 @@ from fe_adapter import (
     save_adapter,
 )
 from fe_adapter.errors import InputError
+from fe_adapter.models.adaptation import get_adaptation, get_adapters
 from tests.models.test_classifier import ARGS, CONFIG, NAME, Full, classifier, video
 from tests.vits import build
 
