@@ -405,3 +405,19 @@ def test_a_subclass_of_a_block_has_its_point_before_the_mlp():
         block.__class__ = type("FSDPBlock", (type(block),), {})
     adapt(vit, FEAdapterConfig(bottleneck=8, positions="mlp"), num_frames=2)
     assert torch.equal(tokens(vit, images_for("timm vit")), tokens(build("timm vit"), images_for("timm vit")))
+
+
+@pytest.mark.parametrize("wrong", [{"embed_dim": 7}, {"num_prefix_tokens": 3}, {"grid_size": (5, 5)}])
+def test_what_contradicts_the_model_is_refused(wrong):
+    timm = pytest.importorskip("timm")
+    vit = timm.create_model("vit_tiny_patch16_224", img_size=32, embed_dim=24, depth=1, num_heads=2)
+    with pytest.raises(InputError, match=f"{next(iter(wrong))}=.*, but the model has"):
+        adapt(vit, num_frames=2, **wrong)
+    assert not hasattr(vit, "fe_adaptation")
+    adapt(vit, num_frames=2, embed_dim=24, num_prefix_tokens=1, grid_size=(2, 2))
+
+
+@pytest.mark.parametrize("wrong", [float("inf"), float("nan"), True, 0, "2"])
+def test_a_bound_of_the_dilation_is_a_finite_number(wrong):
+    with pytest.raises(InputError, match=r"max_dilation=.* is no positive number"):
+        FEAdapterConfig(max_dilation=wrong)
