@@ -71,7 +71,7 @@ def use_config_file(context: typer.Context, file: Path | None) -> Path | None:
             try:
                 parameter.process_value(context, context.default_map[parameter.name])
             except typer.BadParameter as error:
-                raise InputError(f"{file}: {parameter.name}: {error.message}") from None
+                raise InputError(f"{file}: {error.format_message()}") from None
     return file
 
 
