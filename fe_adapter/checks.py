@@ -77,10 +77,10 @@ def check_dilation(dilation: Dilation, max_dilation: float | None, kernel_size: 
     if max_dilation is not None:
         raise InputError(f"max_dilation={max_dilation} bounds a dynamic dilation; dilation={dilation} is fixed")
     if not isinstance(dilation, (tuple, list)):
-        return check_count("dilation", dilation, 1, MAX_FRAMES)
+        return check_count("dilation", dilation, 1)  # what is beyond the clip is as long as the clip
     if len(dilation) != 3:
         raise InputError(f"dilation={tuple(dilation)} has {len(dilation)} entries; give frames, or (t, h, w)")
-    t, h, w = (check_count("dilation", distance, 1, MAX_FRAMES) for distance in dilation)
+    t, h, w = (check_count("dilation", distance, 1) for distance in dilation)
     if tuple(kernel_size[1:]) == (1, 1) and (h, w) != (1, 1):
         raise InputError(
             f"dilation={(t, h, w)} spreads taps over the patch grid, where kernel_size={tuple(kernel_size)} has none; "

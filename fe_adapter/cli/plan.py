@@ -14,7 +14,7 @@ from rich.table import Table
 from fe_adapter.cli.fields import Fields
 from fe_adapter.cli.options import Adapter, Backbone, BackboneArgs, LastBlocks, in_last_blocks, read_json_object, words
 from fe_adapter.data.recipe import ClipRecipe
-from fe_adapter.files import check_folder
+from fe_adapter.files import make_folder
 from fe_adapter.models.classifier import VideoClassifier
 from fe_adapter.train.config import TrainConfig
 
@@ -59,7 +59,7 @@ def plan(
     adapter = in_last_blocks(adapter, last_blocks)
     args = read_json_object("--backbone-args", backbone_args)
     if plot != "none":
-        check_folder(Path(plot).absolute().parent)
+        make_folder(Path(plot).absolute().parent)
     with torch.device("meta"):
         model = VideoClassifier.from_name(
             backbone, num_classes=7, weights=None, backbone_args=args, num_frames=clips.num_frames, config=adapter

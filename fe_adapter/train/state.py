@@ -152,7 +152,8 @@ def load_training_state(
     shapes = {name: p.shape for name, p in names.items()}
     if {name: t.shape for name, t in saved.items()} != shapes:
         raise InputError(f"{path} is of another model: its trained parameters are not those of this one")
-    parts = {name: name.removeprefix("optimizer.").rpartition(".") for name in states}
+    # in one order: processes that shard a tensor do it together
+    parts = {name: name.removeprefix("optimizer.").rpartition(".") for name in sorted(states)}
     for name, (parameter, _, key) in parts.items():
         has_shape = key not in OF_OWN_SHAPE
         if parameter not in names or (has_shape and states[name].shape != names[parameter].shape):

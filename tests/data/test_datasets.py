@@ -68,8 +68,9 @@ def test_training_clips_vary_within_their_bounds(sampling):
 def test_a_recipe_is_its_sampler_and_transforms():
     recipe = ClipRecipe(4, "stride", 2, flip=False)
     assert recipe.sampler() == FrameSampler(4, "stride", 2)
-    assert recipe.transform((8, 9)) == EvalTransform((8, 9))
-    assert recipe.transform((8, 9), is_training=True) == TrainTransform((8, 9), flip=False)
+    assert recipe.transform((8, 9), "bicubic", 0.9) == EvalTransform((8, 9), "bicubic", 0.9)
+    training = recipe.transform((8, 9), "bicubic", 0.9, is_training=True)
+    assert training == TrainTransform((8, 9), flip=False, interpolation="bicubic")
 
 
 @pytest.mark.parametrize(

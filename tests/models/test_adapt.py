@@ -128,7 +128,7 @@ def test_dilations_for_other_blocks_are_refused_before_the_model_is_touched():
     for blocks, message in ((None, "names 3 blocks, but 2 are adapted"), ((1,), "names 3 blocks, but 1 are adapted")):
         with pytest.raises(InputError, match=message):
             adapt(vit, FEAdapterConfig(dilation=(1, 2, 3), blocks=blocks), num_frames=T)
-    vit.blocks.append(vit.blocks[0])
+    vit.blocks.append(copy.deepcopy(vit.blocks[0]))
     with pytest.raises(InputError, match=r"write one \(t, h, w\) per block"):
         adapt(vit, FEAdapterConfig(dilation=(1, 2, 2), kernel_size=(3, 3, 3)), num_frames=T)
     del vit.blocks[2]
