@@ -37,6 +37,10 @@ def load_weights(model: nn.Module, path: Path, resample: Resample) -> None:
     """
     own, content = model.state_dict(), read_state_dict(path)
     content = {name.replace("_orig_mod.", ""): value for name, value in content.items()}  # of compiled modules
+    odd = [name for name, value in content.items() if value.is_complex() or value.is_sparse]
+    infinite = [name for name, value in content.items() if value.is_floating_point() and not _is_finite(value)]
+    if odd or infinite:
+        raise InputError(f"weights {path}: {(odd + infinite)[0]} is no dense tensor of finite real numbers")
     prefix = _prefix(content, own)
     outside = [name for name in content if not name.startswith(prefix)]
     state = {name.removeprefix(prefix): value for name, value in content.items() if name.startswith(prefix)}
@@ -45,6 +49,12 @@ def load_weights(model: nn.Module, path: Path, resample: Resample) -> None:
     if missing or extra:
         parts = [f"{kind} {some(names)}" for kind, names in (("lacks", missing), ("has besides", extra)) if names]
         raise InputError(f"weights {path} are of another model: the file {' and '.join(parts)}")
+    integers = [
+        name for name, value in own.items()
+        if name in state and value.is_floating_point() and not state[name].is_floating_point()
+    ]  # fmt: skip
+    if integers:
+        raise InputError(f"weights {path}: {integers[0]} is {state[integers[0]].dtype}, without what it was scaled by")
     said = []
     for name in [name for name, value in own.items() if name in state and state[name].shape != value.shape]:
         value = None if _is_of_head(name) else resample(model, name, state[name])
@@ -76,6 +86,13 @@ def _prefix(content: dict[str, Tensor], own: dict[str, Tensor]) -> str:
     longest = max(own, key=len)
     found = [name.removesuffix(longest) for name in content if name == longest or name.endswith(f".{longest}")]
     return max(sorted(found, key=len), key=lambda prefix: sum(prefix + name in content for name in own), default="")
+
+
+def _is_finite(value: Tensor) -> bool:
+    try:
+        return bool(value.isfinite().all())
+    except NotImplementedError:  # of eight bits
+        return bool(value.float().isfinite().all())
 
 
 def _is_of_head(name: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+import logging
 import os
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import numpy as np
 from fe_adapter.data.video import VIDEO_SUFFIXES
 from fe_adapter.errors import InputError
 
+_log = logging.getLogger("fe_adapter")
 SPLITS = ("train", "val", "test")
 SPLIT_NAMES = {  # in folders and CSV files, whatever their case
     "train": "train", "training": "train",
@@ -20,7 +22,20 @@ SPLIT_NAMES = {  # in folders and CSV files, whatever their case
     "test": "test", "testing": "test",
 }  # fmt: skip
 # what systems and programs leave in folders; whatever begins with a dot is left out as well
-FOREIGN = frozenset({"__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found"})
+FOREIGN = frozenset(
+    {
+        "__MACOSX",
+        "__pycache__",
+        "@__thumb",
+        "@Recently-Snapshot",
+        "#snapshot",
+        "@eaDir",
+        "#recycle",
+        "$RECYCLE.BIN",
+        "System Volume Information",
+        "lost+found",
+    }
+)
 _NO_LABEL = frozenset({"nan", "null", "none", "n/a", "na", "#n/a"})  # what programs write where there is none
 
 
@@ -108,6 +123,7 @@ def clips_by_split(data: Path) -> dict[str | None, list[Clip]]:
         raise InputError(f"{data}: no such file")
     splits, others = _split_folders(_folders(data))
     if not splits or ("train" not in splits and others):
+        _warn_of_splits(others)
         return {None: list_folder(data)}
     beside = [folder.name for folder in others if _videos(folder)]
     if beside:
@@ -157,6 +173,16 @@ def _split_folders(folders: list[Path]) -> tuple[dict[str, Path], list[Path]]:
         else:
             splits[split] = folder
     return splits, others
+
+
+def _warn_of_splits(classes: list[Path]) -> None:
+    """Say so where classes look like splits under names of their own: only folders in them, of the same names."""
+    inside = [{folder.name for folder in _folders(path)} for path in classes if not _videos(path, deep=False)]
+    if len(inside) == len(classes) > 1 and len(inside[0]) > 1 and all(names == inside[0] for names in inside):
+        _log.warning(
+            "the classes %s hold folders of the same names; if they are splits, call them train, val and test",
+            ", ".join(path.name for path in classes),
+        )
 
 
 def _folders(root: Path) -> list[Path]:

@@ -182,6 +182,13 @@ class VideoClassifier(nn.Module):
     def extra_repr(self) -> str:
         return f"{len(self.class_names)} classes, num_frames={self.num_frames}, tune={self.tune!r}"
 
+    def has_its_preprocessing(self) -> bool:
+        """Whether the buffers ``mean`` and ``std`` are those of `preprocessing`."""
+        own, given = (self.mean, self.std), (self.preprocessing.mean, self.preprocessing.std)
+        return all(
+            torch.equal(a.flatten().cpu(), torch.tensor(b, dtype=a.dtype)) for a, b in zip(own, given, strict=True)
+        )
+
     def _check_temporal_pool(self) -> None:
         if self.temporal_pool == "concat" and self.num_frames < 2:
             raise InputError("temporal_pool='concat' needs at least two frames")

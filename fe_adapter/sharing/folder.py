@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from fe_adapter.backbones.backbone import Preprocessing, plain_name, unwrapped
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from fe_adapter.sharing.schema import AdapterFolder
 
 FORMAT_VERSION = 1
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 MODEL_FOLDERS = ("best", "last")  # of a training run, by preference
@@ -191,11 +193,27 @@ def check_saveable(model: nn.Module) -> None:
         known = {f"vit.{name}" for name in model.parameter_names} | {"head.weight", "head.bias"}
     else:
         known = {f"vit.{name}" for name in get_adaptation(model).parameter_names}
-    changed = [name for name in _saved(model) if name not in known]
+    if isinstance(model, VideoClassifier) and (type(model.head) is not nn.Linear or model.head.bias is None):
+        raise InputError("the head is another one than the classifier made, which no adapter folder could give back")
+    if isinstance(model, VideoClassifier) and not model.has_its_preprocessing():
+        raise InputError("mean or std of the classifier are not those of its preprocessing, which is what is saved")
+    saved = _saved(model)
+    changed = [name for name in saved if name not in known]
     if changed:
         raise InputError(
             f"{some(changed)} came into the model after it was made (LoRA, say), so that no adapter folder could give "
             "it back; merge it or take it out first, or save it by the library that put it there"
+        )
+    there = {plain_name(name) for name in (model.vit if isinstance(model, VideoClassifier) else model).state_dict()}
+    gone = [name for name in known if name.startswith("vit.") and name.removeprefix("vit.") not in there]
+    if gone:
+        raise InputError(
+            f"{some(sorted(gone))} went out of the model after it was made; no adapter folder could say so"
+        )
+    infinite = [name for name, value in saved.items() if not full_tensor(value).isfinite().all()]
+    if infinite:
+        raise InputError(
+            f"{some(infinite)} holds NaN or infinite values, which are not saved; what was saved before stays"
         )
 
 
@@ -298,9 +316,11 @@ def _load(model: nn.Module, tensors: dict[str, Tensor], folder: Path, strict: bo
     if wrong:
         found, wanted = tuple(tensors[wrong[0]].shape), tuple(expected[wrong[0]].shape)
         raise InputError(f"{file}: {wrong[0]} has shape {found}, the model needs {wanted}")
-    integers = [name for name in expected if name in tensors and not tensors[name].is_floating_point()]
-    if integers:
-        raise InputError(f"{file}: {integers[0]} is {tensors[integers[0]].dtype}; it must be floating point")
+    others = [name for name in expected if name in tensors and tensors[name].dtype not in FLOATS]
+    if others:
+        raise InputError(
+            f"{file}: {others[0]} is {tensors[others[0]].dtype}; it must be floating point of 16 bits or more"
+        )
     infinite = [name for name in expected if name in tensors and not tensors[name].isfinite().all()]
     if infinite:
         raise InputError(f"{file}: {infinite[0]} holds NaN or infinite values; the training it is of went wrong")

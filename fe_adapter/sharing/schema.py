@@ -79,6 +79,14 @@ class BackbonePart(Part):
     @field_validator("args")
     @classmethod
     def _are_sane(cls, args: dict[str, Any]) -> dict[str, Any]:
+        for name in args:  # a folder of a stranger must not say what is read or run here
+            if name.startswith("pretrained") or name in (
+                "checkpoint_path",
+                "cache_dir",
+                "trust_remote_code",
+                "code_revision",
+            ):
+                raise ValueError(f"{name} is not for an adapter folder to say")
         check_args(args)
         return args
 

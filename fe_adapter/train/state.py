@@ -147,6 +147,9 @@ def load_training_state(
             f"{path} is of a run with {key}={old}, not {new}; resume with the same settings or choose another folder"
             + (" (--without-lost-files goes on without videos that are gone)" if key in ("num_clips", "files") else "")
         )
+    infinite = [name for name, t in tensors.items() if t.is_floating_point() and not t.isfinite().all()]
+    if infinite:
+        raise InputError(f"{path} holds NaN or infinite values ({infinite[0]}); remove it to start again")
     names = _trainable(model)
     saved = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
     shapes = {name: p.shape for name, p in names.items()}

@@ -260,3 +260,17 @@ def test_without_a_network_one_line_names_the_way_out(monkeypatch, caplog):
         build_backbone(NAME, "pretrained", {})
     assert "\n" not in str(caught.value)
     assert not caplog.text
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t * float("nan"), "is no dense tensor of finite real numbers"),
+        (lambda t: t.to(torch.complex64), "is no dense tensor of finite real numbers"),
+        (lambda t: t.to(torch.int8), "is torch.int8, without what it was scaled by"),
+    ],
+)
+def test_weights_that_are_no_real_numbers_are_refused(change, message, tmp_path):
+    torch.save({name: change(t) for name, t in backbone(NAME).state_dict().items()}, tmp_path / "weights.pth")
+    with pytest.raises(InputError, match=message):
+        build_backbone(NAME, tmp_path / "weights.pth", ARGS)

@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from fe_adapter import FEAdapterConfig, TrainConfig, VideoClassifier, adapt, fit, load_classifier, save_adapter
@@ -198,8 +199,47 @@ def test_other_wrappers_evaluate_predict_and_save_but_do_not_train(wrap, videos,
 
 
 def test_a_folder_with_values_that_are_not_finite_is_refused(weights, tmp_path):
-    model = classifier(weights)
-    model.head.weight.data[0, 0] = float("nan")
-    save_adapter(model, tmp_path)
+    save_adapter(classifier(weights), tmp_path)
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    tensors["head.weight"][0, 0] = float("nan")
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
     with pytest.raises(InputError, match=r"head\.weight holds NaN or infinite values"):
+        load_classifier(tmp_path)
+
+
+class Cosine(nn.Linear):
+    def forward(self, x):
+        return super().forward(nn.functional.normalize(x, dim=-1))
+
+
+def without_norm(model):
+    model.vit.norm = nn.Identity()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: setattr(m, "head", Cosine(24, 2)), "the head is another one"),
+        (lambda m: setattr(m, "head", nn.Linear(24, 2, bias=False)), "the head is another one"),
+        (lambda m: setattr(m, "head", nn.Sequential(nn.Linear(24, 2))), "the head is another one"),
+        (without_norm, r"vit\.norm\.bias, vit\.norm\.weight went out of the model"),
+        (lambda m: m.mean.fill_(0.1), "mean or std of the classifier are not those"),
+        (lambda m: m.head.weight.data.fill_(float("nan")), r"head\.weight holds NaN or infinite values"),
+    ],
+)
+def test_a_model_that_no_folder_could_give_back_is_not_saved(change, message, weights, tmp_path):
+    model = classifier(weights)
+    change(model)
+    with pytest.raises(InputError, match=message):
+        save_adapter(model, tmp_path / "folder")
+    assert not (tmp_path / "folder").exists()
+
+
+@pytest.mark.parametrize("name", ["checkpoint_path", "pretrained_cfg_overlay", "trust_remote_code", "cache_dir"])
+def test_a_folder_does_not_say_what_is_read_or_run(name, weights, tmp_path):
+    save_adapter(classifier(weights), tmp_path)
+    content = json.loads((tmp_path / "adapter_config.json").read_text())
+    content["backbone"]["args"][name] = "/etc/passwd"
+    (tmp_path / "adapter_config.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match=f"{name} is not for an adapter folder to say"):
         load_classifier(tmp_path)
