@@ -1,4 +1,6 @@
-"""The exceptions that the command line turns into a line of advice instead of a stack trace."""
+"""The exceptions that the command line turns into a line of advice instead of a stack trace, and words for them."""
+
+from collections.abc import Iterable
 
 
 class InputError(ValueError):
@@ -22,3 +24,15 @@ class TrainingError(RuntimeError):
 
 class OutOfMemoryError(TrainingError):
     """A step did not fit; what was trained before it is safe."""
+
+
+def some(names: Iterable[str]) -> str:
+    """The first of many names."""
+    names = list(names)
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def first_line(error: Exception) -> str:
+    """What an error of a library says, at most 300 characters of it."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0] if len(lines[0]) < 300 else f"{lines[0][:300]} …"

@@ -12,7 +12,7 @@ import reprlib
 import tempfile
 import textwrap
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -163,6 +163,13 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from None
     except SafetensorError as error:
         raise InputError(f"{path} is truncated or no safetensors file: {error}") from None
+
+
+def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """The names of those that hold NaN or infinite values."""
+    # kinds of eight bits can be told by their values in fp32 only
+    wide = {name: t.float() if t.is_floating_point() and t.element_size() == 1 else t for name, t in tensors.items()}
+    return [name for name, t in wide.items() if not t.isfinite().all()]
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -26,6 +26,7 @@ from bench.proof.agreement import (
     share_weights,
 )
 from fe_adapter import FEAdapter, FusedFEAdapter
+from fe_adapter.backbones.backbone import plain_name
 from fe_adapter.kernels.plans import refusals
 from fe_adapter.kernels.spec import DESIGNS
 from fe_adapter.kernels.support import unsupported_reasons
@@ -262,7 +263,7 @@ def compiled_whole(device: torch.device, shape: Shape) -> None:
     backend = "inductor" if device.type == "cuda" else "aot_eager"  # a CPU would need a C++ compiler
     compiled = torch.compile(layer, fullgraph=True, backend=backend)
     actual = forward_backward(cast(torch.nn.Module, compiled), x, dy)
-    actual = {name.removeprefix("_orig_mod."): value for name, value in actual.items()}
+    actual = {plain_name(name): value for name, value in actual.items()}
     assert_same_bits(actual, forward_backward(layer, x, dy), "compiled and eager")
 
 

@@ -8,9 +8,8 @@ from typing import Any
 from torch import nn
 
 from fe_adapter.backbones.describe import LIBRARIES
-from fe_adapter.backbones.weights import first_line
 from fe_adapter.checks import MAX_BLOCKS, MAX_WIDTH
-from fe_adapter.errors import InputError
+from fe_adapter.errors import InputError, first_line
 from fe_adapter.libraries import quiet
 
 MAX_SIDE = 2**14  # of an image, in pixels

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fe_adapter.backbones.backbone import Backbone, get_blocks
-from fe_adapter.backbones.weights import first_line
-from fe_adapter.errors import InputError
+from fe_adapter.errors import InputError, first_line
 
 
 class _Frames(nn.Module):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from fe_adapter.errors import InputError
+from fe_adapter.backbones.backbone import plain_name
+from fe_adapter.errors import InputError, first_line, some
+from fe_adapter.files import not_finite
 
 _log = logging.getLogger("fe_adapter")
 Resample = Callable[[nn.Module, str, Tensor], Tensor | None]
@@ -36,11 +38,10 @@ def load_weights(model: nn.Module, path: Path, resample: Resample) -> None:
         InputError: the file cannot be read, or is of another model.
     """
     own, content = model.state_dict(), read_state_dict(path)
-    content = {name.replace("_orig_mod.", ""): value for name, value in content.items()}  # of compiled modules
+    content = {plain_name(name): value for name, value in content.items()}
     odd = [name for name, value in content.items() if value.is_complex() or value.is_sparse]
-    infinite = [name for name, value in content.items() if value.is_floating_point() and not _is_finite(value)]
-    if odd or infinite:
-        raise InputError(f"weights {path}: {(odd + infinite)[0]} is no dense tensor of finite real numbers")
+    if wrong := odd or not_finite(content):
+        raise InputError(f"weights {path}: {wrong[0]} is no dense tensor of finite real numbers")
     prefix = _prefix(content, own)
     outside = [name for name in content if not name.startswith(prefix)]
     state = {name.removeprefix(prefix): value for name, value in content.items() if name.startswith(prefix)}
@@ -75,24 +76,11 @@ def load_weights(model: nn.Module, path: Path, resample: Resample) -> None:
         _log.warning("weights %s: %s", path, "; ".join(said))
 
 
-def some(names: Iterable[str]) -> str:
-    """The first of many names."""
-    names = list(names)
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
 def _prefix(content: dict[str, Tensor], own: dict[str, Tensor]) -> str:
     """What the names in a file have before those of the model."""
     longest = max(own, key=len)
     found = [name.removesuffix(longest) for name in content if name == longest or name.endswith(f".{longest}")]
     return max(sorted(found, key=len), key=lambda prefix: sum(prefix + name in content for name in own), default="")
-
-
-def _is_finite(value: Tensor) -> bool:
-    try:
-        return bool(value.isfinite().all())
-    except NotImplementedError:  # of eight bits
-        return bool(value.float().isfinite().all())
 
 
 def _is_of_head(name: str) -> bool:
@@ -122,8 +110,3 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise InputError(f"weights {path} are no dictionary of tensors")
     return content
-
-
-def first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0] if len(lines[0]) < 300 else f"{lines[0][:300]} …"

@@ -18,7 +18,7 @@ from rich.table import Table
 from fe_adapter.checks import MAX_BLOCKS, check_count
 from fe_adapter.cli.fields import Fields
 from fe_adapter.config import FEAdapterConfig
-from fe_adapter.errors import InputError
+from fe_adapter.errors import InputError, first_line
 
 ADAPTER_FIELDS = ("bottleneck", "kernel_size", "dilation", "positions")
 # names of files and classes are no markup, and their paths stay in one line
@@ -102,7 +102,7 @@ def find_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device).item()  # a device that holds no values is of no use
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise InputError(f"--device {name}: {str(error).splitlines()[0]}") from None
+        raise InputError(f"--device {name}: {first_line(error)}") from None
     return device
 
 

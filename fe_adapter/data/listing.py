@@ -22,20 +22,10 @@ SPLIT_NAMES = {  # in folders and CSV files, whatever their case
     "test": "test", "testing": "test",
 }  # fmt: skip
 # what systems and programs leave in folders; whatever begins with a dot is left out as well
-FOREIGN = frozenset(
-    {
-        "__MACOSX",
-        "__pycache__",
-        "@__thumb",
-        "@Recently-Snapshot",
-        "#snapshot",
-        "@eaDir",
-        "#recycle",
-        "$RECYCLE.BIN",
-        "System Volume Information",
-        "lost+found",
-    }
-)
+FOREIGN = frozenset({
+    "__MACOSX", "__pycache__", "@__thumb", "@Recently-Snapshot", "@eaDir", "#recycle", "#snapshot", "$RECYCLE.BIN",
+    "System Volume Information", "lost+found",
+})  # fmt: skip
 _NO_LABEL = frozenset({"nan", "null", "none", "n/a", "na", "#n/a"})  # what programs write where there is none
 
 
@@ -177,8 +167,10 @@ def _split_folders(folders: list[Path]) -> tuple[dict[str, Path], list[Path]]:
 
 def _warn_of_splits(classes: list[Path]) -> None:
     """Say so where classes look like splits under names of their own: only folders in them, of the same names."""
-    inside = [{folder.name for folder in _folders(path)} for path in classes if not _videos(path, deep=False)]
-    if len(inside) == len(classes) > 1 and len(inside[0]) > 1 and all(names == inside[0] for names in inside):
+    inside = ({folder.name for folder in _folders(path)} for path in classes)  # read as far as it is needed
+    names = next(inside, set())
+    is_alike = len(classes) > 1 and len(names) > 1 and all(others == names for others in inside)
+    if is_alike and not any(_videos(path, deep=False) for path in classes):
         _log.warning(
             "the classes %s hold folders of the same names; if they are splits, call them train, val and test",
             ", ".join(path.name for path in classes),

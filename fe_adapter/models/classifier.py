@@ -185,9 +185,8 @@ class VideoClassifier(nn.Module):
     def has_its_preprocessing(self) -> bool:
         """Whether the buffers ``mean`` and ``std`` are those of `preprocessing`."""
         own, given = (self.mean, self.std), (self.preprocessing.mean, self.preprocessing.std)
-        return all(
-            torch.equal(a.flatten().cpu(), torch.tensor(b, dtype=a.dtype)) for a, b in zip(own, given, strict=True)
-        )
+        # by way of fp32, as the buffers themselves came to their dtype
+        return all(torch.equal(a.flatten().cpu(), torch.tensor(b).to(a.dtype)) for a, b in zip(own, given, strict=True))
 
     def _check_temporal_pool(self) -> None:
         if self.temporal_pool == "concat" and self.num_frames < 2:

@@ -54,8 +54,8 @@ def adapter_forward(
     distances, grid = _triple(dilation), _pair(grid_size)
     spec = AdapterSpec(distances, max_dilation, activation, num_prefix_tokens, grid, compute_dtype)
     with _without_autocast(x.device.type):
-        clips = as_clips(x, num_frames)
-        y, h = choose(backend, clips, Weights(*weights), spec).forward(clips, Weights(*weights), spec)
+        clips, parameters = as_clips(x, num_frames), Weights(*weights)
+        y, h = choose(backend, clips, parameters, spec).forward(clips, parameters, spec)
     y = torch.ops.aten._unsafe_view(y, x.shape)  # as for any product that PyTorch reshapes: no view, no copy
     return y, h if needs_backward and recompute != "hidden" else h.new_empty(0)
 
@@ -92,8 +92,9 @@ def adapter_backward(
     with _without_autocast(dy.device.type):
         dy_clips = as_clips(dy, num_frames)
         x, y = (None if z is None else as_clips(z, num_frames) for z in (x, y))
-        implementation = choose(backend, dy_clips, Weights(*weights), spec)
-        dx, gradients = implementation.backward(dy_clips, x, y, h, Weights(*weights), spec, needs_dx)
+        parameters = Weights(*weights)
+        implementation = choose(backend, dy_clips, parameters, spec)
+        dx, gradients = implementation.backward(dy_clips, x, y, h, parameters, spec, needs_dx)
     outputs = [dy.new_empty(0) if dx is None else dx.view(dy.shape)]
     for weight, gradient in zip(weights, gradients, strict=False):  # a static adapter has no last two
         assert gradient is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from fe_adapter.backbones.backbone import Preprocessing, plain_name, unwrapped
-from fe_adapter.backbones.weights import some
 from fe_adapter.config import FEAdapterConfig
 from fe_adapter.distributed import full_tensor, is_first_process
-from fe_adapter.errors import InputError
-from fe_adapter.files import atomic_write, read_as, read_json, read_tensors
+from fe_adapter.errors import InputError, some
+from fe_adapter.files import atomic_write, not_finite, read_as, read_json, read_tensors
 from fe_adapter.memory import frozen_weights
 from fe_adapter.models.adaptation import adapt, get_adaptation, get_adapters, unadapt
 from fe_adapter.models.classifier import VideoClassifier
@@ -44,7 +44,7 @@ def save_adapter(model: nn.Module, folder: Path | str) -> None:
             cannot be written to.
     """
     folder, model = Path(folder), unwrapped(model)
-    check_saveable(model)
+    _check_parts(model)
     content: dict[str, Any] = {"format_version": FORMAT_VERSION}
     vit = model.vit if isinstance(model, VideoClassifier) else model
     saves_backbone = isinstance(model, VideoClassifier) and _saves_backbone(model)
@@ -70,6 +70,7 @@ def save_adapter(model: nn.Module, folder: Path | str) -> None:
             "backbone_fingerprint": adaptation.fingerprint,
         }
     tensors = {name: full_tensor(t.detach()).cpu().contiguous() for name, t in _saved(model).items()}
+    _check_finite(tensors)
     if not is_first_process():
         return
     from safetensors.torch import save as to_bytes  # not before it is needed: the kernels' checks go without
@@ -189,29 +190,39 @@ def load_classifier(
 
 def check_saveable(model: nn.Module) -> None:
     """Raise `InputError` where something in ``model`` would be trained and not be there when it is loaded again."""
+    _check_parts(model)
+    _check_finite({name: full_tensor(t) for name, t in _saved(model).items()})
+
+
+def _check_parts(model: nn.Module) -> None:
+    """Raise `InputError` where ``model`` is made of other parts than `load_classifier` or `load_adapter` would make."""
     if isinstance(model, VideoClassifier):
-        known = {f"vit.{name}" for name in model.parameter_names} | {"head.weight", "head.bias"}
+        if type(model.head) is not nn.Linear or model.head.bias is None:
+            raise InputError(
+                "the head is another one than the classifier made, which no adapter folder could give back"
+            )
+        if not model.has_its_preprocessing():
+            raise InputError("mean or std of the classifier are not those of its preprocessing, which is what is saved")
+        vit, made = model.vit, model.parameter_names
     else:
-        known = {f"vit.{name}" for name in get_adaptation(model).parameter_names}
-    if isinstance(model, VideoClassifier) and (type(model.head) is not nn.Linear or model.head.bias is None):
-        raise InputError("the head is another one than the classifier made, which no adapter folder could give back")
-    if isinstance(model, VideoClassifier) and not model.has_its_preprocessing():
-        raise InputError("mean or std of the classifier are not those of its preprocessing, which is what is saved")
-    saved = _saved(model)
-    changed = [name for name in saved if name not in known]
-    if changed:
+        vit, made = model, get_adaptation(model).parameter_names
+    known = {f"vit.{name}" for name in made} | {"head.weight", "head.bias"}
+    came = [name for name in _saved(model) if name not in known]
+    if came:
         raise InputError(
-            f"{some(changed)} came into the model after it was made (LoRA, say), so that no adapter folder could give "
+            f"{some(came)} came into the model after it was made (LoRA, say), so that no adapter folder could give "
             "it back; merge it or take it out first, or save it by the library that put it there"
         )
-    there = {plain_name(name) for name in (model.vit if isinstance(model, VideoClassifier) else model).state_dict()}
-    gone = [name for name in known if name.startswith("vit.") and name.removeprefix("vit.") not in there]
+    gone = made - {plain_name(name) for name in vit.state_dict()}
     if gone:
         raise InputError(
-            f"{some(sorted(gone))} went out of the model after it was made; no adapter folder could say so"
+            f"{some(f'vit.{name}' for name in sorted(gone))} went out of the model after it was made; "
+            "no adapter folder could say so"
         )
-    infinite = [name for name, value in saved.items() if not full_tensor(value).isfinite().all()]
-    if infinite:
+
+
+def _check_finite(tensors: Mapping[str, Tensor]) -> None:
+    if infinite := not_finite(tensors):
         raise InputError(
             f"{some(infinite)} holds NaN or infinite values, which are not saved; what was saved before stays"
         )
@@ -321,8 +332,7 @@ def _load(model: nn.Module, tensors: dict[str, Tensor], folder: Path, strict: bo
         raise InputError(
             f"{file}: {others[0]} is {tensors[others[0]].dtype}; it must be floating point of 16 bits or more"
         )
-    infinite = [name for name in expected if name in tensors and not tensors[name].isfinite().all()]
-    if infinite:
+    if infinite := not_finite({name: tensors[name] for name in expected if name in tensors}):
         raise InputError(f"{file}: {infinite[0]} holds NaN or infinite values; the training it is of went wrong")
     prefix = "" if isinstance(model, VideoClassifier) else "vit."
     names = {prefix + plain_name(name): name for name in model.state_dict()}

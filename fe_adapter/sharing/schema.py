@@ -13,6 +13,8 @@ from fe_adapter.backbones.build import MAX_SIDE, check_args
 from fe_adapter.checks import MAX_FRAMES, MAX_WIDTH
 from fe_adapter.config import FEAdapterConfig
 
+# backbone arguments, beside ``pretrained…``, by which a folder would say what is read or run here
+NOT_FOR_STRANGERS = ("checkpoint_path", "cache_dir", "trust_remote_code", "code_revision")
 Name = Annotated[str, Field(min_length=1)]
 Frames = Annotated[int, Field(ge=1, le=MAX_FRAMES)]
 Width = Annotated[int, Field(ge=1, le=MAX_WIDTH)]
@@ -79,13 +81,8 @@ class BackbonePart(Part):
     @field_validator("args")
     @classmethod
     def _are_sane(cls, args: dict[str, Any]) -> dict[str, Any]:
-        for name in args:  # a folder of a stranger must not say what is read or run here
-            if name.startswith("pretrained") or name in (
-                "checkpoint_path",
-                "cache_dir",
-                "trust_remote_code",
-                "code_revision",
-            ):
+        for name in args:
+            if name.startswith("pretrained") or name in NOT_FOR_STRANGERS:
                 raise ValueError(f"{name} is not for an adapter folder to say")
         check_args(args)
         return args

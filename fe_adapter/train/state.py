@@ -21,7 +21,7 @@ from torch import nn
 from fe_adapter.backbones.backbone import plain_name
 from fe_adapter.distributed import full_tensor, is_first_process, like
 from fe_adapter.errors import InputError
-from fe_adapter.files import atomic_write, check_as, read_tensors
+from fe_adapter.files import atomic_write, check_as, not_finite, read_tensors
 
 CHECKPOINT = "checkpoint.safetensors"  # in the folder of a run
 FORMAT = 1
@@ -147,8 +147,7 @@ def load_training_state(
             f"{path} is of a run with {key}={old}, not {new}; resume with the same settings or choose another folder"
             + (" (--without-lost-files goes on without videos that are gone)" if key in ("num_clips", "files") else "")
         )
-    infinite = [name for name, t in tensors.items() if t.is_floating_point() and not t.isfinite().all()]
-    if infinite:
+    if infinite := not_finite(tensors):
         raise InputError(f"{path} holds NaN or infinite values ({infinite[0]}); remove it to start again")
     names = _trainable(model)
     saved = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}

@@ -398,7 +398,7 @@ def test_values_of_a_config_file_are_refused(refused, tmp_path, content):
 
 
 @all_of(CSV)
-def test_a_csv_file_is_refused_by_name(refused, world, tmp_path, content):
+def test_a_csv_file_is_refused(refused, world, tmp_path, content):
     folder = world / "videos"
     for name, path in (("VIDEO", "onset/0000.mp4"), ("OTHER", "offset/0000.mp4"), ("FILE", "../file")):
         content = content.replace(name.encode(), str(folder / path).encode())
