@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NoReturn
+
 import torch
 from torch import Tensor, nn
 
@@ -133,6 +135,9 @@ class FEAdapter(nn.Module):
         )
         with torch.autocast(x.device.type, enabled=False):  # the compute dtype is settled
             return reference.adapter(x, self._weights(), spec, T)
+
+    def __prepare_scriptable__(self) -> NoReturn:  # what torch.jit.script asks of every module first
+        raise RuntimeError("torch.jit.script does not know adapters; use torch.export")
 
     def extra_repr(self) -> str:
         parts = [f"{self.embed_dim}, {self.bottleneck}, num_frames={self.num_frames}"]

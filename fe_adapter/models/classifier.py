@@ -7,7 +7,7 @@ import dataclasses
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from fe_adapter.checks import check_choice, check_count
 from fe_adapter.config import FEAdapterConfig
 from fe_adapter.errors import InputError
 from fe_adapter.models.adaptation import adapt, get_adaptation, get_adapters, set_num_frames
+from fe_adapter.models.origin import remember
 from fe_adapter.models.prefix import starting_from
 
 _log = logging.getLogger("fe_adapter")
@@ -110,6 +111,7 @@ class VideoClassifier(nn.Module):
         elif is_adapted or config is not None:
             raise InputError(f"tune={tune!r} uses no adapters; leave config out and give a plain vit")
         else:
+            remember(self.vit)
             self.vit.requires_grad_(tune == "full")
         parameter = next(self.vit.parameters())
         self._check_temporal_pool()
@@ -178,6 +180,9 @@ class VideoClassifier(nn.Module):
         if self.tune == "head":
             self.vit.eval()
         return self
+
+    def __prepare_scriptable__(self) -> NoReturn:  # what torch.jit.script asks of every module first
+        raise RuntimeError("torch.jit.script does not know video classifiers; use torch.export")
 
     def extra_repr(self) -> str:
         return f"{len(self.class_names)} classes, num_frames={self.num_frames}, tune={self.tune!r}"

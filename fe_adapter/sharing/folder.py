@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+import logging
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,10 +20,12 @@ from fe_adapter.files import atomic_write, not_finite, read_as, read_json, read_
 from fe_adapter.memory import frozen_weights
 from fe_adapter.models.adaptation import adapt, get_adaptation, get_adapters, unadapt
 from fe_adapter.models.classifier import VideoClassifier
+from fe_adapter.models.origin import changed_tensors, get_origin, hooked_modules, other_settings, settings_of
 
 if TYPE_CHECKING:
     from fe_adapter.sharing.schema import AdapterFolder
 
+_log = logging.getLogger("fe_adapter")
 FORMAT_VERSION = 1
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 CONFIG_FILE = "adapter_config.json"
@@ -34,22 +37,28 @@ def save_adapter(model: nn.Module, folder: Path | str) -> None:
     """Write what training changed in ``model``: an adapted backbone, or a `VideoClassifier` with its head.
 
     The tensors' names are those in the model where nothing in it is compiled, ``vit.…`` for the backbone's side and
-    ``head.…``. Parameters of the backbone that ask for a gradient are written as well; the rest of it is left out,
-    unless its weights are random ones (``weights="none"``), which nobody else has. Both files are written aside before
-    either takes its place: if the disk is full, the previous ones are still there. In a distributed run every process
-    calls it, since parameters may be sharded, and the first one writes.
+    ``head.…``. Of the backbone what trains, or is not what it was when the model was made, is written as well; the rest
+    of it is left out, unless its weights are random ones (``weights="none"``), which nobody else has. Both files are
+    written aside before either takes its place: if the disk is full, the previous ones are still there. In a
+    distributed run every process calls it, since parameters may be sharded, and the first one writes.
 
     Raises:
         InputError: ``model`` has nothing to save, or something that `load_classifier` could not put back; or the folder
             cannot be written to.
     """
     folder, model = Path(folder), unwrapped(model)
-    _check_parts(model)
+    changed = _check_parts(model)
     content: dict[str, Any] = {"format_version": FORMAT_VERSION}
     vit = model.vit if isinstance(model, VideoClassifier) else model
+    content["backbone_settings"] = get_origin(vit).settings
     saves_backbone = isinstance(model, VideoClassifier) and _saves_backbone(model)
-    if not saves_backbone and (also_trained := _also_trained(vit)):
-        content["also_trained"] = sorted(also_trained)
+    if not saves_backbone:
+        also_trained = _also_trained(vit)
+        content |= {"also_trained": sorted(also_trained)} if also_trained else {}
+        content |= {"also_changed": sorted(changed)} if changed else {}
+        if get_origin(vit).tensors.keys() - also_trained - changed:  # or all of it is here
+            content["backbone_fingerprint"] = get_origin(vit).fingerprint
+    _warn_of_hooks(vit)
     if not saves_backbone or model.tune != "full":
         content["frozen_weights"] = frozen_weights.kinds_of(vit)
     if isinstance(model, VideoClassifier):
@@ -67,9 +76,8 @@ def save_adapter(model: nn.Module, folder: Path | str) -> None:
             "num_frames": adaptation.num_frames,
             "embed_dim": adaptation.embed_dim,
             "num_prefix_tokens": adaptation.num_prefix_tokens,
-            "backbone_fingerprint": adaptation.fingerprint,
         }
-    tensors = {name: full_tensor(t.detach()).cpu().contiguous() for name, t in _saved(model).items()}
+    tensors = {name: full_tensor(t.detach()).cpu().contiguous() for name, t in _saved(model, changed).items()}
     _check_finite(tensors)
     if not is_first_process():
         return
@@ -128,12 +136,13 @@ def _load_adapter(
     if adaptation.config != config:
         raise InputError(f"{folder} has other adapters than the model: {config}, not {adaptation.config}")
     if strict:
+        _check_shape(vit, content, folder)
         _check_backbone(vit, content, folder)
-    _let_train(vit, content.also_trained, folder)
+    _let_train(vit, content, folder)
     own = {name: t for name, t in tensors.items() if not name.startswith("head.")}
-    backbone = {f"vit.{plain_name(name)}" for name in vit.state_dict()} - set(_saved(vit))
+    backbone = {f"vit.{plain_name(name)}" for name in vit.state_dict()} - set(_saved(vit, content.also_changed))
     own = {name: t for name, t in own.items() if name not in backbone}  # there with ``weights="none"``
-    _load(vit, own, folder, strict)
+    _load(vit, own, content, folder, strict)
 
 
 def load_classifier(
@@ -179,23 +188,29 @@ def load_classifier(
     for name, value in remembered.items():
         setattr(model, name, value)
     if model.tune == "adapter":
-        _check_backbone(model.vit, content, folder, _saves_backbone(model))
+        _check_shape(model.vit, content, folder)
+    _check_backbone(model.vit, content, folder, _saves_backbone(model))
     for kind in content.frozen_weights:
         frozen_weights.check(model.vit, kind)
         frozen_weights.convert(model.vit, kind)
-    _let_train(model.vit, content.also_trained, folder)
-    _load(model, read_tensors(folder / WEIGHTS_FILE), folder, strict=True)
+    _let_train(model.vit, content, folder)
+    _load(model, read_tensors(folder / WEIGHTS_FILE), content, folder, strict=True)
     return model.eval()
 
 
 def check_saveable(model: nn.Module) -> None:
     """Raise `InputError` where something in ``model`` would be trained and not be there when it is loaded again."""
-    _check_parts(model)
-    _check_finite({name: full_tensor(t) for name, t in _saved(model).items()})
+    changed = _check_parts(model)
+    _check_finite({name: full_tensor(t) for name, t in _saved(model, changed).items()})
 
 
-def _check_parts(model: nn.Module) -> None:
-    """Raise `InputError` where ``model`` is made of other parts than `load_classifier` or `load_adapter` would make."""
+def _check_parts(model: nn.Module) -> set[str]:
+    """The frozen tensors of the backbone that have changed since ``model`` was made; none where all of it is saved.
+
+    Raises:
+        InputError: ``model`` is made of other parts than `load_classifier` or `load_adapter` would make, or of parts
+            that compute otherwise.
+    """
     if isinstance(model, VideoClassifier):
         if type(model.head) is not nn.Linear or model.head.bias is None:
             raise InputError(
@@ -219,6 +234,12 @@ def _check_parts(model: nn.Module) -> None:
             f"{some(f'vit.{name}' for name in sorted(gone))} went out of the model after it was made; "
             "no adapter folder could say so"
         )
+    if other := other_settings(get_origin(vit).settings, settings_of(vit)):
+        raise InputError(
+            f"the backbone has {some(other)}, by which it was made; no adapter folder could give that back: change it "
+            "before adapters or a classifier are put to it"
+        )
+    return set() if isinstance(model, VideoClassifier) and _saves_backbone(model) else set(changed_tensors(vit))
 
 
 def _check_finite(tensors: Mapping[str, Tensor]) -> None:
@@ -243,16 +264,16 @@ def find_model(run: Path | str) -> Path:
     raise InputError(f"{run} holds no trained model: neither {CONFIG_FILE} nor best/ nor last/ is in it")
 
 
-def _saved(model: nn.Module) -> dict[str, Tensor]:
-    """The parameters that go into the file, by the file's names."""
-    if not isinstance(model, VideoClassifier):
-        return {f"vit.{name}": t for name, t in (_adapter_parameters(model) | _also_trained(model)).items()}
-    if _saves_backbone(model):
-        vit: dict[str, Tensor] = {plain_name(name): t for name, t in model.vit.state_dict().items()}
-    else:
-        vit = _adapter_parameters(model.vit) | _also_trained(model.vit)
-    head = {f"head.{name}": t for name, t in model.head.state_dict().items()}
-    return {f"vit.{name}": t for name, t in vit.items()} | head
+def _saved(model: nn.Module, changed: Collection[str] = ()) -> dict[str, Tensor]:
+    """The tensors that go into the file, by the file's names; of the frozen backbone those that have ``changed``."""
+    is_classifier = isinstance(model, VideoClassifier)
+    vit: Any = model.vit if is_classifier else model
+    state: dict[str, Tensor] = {plain_name(name): t for name, t in vit.state_dict().items()}
+    if not is_classifier or not _saves_backbone(model):
+        frozen = {name: state[name] for name in changed}
+        state = _adapter_parameters(vit) | _also_trained(vit) | frozen
+    head = model.head.state_dict() if is_classifier else {}
+    return {f"vit.{name}": t for name, t in state.items()} | {f"head.{name}": t for name, t in head.items()}
 
 
 def _also_trained(vit: nn.Module) -> dict[str, Tensor]:
@@ -262,16 +283,28 @@ def _also_trained(vit: nn.Module) -> dict[str, Tensor]:
     return {name: p for name, p in parameters.items() if name not in adapters}
 
 
-def _let_train(vit: nn.Module, names: list[str], folder: Path) -> None:
+def _let_train(vit: nn.Module, content: AdapterFolder, folder: Path) -> None:
+    """Let train what trained, once all is known to be there that is of the backbone itself."""
     parameters = {plain_name(name): p for name, p in vit.named_parameters()}
-    for name in names:
-        if name not in parameters:
-            raise InputError(f"{folder} trained {name} of the backbone, which this one does not have")
+    tensors = {plain_name(name) for name in vit.state_dict()}
+    for name in [n for n in content.also_trained if n not in parameters] or set(content.also_changed) - tensors:
+        raise InputError(f"{folder} trained {name} of the backbone, which this one does not have")
+    for name in content.also_trained:
         parameters[name].requires_grad_(True)
 
 
 def _saves_backbone(model: VideoClassifier) -> bool:
     return model.tune == "full" or model.backbone_weights == "none"
+
+
+def _warn_of_hooks(vit: nn.Module) -> None:
+    hooked, origin = hooked_modules(vit), get_origin(vit)
+    if hooked and not origin.has_said:
+        _log.warning(
+            "%s of the backbone: hooks or forwards of your own are not saved; put them on what is loaded again",
+            some(hooked),
+        )
+        origin.has_said = True
 
 
 def _adapter_parameters(vit: nn.Module) -> dict[str, Tensor]:
@@ -296,7 +329,7 @@ def _read_config(folder: Path) -> AdapterFolder:
     return read_as(AdapterFolder, file)
 
 
-def _check_backbone(vit: nn.Module, content: AdapterFolder, folder: Path, saves_backbone: bool = False) -> None:
+def _check_shape(vit: nn.Module, content: AdapterFolder, folder: Path) -> None:
     adaptation = get_adaptation(vit)
     if content.embed_dim != adaptation.embed_dim:
         raise InputError(
@@ -307,7 +340,14 @@ def _check_backbone(vit: nn.Module, content: AdapterFolder, folder: Path, saves_
             f"{folder} was trained on another backbone: {content.num_prefix_tokens} class and register tokens, "
             f"this one has {adaptation.num_prefix_tokens}"
         )
-    expected, fingerprint = None if saves_backbone else content.backbone_fingerprint, adaptation.fingerprint
+
+
+def _check_backbone(vit: nn.Module, content: AdapterFolder, folder: Path, saves_backbone: bool = False) -> None:
+    if other := other_settings(content.backbone_settings, settings_of(vit)):
+        raise InputError(
+            f"{folder} was trained on another backbone: this one has {some(other)}; build it as it was in training"
+        )
+    expected, fingerprint = None if saves_backbone else content.backbone_fingerprint, get_origin(vit).fingerprint
     if expected is not None and fingerprint is not None and expected != fingerprint:
         raise InputError(
             f"{folder} was trained on another backbone, or on other weights of it (fingerprint {expected[:8]}…, "
@@ -315,8 +355,8 @@ def _check_backbone(vit: nn.Module, content: AdapterFolder, folder: Path, saves_
         )
 
 
-def _load(model: nn.Module, tensors: dict[str, Tensor], folder: Path, strict: bool) -> None:
-    expected = _saved(model)
+def _load(model: nn.Module, tensors: dict[str, Tensor], content: AdapterFolder, folder: Path, strict: bool) -> None:
+    expected = _saved(model, content.also_changed)
     missing, extra = sorted(set(expected) - set(tensors)), sorted(set(tensors) - set(expected))
     file = folder / WEIGHTS_FILE
     if strict and missing:

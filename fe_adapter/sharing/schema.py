@@ -111,7 +111,9 @@ class AdapterFolder(Part):
     backbone_fingerprint: Name | None = None
     backbone: BackbonePart | None = None
     classifier: ClassifierPart | None = None
+    backbone_settings: dict[str, Any] = {}
     also_trained: list[Name] = []
+    also_changed: list[Name] = []
     frozen_weights: list[Literal["bf16", "int8", "nf4"]] = []
 
     @field_validator("backbone", "classifier")

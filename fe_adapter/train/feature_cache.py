@@ -30,8 +30,8 @@ from fe_adapter.errors import InputError
 from fe_adapter.files import atomic_write, make_folder, read_as
 from fe_adapter.memory.estimate import PRECISIONS
 from fe_adapter.memory.frozen_weights import describe_storage
-from fe_adapter.models.adaptation import get_adaptation
 from fe_adapter.models.classifier import VideoClassifier
+from fe_adapter.models.origin import digest_of, identity_of, settings_of
 from fe_adapter.models.prefix import prefix_tokens, split_blocks
 
 INDEX = "index.json"
@@ -161,10 +161,10 @@ def _tokens(model: VideoClassifier, precision: str, video: Tensor) -> Tensor:
 
 
 def _identity(model: VideoClassifier, dataset: VideoDataset) -> dict[str, Any]:
-    adaptation = get_adaptation(model.vit)
     files = "\n".join(_file(path) for path in dataset.paths)
     return {
-        "backbone": adaptation.fingerprint,
+        "backbone": identity_of(model.vit),
+        "settings": digest_of(settings_of(model.vit)),
         "weights": describe_storage(model.vit),
         "first_adapted_block": len(split_blocks(model.vit)[0]),
         "files": hashlib.blake2b(files.encode(), digest_size=16).hexdigest(),

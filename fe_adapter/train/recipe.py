@@ -25,8 +25,9 @@ from fe_adapter.memory.measure import measure_peak_memory
 from fe_adapter.memory.optimizers import make_optimizer
 from fe_adapter.memory.plan import smaller_batches
 from fe_adapter.memory.policies import check_device, replace_memory_policy
-from fe_adapter.models.adaptation import fingerprint, get_adaptation
+from fe_adapter.models.adaptation import get_adaptation
 from fe_adapter.models.classifier import VideoClassifier
+from fe_adapter.models.origin import identity_of
 from fe_adapter.sharing.folder import save_adapter
 from fe_adapter.train.config import TrainConfig
 from fe_adapter.train.log import TrainingLog
@@ -322,10 +323,9 @@ def _identity(model: VideoClassifier, train_set: ClipDataset) -> dict[str, Any]:
     """What must be the same for a run to go on: the model, the data and what is made of it, as JSON values."""
     described = {name: value for name, value in model.describe().items() if name not in REMEMBERED}
     if model.tune == "adapter":
-        adaptation = get_adaptation(model.vit)
-        described |= {"adapter": dataclasses.asdict(adaptation.config), "backbone": adaptation.fingerprint}
-    elif model.tune == "head":
-        described["backbone"] = fingerprint(model.vit)
+        described["adapter"] = dataclasses.asdict(get_adaptation(model.vit).config)
+    if model.tune != "full":
+        described["backbone"] = identity_of(model.vit)
     files = "\n".join(f"{Path(path).name} {y}" for path, y in zip(train_set.paths, train_set.labels, strict=True))
     return json.loads(
         json.dumps(
