@@ -187,7 +187,7 @@ def open_dataset(
     if split in own and not (split == "train" and "val" not in own):
         clips = by_split[split]
     elif split in ("train", "val") and pool_name in by_split:
-        clips = held_out(by_split[pool_name], val_fraction, split_seed, of_validation=split == "val")
+        clips = held_out(data, by_split[pool_name], val_fraction, split_seed, of_validation=split == "val")
     elif split is None and None in by_split:
         clips = by_split[None]
     else:

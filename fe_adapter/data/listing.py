@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import dataclasses
+import functools
 import io
 import logging
 import os
+import re
+import unicodedata
+from collections.abc import Iterable
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 
@@ -21,12 +27,17 @@ SPLIT_NAMES = {  # in folders and CSV files, whatever their case
     "val": "val", "valid": "val", "validation": "val", "dev": "val",
     "test": "test", "testing": "test",
 }  # fmt: skip
-# what systems and programs leave in folders; whatever begins with a dot is left out as well
+SPLIT_COLUMNS = ("split", "set", "subset", "partition", "fold")  # of a CSV file; the first one has the last word
+# what systems and programs leave in folders; whatever begins with a dot or with ~$ is left out as well
 FOREIGN = frozenset({
     "__MACOSX", "__pycache__", "@__thumb", "@Recently-Snapshot", "@eaDir", "#recycle", "#snapshot", "$RECYCLE.BIN",
     "System Volume Information", "lost+found",
 })  # fmt: skip
+DELIMITERS = ",;\t|"
 _NO_LABEL = frozenset({"nan", "null", "none", "n/a", "na", "#n/a"})  # what programs write where there is none
+
+
+Rows: TypeAlias = list[tuple[int, dict[str, str]]]  # of a CSV file: the number of a line, and values by column
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,9 +52,10 @@ def list_folder(root: Path) -> list[Clip]:
     """The videos below ``root``, in the order of their names. Hidden and foreign files and folders are left out.
 
     Raises:
-        InputError: there is no such folder, no class folder in it, or a class without videos.
+        InputError: there is no such folder, no class folder in it, or a class without videos; classes of one name.
     """
     folders = _folders(root)
+    _check_names([folder.name for folder in folders], root)
     clips = []
     for folder in folders:
         files = _videos(folder)
@@ -58,29 +70,31 @@ def list_folder(root: Path) -> list[Clip]:
 def list_csv(file: Path) -> list[tuple[Clip, str | None]]:
     """The videos of a CSV file and the split of each; paths are relative to the file.
 
-    What spreadsheets make of such a file is read as well: a byte order mark, semicolons or tabs, blanks around values,
-    column names in any case, lines without values at the end.
+    What spreadsheets make of such a file is read as well: UTF-16 and byte order marks, semicolons, tabs or bars, a
+    first line ``sep=;``, blanks around values, column names in any case, lines without values at the end. The split may
+    be in any of `SPLIT_COLUMNS`.
 
     Raises:
-        InputError: a missing column, value or file, or a path that is there twice; the line is named.
+        InputError: a missing column, value or file, or a path that is there twice; the line is named. Classes of one
+            name, columns that disagree about splits, or a column such as ``fold`` that names none.
     """
     columns, rows = _read_csv(file)
-    for column in ("path", "label"):
-        if columns.count(column) != 1:
+    for column in ("path", "label", *SPLIT_COLUMNS):
+        if columns.count(column) > 1 or (column in ("path", "label") and column not in columns):
             found = ", ".join(map(repr, columns)) or "none"
             raise InputError(
                 f"{file} has {'no' if column not in columns else 'more than one'} column {column!r}; it has {found}"
             )
+    of_split = _split_column(file, [column for column in SPLIT_COLUMNS if column in columns], rows)
     clips: list[tuple[Clip, str | None]] = []
     lines: dict[str, int] = {}
-    for line, values in rows:
-        row = dict(zip(columns, values, strict=False))
-        name, label, written = row.get("path"), row.get("label", ""), row.get("split") or None
+    for line, row in rows:
+        name, label, written = row.get("path"), row.get("label", ""), row.get(of_split) or None
         if not name or not label or label.lower() in _NO_LABEL:
             raise InputError(f"{file}, line {line}: path or label is missing")
         split = None if written is None else SPLIT_NAMES.get(written.lower())
         if written is not None and split is None:
-            raise InputError(f"{file}, line {line}: split {written!r} is none of {', '.join(SPLIT_NAMES)}")
+            raise InputError(f"{file}, line {line}: {of_split} {written!r} is none of {', '.join(SPLIT_NAMES)}")
         path = os.path.normpath(file.parent / name)
         if path in lines:
             raise InputError(f"{file}, line {line}: {name} is there already, in line {lines[path]}")
@@ -88,6 +102,7 @@ def list_csv(file: Path) -> list[tuple[Clip, str | None]]:
             raise InputError(f"{file}, line {line}: {name}: no such file")
         lines[path] = line
         clips.append((Clip(path, label), split))
+    _check_names([clip.class_name for clip, _ in clips], file)
     return clips
 
 
@@ -113,7 +128,7 @@ def clips_by_split(data: Path) -> dict[str | None, list[Clip]]:
         raise InputError(f"{data}: no such file")
     splits, others = _split_folders(_folders(data))
     if not splits or ("train" not in splits and others):
-        _warn_of_splits(others)
+        _warn_of_splits(data, others)
         return {None: list_folder(data)}
     beside = [folder.name for folder in others if _videos(folder)]
     if beside:
@@ -131,13 +146,15 @@ def name_of_split(data: Path, split: str) -> str:
     return next(folder.name for folder in _folders(data) if SPLIT_NAMES.get(folder.name.lower()) == split)
 
 
-def held_out(clips: list[Clip], fraction: float, seed: int, of_validation: bool) -> list[Clip]:
-    """The held-out share of every class, at least one clip of it, or the rest."""
+def held_out(data: Path, clips: list[Clip], fraction: float, seed: int, of_validation: bool) -> list[Clip]:
+    """The held-out share of every class of ``data``, at least one clip of it, or the rest."""
     chosen: set[str] = set()
     for name in {clip.class_name for clip in clips}:
         paths = sorted(clip.path for clip in clips if clip.class_name == name)
         if len(paths) < 2:
-            raise InputError(f"class {name!r} has one video; it cannot be in both the training and the validation set")
+            raise InputError(
+                f"{data}: class {name!r} has one video; it cannot be in both the training and the validation set"
+            )
         order = np.random.default_rng(seed).permutation(len(paths))
         chosen.update(paths[i] for i in order[: max(1, round(fraction * len(paths)))])
     return [clip for clip in clips if (clip.path in chosen) == of_validation]
@@ -165,16 +182,36 @@ def _split_folders(folders: list[Path]) -> tuple[dict[str, Path], list[Path]]:
     return splits, others
 
 
-def _warn_of_splits(classes: list[Path]) -> None:
+def _check_names(names: Iterable[str], source: Path) -> None:
+    """Raise `InputError` where two classes would be one to people: happy and Happy, 1 and 01."""
+    seen: dict[str, str] = {}
+    for name in names:
+        plain = " ".join(unicodedata.normalize("NFKC", name).casefold().split())
+        number = re.fullmatch(r"0*([0-9]+?)(\.0*)?", plain)
+        other = seen.setdefault(number[1] if number else plain, name)
+        if other != name:
+            raise InputError(
+                f"{source} has the classes {other!r} and {name!r}, which differ in case, blanks or zeros only; "
+                "give them one name"
+            )
+
+
+def _warn_of_splits(root: Path, classes: list[Path]) -> None:
     """Say so where classes look like splits under names of their own: only folders in them, of the same names."""
     inside = ({folder.name for folder in _folders(path)} for path in classes)  # read as far as it is needed
     names = next(inside, set())
     is_alike = len(classes) > 1 and len(names) > 1 and all(others == names for others in inside)
     if is_alike and not any(_videos(path, deep=False) for path in classes):
-        _log.warning(
-            "the classes %s hold folders of the same names; if they are splits, call them train, val and test",
-            ", ".join(path.name for path in classes),
+        _say_once(
+            f"{root}: the classes {', '.join(path.name for path in classes)} hold folders of the same names; "
+            "if they are splits, call them train, val and test"
         )
+
+
+@functools.cache
+def _say_once(message: str) -> None:
+    """Data are listed for every split that is opened."""
+    _log.warning("%s", message)
 
 
 def _folders(root: Path) -> list[Path]:
@@ -201,26 +238,48 @@ def _videos(folder: Path, deep: bool = True) -> list[Path]:
 
 
 def _is_ours(name: str) -> bool:
-    return not name.startswith(".") and name not in FOREIGN
+    return not name.startswith((".", "~$")) and name not in FOREIGN
 
 
-def _read_csv(file: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """The names of the columns, and of every line that has values its number and values, without blanks around them."""
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise InputError(f"cannot read {file}: {error.strerror or error}") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{file} is no CSV file in UTF-8: {error}") from None
-    header = text.partition("\n")[0].lower()
+def _split_column(file: Path, there: list[str], rows: Rows) -> str:
+    """Which of the columns ``there`` says the split of a line."""
+    if not there:
+        return ""
+    splits = {column: [SPLIT_NAMES.get(row.get(column, "").lower()) for _, row in rows] for column in there}
+    named = [
+        column for column in there
+        if all(split or not row.get(column) for split, (_, row) in zip(splits[column], rows, strict=True))
+    ]  # fmt: skip
+    chosen = "split" if "split" in there else next(iter(named), None)
+    if chosen is None:
+        raise InputError(
+            f"{file} has a column {there[0]!r} that names no splits; which lines are to train on and which to validate "
+            "on says a column 'split' of train and val"
+        )
+    for column in [column for column in there if column != chosen]:
+        if column in named and splits[column] != splits[chosen]:
+            raise InputError(
+                f"{file} has the columns {chosen!r} and {column!r}, which name other splits; leave one out"
+            )
+        _say_once(f"{file}: the column {column!r} is not used; splits are those of {chosen!r}")
+    return chosen
+
+
+def _read_csv(file: Path) -> tuple[list[str], Rows]:
+    """The names of the columns, and every line that has values, without blanks around them."""
+    text = _text(file)
+    said = re.match(rf'"?sep=([{DELIMITERS}])"?[{DELIMITERS} ]*(?=\r|\n)', text, re.IGNORECASE)  # to Excel
+    text = text if said is None else text[said.end() :]
+    header = next((line.lower() for line in text.splitlines() if line.strip()), "")
     delimiter = next(
-        (mark for mark in ",;\t" if {"path", "label"} <= {part.strip(' "\r') for part in header.split(mark)}), ","
+        (mark for mark in DELIMITERS if {"path", "label"} <= {part.strip(' "') for part in header.split(mark)}), ","
     )
+    delimiter = delimiter if said is None else said[1]
     try:
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
         lines = [(reader.line_num, [value.strip() for value in values]) for values in reader]
     except csv.Error as error:
-        raise InputError(f"{file} is no CSV file in UTF-8: {error}") from None
+        raise InputError(f"{file} is no CSV file: {error}") from None
     lines = [(number, values) for number, values in lines if any(values)]
     if not lines:
         return [], []
@@ -231,4 +290,16 @@ def _read_csv(file: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
                 f"{file}, line {number}: {len(values)} values for {len(columns)} columns; "
                 f"quote a value that holds {delimiter!r}"
             )
-    return columns, lines[1:]
+    return columns, [(number, dict(zip(columns, values, strict=False))) for number, values in lines[1:]]
+
+
+def _text(file: Path) -> str:
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot read {file}: {error.strerror or error}") from None
+    is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        return content.decode("utf-16" if is_utf16 else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{file} is no CSV file in UTF-8: {error}") from None

@@ -125,13 +125,12 @@ def settings_of(vit: nn.Module) -> dict[str, Any]:
     """
     found: dict[str, list[Any]] = {}
     for name, module in unwrapped(vit).named_modules():
-        path = plain_name(f"{name}.")
-        if _is_of_adapter(path):
+        path, kind = plain_name(f"{name}."), type(module).__name__
+        if _is_of_adapter(path) or "Linear" in kind:  # told by its weights alone, packed or not
             continue
         place = ".".join("*" if part.isdecimal() else part for part in path.split(".")).lstrip(".")
         own = {key: value for key, value in vars(module).items() if _is_setting(key, value)}
-        kind = type(module).__name__
-        if next(module.children(), None) is None and "Linear" not in kind:  # a packed one is a linear layer, too
+        if next(module.children(), None) is None:
             own["class"] = "Identity" if "Drop" in kind else kind  # which it is where nothing trains
         for key, value in own.items():
             found.setdefault(place + key, []).append(list(value) if isinstance(value, tuple) else value)

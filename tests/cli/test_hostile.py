@@ -197,7 +197,11 @@ CSV = {
     "some splits": b"path,label,split\nVIDEO,a,train\nOTHER,b,\n",
     "no train": b"path,label,split\nVIDEO,a,test\nOTHER,b,test\n",
     "not UTF-8": b"path,label\n\xff\xfe,a\n",
-    "UTF-16": "path,label\nVIDEO,a\n".encode("utf-16"),
+    "UTF-16, torn": "path,label\nVIDEO,a\nOTHER,b\n".encode("utf-16")[:-1],
+    "UTF-16 without a mark": "path,label\nVIDEO,a\nOTHER,b\n".encode("utf-16-le"),
+    "two spellings": b"path,label\nVIDEO,Happy\nOTHER,happy\n",
+    "folds": b"path,label,fold\nVIDEO,a,1\nOTHER,b,2\n",
+    "two columns of splits": b"path,label,split,set\nVIDEO,a,train,val\nOTHER,b,val,train\n",
     "NUL": b"path,label\n\x00\x00\x00,a\n",
     "NUL in a name": b"path,label\nx\x00y.mp4,a\n",
     "an open quote": b'path,label\n"VIDEO,a\n',
@@ -403,7 +407,7 @@ def test_a_csv_file_is_refused(refused, world, tmp_path, content):
     for name, path in (("VIDEO", "onset/0000.mp4"), ("OTHER", "offset/0000.mp4"), ("FILE", "../file")):
         content = content.replace(name.encode(), str(folder / path).encode())
     (tmp_path / "list.csv").write_bytes(content)
-    refused("train", tmp_path / "list.csv", *BACKBONE, *FAST, "--out", "OUT")
+    assert "list.csv" in refused("train", tmp_path / "list.csv", *BACKBONE, *FAST, "--out", "OUT")
 
 
 @each(CONFIG)
