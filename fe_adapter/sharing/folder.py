@@ -372,7 +372,8 @@ def _load(model: nn.Module, tensors: dict[str, Tensor], content: AdapterFolder, 
         raise InputError(
             f"{file}: {others[0]} is {tensors[others[0]].dtype}; it must be floating point of 16 bits or more"
         )
-    if infinite := not_finite({name: tensors[name] for name in expected if name in tensors}):
+    # as what they are loaded into: 1e300 is finite in fp64 only
+    if infinite := not_finite({name: tensors[name].to(t.dtype) for name, t in expected.items() if name in tensors}):
         raise InputError(f"{file}: {infinite[0]} holds NaN or infinite values; the training it is of went wrong")
     prefix = "" if isinstance(model, VideoClassifier) else "vit."
     names = {prefix + plain_name(name): name for name in model.state_dict()}

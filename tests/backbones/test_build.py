@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from fe_adapter import VideoClassifier
 from fe_adapter.backbones import Preprocessing, build_backbone, describe_backbone
+from fe_adapter.backbones.describe import LIBRARIES
 from fe_adapter.errors import InputError
 from tests.models.test_classifier import ARGS, NAME, classifier, video
 from tests.vits import build
@@ -248,6 +249,80 @@ def test_timm_and_torchvision_say_how_their_weights_see_images():
     assert (found.interpolation, found.crop) == ("bilinear", 224 / 256)
 
 
+@pytest.mark.parametrize(
+    ("wrapped", "said"),
+    [
+        (lambda own, other: {"model": own, "model_ema": other, "epoch": 3}, "hold model, model_ema, of which model is"),
+        (lambda own, other: {"state_dict_ema": other, "state_dict": own}, "of which state_dict is taken"),
+        (
+            lambda own, other: {
+                "student": renamed("module.backbone.")(other), "teacher": renamed("backbone.")(own), "dino_loss": {},
+                "optimizer": {"state": {0: {"exp_avg": torch.zeros(1)}}, "param_groups": []},
+            },
+            "hold student, teacher, of which teacher is taken",
+        ),
+        (lambda own, other: {"teacher": renamed("backbone.")(own)}, None),
+        (lambda own, other: {"net": own, "epoch": 3}, None),
+        (lambda own, other: {"checkpoint": {"model": own, "ema": other}}, "of which checkpoint.model is taken"),
+    ],
+)  # fmt: skip
+def test_which_of_several_models_in_a_file_is_taken_is_said(wrapped, said, tmp_path, caplog):
+    own, other = (backbone(NAME).state_dict() for _ in range(2))
+    torch.save(wrapped(own, other), tmp_path / "weights.pth")
+    caplog.clear()
+    loaded = build_backbone(NAME, tmp_path / "weights.pth", ARGS).state_dict()
+    assert all(torch.equal(loaded[key], value) for key, value in own.items())
+    assert caplog.text == "" if said is None else said in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"encoder": {"a": torch.zeros(1)}, "predictor": {"a": torch.zeros(1)}}, "several models, encoder, predictor"),
+        ({"optimizer": {"state": {0: {"a": torch.zeros(1)}}}}, "are no dictionary of tensors"),
+        ({"a": torch.zeros(1), "epoch": 3}, "are no dictionary of tensors"),
+        ({}, "are no dictionary of tensors"),
+        ([torch.zeros(1)], "are no dictionary of tensors"),
+    ],
+)
+def test_a_file_without_one_model_is_refused(content, message, tmp_path):
+    torch.save(content, tmp_path / "weights.pth")
+    with pytest.raises(InputError, match=message):
+        build_backbone(NAME, tmp_path / "weights.pth", ARGS)
+
+
+@pytest.mark.parametrize("answers", [True, False])
+@pytest.mark.parametrize(
+    ("name", "weights", "asks"),
+    [(NAME, "pretrained", True), (NAME, None, False), ("timm:hf_hub:owner/vit", None, True),
+     ("openclip:ViT-B-16/openai", "pretrained", True), ("hf:owner/vit", None, True), ("hf:vit", None, False)],
+)  # fmt: skip
+def test_the_hub_is_asked_once_and_then_left_alone(name, weights, asks, answers, monkeypatch):
+    hub = pytest.importorskip("huggingface_hub")
+    asked, modes = [], []
+
+    class Session:
+        def head(self, url, timeout):
+            asked.append((url, timeout))
+            if not answers:
+                raise OSError("Name or service not known")
+
+    def build(*args):
+        modes.append(hub.constants.HF_HUB_OFFLINE)
+        logging.getLogger("huggingface_hub.utils").warning("Retrying in 8s [Retry 4/5].")
+        raise OSError("cannot find it in the cache")
+
+    library = next(library for library in LIBRARIES if name.startswith(library.NAME))
+    monkeypatch.setattr(library, "build", build)
+    monkeypatch.setattr(hub.utils, "get_session", Session)
+    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", False)
+    with pytest.raises(InputError, match="cannot find it in the cache"):
+        build_backbone(name, weights, {})
+    assert asked == ([(hub.constants.ENDPOINT, hub.constants.HF_HUB_ETAG_TIMEOUT)] if asks else [])
+    assert modes == [asks and not answers]
+    assert not hub.constants.HF_HUB_OFFLINE
+
+
 def test_without_a_network_one_line_names_the_way_out(monkeypatch, caplog):
     import timm
 
@@ -267,6 +342,7 @@ def test_without_a_network_one_line_names_the_way_out(monkeypatch, caplog):
     [
         (lambda t: t * float("nan"), "is no dense tensor of finite real numbers"),
         (lambda t: t.to(torch.complex64), "is no dense tensor of finite real numbers"),
+        (lambda t: t.double() * 1e300, "holds values beyond torch.float32"),
         (lambda t: t.to(torch.int8), "is torch.int8, without what it was scaled by"),
     ],
 )

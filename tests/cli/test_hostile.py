@@ -240,13 +240,16 @@ CONFIG = {  # adapter_config.json: where, and what is put there
     "classifier.clip_sampling": (1, {}, {"sampling": "x", "stride": 1, "val_fraction": 0.2}),
     "classifier.preprocessing": (None, 1, {}),
     "classifier.preprocessing.size": (None, 48, [48], [0, 48], [48, 48, 48], [10**9, 48], ["48", "48"], [1.5, 48]),
-    "classifier.preprocessing.mean": (None, 0.5, [0.5], "abc", ["a", "b", "c"], [float("nan")] * 3),
-    "classifier.preprocessing.std": (None, [0, 1, 1], [-1, 1, 1], [1, 1], [float("inf")] * 3),
+    "classifier.preprocessing.mean": (None, 0.5, [0.5], "abc", ["a", "b", "c"], [float("nan")] * 3, [1e39, 0, 0]),
+    "classifier.preprocessing.std": (None, [0, 1, 1], [-1, 1, 1], [1, 1], [float("inf")] * 3, [1e-40] * 3, [1e39] * 3,
+                                     [5e-324, 1, 1]),
     "classifier.preprocessing.interpolation": (None, 1, "x"),
-    "classifier.preprocessing.crop": (0, 2, "x"),
+    "classifier.preprocessing.crop": (0, 2, "x", 1e-300),
+    "backbone_settings": (None, "x", [1], {"blocks.*.attn.num_heads": 4}, {"blocks.*.norm1.eps": [1e-6, 1e-3]}),
+    "also_changed": (None, "x", [1], ["x"], ["head.weight"]),
     "also_trained": (None, "x", [1], ["x"]),
     "frozen_weights": (None, "x", ["x"]),
-}
+}  # fmt: skip
 CHECKPOINT = {  # the checkpoint's metadata
     "format": (None, 0, 2, "1", 1.5, True),
     "position": (None, 1, [], {}, {"x": 1}),

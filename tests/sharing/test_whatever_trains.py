@@ -350,6 +350,15 @@ def test_hooks_of_the_user_are_said_to_stay_behind(weights, tmp_path, caplog):
     assert caplog.text.count("blocks.0.attn, blocks.1.mlp of the backbone: hooks or forwards of your own") == 1
 
 
+def test_values_beyond_those_of_the_model_are_refused(weights, tmp_path):
+    save_adapter(classifier(weights), tmp_path)
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    tensors["head.weight"] = tensors["head.weight"].double() * 1e300
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(InputError, match=r"head\.weight holds NaN or infinite values"):
+        load_classifier(tmp_path)
+
+
 class Cosine(nn.Linear):
     def forward(self, x):
         return super().forward(nn.functional.normalize(x, dim=-1))
