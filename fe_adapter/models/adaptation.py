@@ -130,7 +130,6 @@ def adapt(
 
     dilations = config.dilations(len(chosen))
     adapters = [{position: build(d) for position in config.positions} for d in dilations]  # before the model is touched
-    remember(vit)
     before: dict[str, Any] = {
         "trained_before": frozenset(plain_name(name) for name, p in vit.named_parameters() if p.requires_grad),
         "training_before": frozenset(plain_name(f"{name}.") for name, part in vit.named_modules() if part.training),
@@ -150,6 +149,7 @@ def adapt(
         parameter_names=frozenset(map(plain_name, vit.state_dict())),
         **before,
     )
+    remember(vit)
     if spatial and patch_size is not None:
         vit.register_forward_pre_hook(_follow_grid, with_kwargs=True)
     vit.train = functools.partial(_train_adapters_only, vit)  # type: ignore[method-assign]

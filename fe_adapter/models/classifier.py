@@ -115,9 +115,9 @@ class VideoClassifier(nn.Module):
             self.vit.requires_grad_(tune == "full")
         parameter = next(self.vit.parameters())
         self._check_temporal_pool()
-        features = backbone.embed_dim * (self.num_frames if temporal_pool == "concat" else 1)
+        self.embed_dim = backbone.embed_dim
         self.dropout = nn.Dropout(head_dropout)
-        self.head = nn.Linear(features, len(self.class_names), device=parameter.device)
+        self.head = nn.Linear(*self.head_shape()[::-1], device=parameter.device)
         nn.init.trunc_normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
         for name in ("mean", "std"):
@@ -192,6 +192,10 @@ class VideoClassifier(nn.Module):
         own, given = (self.mean, self.std), (self.preprocessing.mean, self.preprocessing.std)
         # by way of fp32, as the buffers themselves came to their dtype
         return all(torch.equal(a.flatten().cpu(), torch.tensor(b).to(a.dtype)) for a, b in zip(own, given, strict=True))
+
+    def head_shape(self) -> tuple[int, int]:
+        """Of the head's weight: classes, and width of the pooled features."""
+        return len(self.class_names), self.embed_dim * (self.num_frames if self.temporal_pool == "concat" else 1)
 
     def _check_temporal_pool(self) -> None:
         if self.temporal_pool == "concat" and self.num_frames < 2:

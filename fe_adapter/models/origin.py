@@ -1,7 +1,7 @@
 """What a backbone was when it became part of a video model, by which it is known what has become of it since.
 
 An adapter folder leaves the backbone to its source, so whatever differs from that has to be in the folder, or be
-refused. Adapters are no part of the backbone here.
+refused. Adapters are no part of the weights here, but of the settings: they are built anew, too.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from torch import Tensor, nn
 from fe_adapter.backbones.backbone import plain_name, unwrapped
 from fe_adapter.distributed import full_tensor
 
-# plain attributes of modules without a part in what a frozen backbone computes, or told by the shapes of its weights
+# plain attributes of modules without a part in what a backbone and adapters compute, or told by the shapes of weights
 INERT = frozenset({
     "training", "p", "drop_prob", "drop_rate", "dropout", "attention_dropout", "inplace", "fused_attn",
     "grad_checkpointing", "gradient_checkpointing", "name_or_path", "loss_type", "weight_init_mode", "fix_init",
     "num_classes", "num_features", "head_hidden_size", "in_features", "out_features", "in_channels", "out_channels",
-    "normalized_shape", "elementwise_affine",
+    "normalized_shape", "elementwise_affine", "num_frames", "grid_size", "backend", "recompute",
 })  # fmt: skip
 # hooks of the libraries themselves look on, or do their part wherever the model is built again
 LIBRARIES = ("fe_adapter", "torch", "accelerate", "transformers", "timm", "open_clip", "torchvision")
@@ -119,14 +119,14 @@ def fingerprint(vit: nn.Module) -> str | None:
 
 
 def settings_of(vit: nn.Module) -> dict[str, Any]:
-    """What the modules of ``vit`` are told beside their weights, as JSON values: ``{"blocks.*.norm1.eps": 1e-06}``.
+    """What the modules of ``vit`` are told beside weights, as JSON values: ``{"blocks.*.norm1.eps": 1e-06}``.
 
     Those at the same place in every block are one value or, where they differ, a list of all.
     """
     found: dict[str, list[Any]] = {}
     for name, module in unwrapped(vit).named_modules():
         path, kind = plain_name(f"{name}."), type(module).__name__
-        if _is_of_adapter(path) or "Linear" in kind:  # told by its weights alone, packed or not
+        if "Linear" in kind:  # told by its weights alone, packed or not
             continue
         place = ".".join("*" if part.isdecimal() else part for part in path.split(".")).lstrip(".")
         own = {key: value for key, value in vars(module).items() if _is_setting(key, value)}
@@ -146,10 +146,10 @@ def digest_of(settings: dict[str, Any]) -> str:
     return hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
-def hooked_modules(vit: nn.Module) -> list[str]:
-    """The modules of ``vit`` with hooks or a forward of their user's, of which no folder could know."""
+def hooked_modules(model: nn.Module) -> list[str]:
+    """The modules of ``model`` with hooks or a forward of their user's, of which no folder could know."""
     found = []
-    for name, module in unwrapped(vit).named_modules():
+    for name, module in model.named_modules():
         hooks: list[Any] = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
         state: Any = vars(module).get("fe_state")  # of a block, whose own forward is put by there
         hooks += [f for f in (vars(module).get("forward"), getattr(state, "own_forward", None)) if f is not None]
@@ -167,7 +167,7 @@ def _is_setting(key: str, value: Any) -> bool:
         return False
     if isinstance(value, tuple):
         return all(_is_setting("", item) for item in value)
-    return type(value) in (bool, int, str) or (type(value) is float and math.isfinite(value))
+    return type(value) in (bool, int, str, type(None)) or (type(value) is float and math.isfinite(value))
 
 
 def _is_of_adapter(name: str) -> bool:

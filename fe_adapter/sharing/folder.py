@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import logging
-from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -18,17 +15,22 @@ from fe_adapter.distributed import full_tensor, is_first_process
 from fe_adapter.errors import InputError, some
 from fe_adapter.files import atomic_write, not_finite, read_as, read_json, read_tensors
 from fe_adapter.memory import frozen_weights
-from fe_adapter.models.adaptation import adapt, get_adaptation, get_adapters, unadapt
+from fe_adapter.models.adaptation import adapt, get_adaptation, unadapt
 from fe_adapter.models.classifier import VideoClassifier
-from fe_adapter.models.origin import changed_tensors, get_origin, hooked_modules, other_settings, settings_of
+from fe_adapter.models.origin import get_origin, other_settings, settings_of
+from fe_adapter.sharing.content import (
+    CONFIG_FILE,
+    FORMAT_VERSION,
+    check_finite,
+    content_of,
+    saved_tensors,
+    saves_backbone,
+)
 
 if TYPE_CHECKING:
     from fe_adapter.sharing.schema import AdapterFolder
 
-_log = logging.getLogger("fe_adapter")
-FORMAT_VERSION = 1
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 MODEL_FOLDERS = ("best", "last")  # of a training run, by preference
 
@@ -47,44 +49,15 @@ def save_adapter(model: nn.Module, folder: Path | str) -> None:
             cannot be written to.
     """
     folder, model = Path(folder), unwrapped(model)
-    changed = _check_parts(model)
-    content: dict[str, Any] = {"format_version": FORMAT_VERSION}
-    vit = model.vit if isinstance(model, VideoClassifier) else model
-    content["backbone_settings"] = get_origin(vit).settings
-    saves_backbone = isinstance(model, VideoClassifier) and _saves_backbone(model)
-    if not saves_backbone:
-        also_trained = _also_trained(vit)
-        content |= {"also_trained": sorted(also_trained)} if also_trained else {}
-        content |= {"also_changed": sorted(changed)} if changed else {}
-        if get_origin(vit).tensors.keys() - also_trained - changed:  # or all of it is here
-            content["backbone_fingerprint"] = get_origin(vit).fingerprint
-    _warn_of_hooks(vit)
-    if not saves_backbone or model.tune != "full":
-        content["frozen_weights"] = frozen_weights.kinds_of(vit)
-    if isinstance(model, VideoClassifier):
-        content["classifier"] = model.describe()
-        if model.backbone_name is not None:
-            content["backbone"] = {
-                "name": model.backbone_name,
-                "args": model.backbone_args,
-                "weights": model.backbone_weights,
-            }
-    if not isinstance(model, VideoClassifier) or model.tune == "adapter":
-        adaptation = get_adaptation(vit)
-        content["adapter"] = dataclasses.asdict(adaptation.config)
-        content |= {
-            "num_frames": adaptation.num_frames,
-            "embed_dim": adaptation.embed_dim,
-            "num_prefix_tokens": adaptation.num_prefix_tokens,
-        }
-    tensors = {name: full_tensor(t.detach()).cpu().contiguous() for name, t in _saved(model, changed).items()}
-    _check_finite(tensors)
+    description, tensors = content_of(model)
+    tensors = {name: full_tensor(t.detach()).cpu().contiguous() for name, t in tensors.items()}
+    check_finite(tensors)
     if not is_first_process():
         return
     from safetensors.torch import save as to_bytes  # not before it is needed: the kernels' checks go without
 
     with atomic_write(folder / CONFIG_FILE) as config_file:
-        config_file.write(json.dumps(content, indent=2).encode() + b"\n")
+        config_file.write(json.dumps(description, indent=2).encode() + b"\n")
         config_file.flush()  # a full disk shows here, before the weights are replaced
         with atomic_write(folder / WEIGHTS_FILE) as weights_file:
             weights_file.write(to_bytes(tensors, {"format": "pt"}))
@@ -140,7 +113,7 @@ def _load_adapter(
         _check_backbone(vit, content, folder)
     _let_train(vit, content, folder)
     own = {name: t for name, t in tensors.items() if not name.startswith("head.")}
-    backbone = {f"vit.{plain_name(name)}" for name in vit.state_dict()} - set(_saved(vit, content.also_changed))
+    backbone = {f"vit.{plain_name(name)}" for name in vit.state_dict()} - set(saved_tensors(vit, content.also_changed))
     own = {name: t for name, t in own.items() if name not in backbone}  # there with ``weights="none"``
     _load(vit, own, content, folder, strict)
 
@@ -189,64 +162,15 @@ def load_classifier(
         setattr(model, name, value)
     if model.tune == "adapter":
         _check_shape(model.vit, content, folder)
-    _check_backbone(model.vit, content, folder, _saves_backbone(model))
+    _check_backbone(model.vit, content, folder, saves_backbone(model))
     for kind in content.frozen_weights:
         frozen_weights.check(model.vit, kind)
         frozen_weights.convert(model.vit, kind)
+    if content.dtype is not None:
+        model.to(getattr(torch, content.dtype))
     _let_train(model.vit, content, folder)
     _load(model, read_tensors(folder / WEIGHTS_FILE), content, folder, strict=True)
     return model.eval()
-
-
-def check_saveable(model: nn.Module) -> None:
-    """Raise `InputError` where something in ``model`` would be trained and not be there when it is loaded again."""
-    changed = _check_parts(model)
-    _check_finite({name: full_tensor(t) for name, t in _saved(model, changed).items()})
-
-
-def _check_parts(model: nn.Module) -> set[str]:
-    """The frozen tensors of the backbone that have changed since ``model`` was made; none where all of it is saved.
-
-    Raises:
-        InputError: ``model`` is made of other parts than `load_classifier` or `load_adapter` would make, or of parts
-            that compute otherwise.
-    """
-    if isinstance(model, VideoClassifier):
-        if type(model.head) is not nn.Linear or model.head.bias is None:
-            raise InputError(
-                "the head is another one than the classifier made, which no adapter folder could give back"
-            )
-        if not model.has_its_preprocessing():
-            raise InputError("mean or std of the classifier are not those of its preprocessing, which is what is saved")
-        vit, made = model.vit, model.parameter_names
-    else:
-        vit, made = model, get_adaptation(model).parameter_names
-    known = {f"vit.{name}" for name in made} | {"head.weight", "head.bias"}
-    came = [name for name in _saved(model) if name not in known]
-    if came:
-        raise InputError(
-            f"{some(came)} came into the model after it was made (LoRA, say), so that no adapter folder could give "
-            "it back; merge it or take it out first, or save it by the library that put it there"
-        )
-    gone = made - {plain_name(name) for name in vit.state_dict()}
-    if gone:
-        raise InputError(
-            f"{some(f'vit.{name}' for name in sorted(gone))} went out of the model after it was made; "
-            "no adapter folder could say so"
-        )
-    if other := other_settings(get_origin(vit).settings, settings_of(vit)):
-        raise InputError(
-            f"the backbone has {some(other)}, by which it was made; no adapter folder could give that back: change it "
-            "before adapters or a classifier are put to it"
-        )
-    return set() if isinstance(model, VideoClassifier) and _saves_backbone(model) else set(changed_tensors(vit))
-
-
-def _check_finite(tensors: Mapping[str, Tensor]) -> None:
-    if infinite := not_finite(tensors):
-        raise InputError(
-            f"{some(infinite)} holds NaN or infinite values, which are not saved; what was saved before stays"
-        )
 
 
 def find_model(run: Path | str) -> Path:
@@ -264,25 +188,6 @@ def find_model(run: Path | str) -> Path:
     raise InputError(f"{run} holds no trained model: neither {CONFIG_FILE} nor best/ nor last/ is in it")
 
 
-def _saved(model: nn.Module, changed: Collection[str] = ()) -> dict[str, Tensor]:
-    """The tensors that go into the file, by the file's names; of the frozen backbone those that have ``changed``."""
-    is_classifier = isinstance(model, VideoClassifier)
-    vit: Any = model.vit if is_classifier else model
-    state: dict[str, Tensor] = {plain_name(name): t for name, t in vit.state_dict().items()}
-    if not is_classifier or not _saves_backbone(model):
-        frozen = {name: state[name] for name in changed}
-        state = _adapter_parameters(vit) | _also_trained(vit) | frozen
-    head = model.head.state_dict() if is_classifier else {}
-    return {f"vit.{name}": t for name, t in state.items()} | {f"head.{name}": t for name, t in head.items()}
-
-
-def _also_trained(vit: nn.Module) -> dict[str, Tensor]:
-    """The parameters of the backbone itself that train."""
-    adapters = _adapter_parameters(vit)
-    parameters = {plain_name(name): p for name, p in vit.named_parameters() if p.requires_grad}
-    return {name: p for name, p in parameters.items() if name not in adapters}
-
-
 def _let_train(vit: nn.Module, content: AdapterFolder, folder: Path) -> None:
     """Let train what trained, once all is known to be there that is of the backbone itself."""
     parameters = {plain_name(name): p for name, p in vit.named_parameters()}
@@ -291,25 +196,6 @@ def _let_train(vit: nn.Module, content: AdapterFolder, folder: Path) -> None:
         raise InputError(f"{folder} trained {name} of the backbone, which this one does not have")
     for name in content.also_trained:
         parameters[name].requires_grad_(True)
-
-
-def _saves_backbone(model: VideoClassifier) -> bool:
-    return model.tune == "full" or model.backbone_weights == "none"
-
-
-def _warn_of_hooks(vit: nn.Module) -> None:
-    hooked, origin = hooked_modules(vit), get_origin(vit)
-    if hooked and not origin.has_said:
-        _log.warning(
-            "%s of the backbone: hooks or forwards of your own are not saved; put them on what is loaded again",
-            some(hooked),
-        )
-        origin.has_said = True
-
-
-def _adapter_parameters(vit: nn.Module) -> dict[str, Tensor]:
-    own = {id(p) for adapter in get_adapters(vit) for p in adapter.parameters()}
-    return {plain_name(name): p for name, p in vit.named_parameters() if id(p) in own}
 
 
 def _read_config(folder: Path) -> AdapterFolder:
@@ -356,7 +242,7 @@ def _check_backbone(vit: nn.Module, content: AdapterFolder, folder: Path, saves_
 
 
 def _load(model: nn.Module, tensors: dict[str, Tensor], content: AdapterFolder, folder: Path, strict: bool) -> None:
-    expected = _saved(model, content.also_changed)
+    expected = saved_tensors(model, content.also_changed)
     missing, extra = sorted(set(expected) - set(tensors)), sorted(set(tensors) - set(expected))
     file = folder / WEIGHTS_FILE
     if strict and missing:

@@ -113,6 +113,7 @@ class AdapterFolder(Part):
     backbone_fingerprint: Name | None = None
     backbone: BackbonePart | None = None
     classifier: ClassifierPart | None = None
+    dtype: Literal["float16", "bfloat16", "float64"] | None = None
     backbone_settings: dict[str, Any] = {}
     also_trained: list[Name] = []
     also_changed: list[Name] = []

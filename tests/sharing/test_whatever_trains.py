@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from fe_adapter.data import EvalTransform, FrameSampler, VideoFolder
 from fe_adapter.demo.dataset import draw_onset, write_video
 from fe_adapter.errors import InputError
 from fe_adapter.evaluate import evaluate
+from fe_adapter.models.adaptation import get_adapters
 from fe_adapter.predict import predict_video
 from tests.vits import build
 
@@ -331,6 +333,46 @@ def test_the_same_weights_that_compute_otherwise_are_another_backbone(change, tu
         load_classifier(tmp_path / "good", vit=vit)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("tune", ["adapter", "head", "full"])
+def test_a_model_that_is_cast_is_cast_when_it_is_loaded(dtype, tune, weights, tmp_path):
+    model = classifier(weights, tune).eval()
+    for p in model.parameters():
+        if p.requires_grad:
+            nn.init.normal_(p, std=0.2)
+    model.to(dtype)
+    save_adapter(model, tmp_path)
+    again = load_classifier(tmp_path)
+    clip = torch.randint(0, 256, (1, 2, 3, 32, 32), dtype=torch.uint8)
+    assert again(clip).dtype == dtype
+    assert torch.equal(again(clip), model(clip))
+
+
+class Doubled(VideoClassifier):
+    def forward(self, video):
+        return 2 * super().forward(video)
+
+
+def test_a_forward_of_the_users_is_said_to_stay_behind(weights, tmp_path, caplog):
+    model = classifier(weights)
+    model.__class__ = Doubled
+    save_adapter(model, tmp_path)
+    assert "Doubled: hooks and forwards of your own are not saved" in caplog.text
+
+
+def set_in_adapters(**values):
+    def change(model):
+        for adapter in get_adapters(model):
+            for name, value in values.items():
+                setattr(adapter, name, value)
+
+    return change
+
+
+def repeat_a_block(model):
+    model.vit.blocks = nn.Sequential(*model.vit.blocks, model.vit.blocks[0])
+
+
 def test_folders_that_say_nothing_of_settings_load(weights, tmp_path):
     model = classifier(weights).eval()
     save_adapter(model, tmp_path)
@@ -345,9 +387,13 @@ def test_hooks_of_the_user_are_said_to_stay_behind(weights, tmp_path, caplog):
     model = classifier(weights)
     model.vit.blocks[1].mlp.register_forward_hook(lambda module, args, out: 2 * out)
     model.vit.blocks[0].attn.forward = lambda x, **options: x
+    model.head.register_forward_pre_hook(lambda module, args: args)
     for _ in range(2):
         save_adapter(model, tmp_path)
-    assert caplog.text.count("blocks.0.attn, blocks.1.mlp of the backbone: hooks or forwards of your own") == 1
+    assert (
+        caplog.text.count("vit.blocks.0.attn, vit.blocks.1.mlp, head: hooks and forwards of your own are not saved")
+        == 1
+    )
 
 
 def test_values_beyond_those_of_the_model_are_refused(weights, tmp_path):
@@ -375,6 +421,19 @@ def without_norm(model):
         (lambda m: setattr(m, "head", nn.Linear(24, 2, bias=False)), "the head is another one"),
         (lambda m: setattr(m, "head", nn.Sequential(nn.Linear(24, 2))), "the head is another one"),
         (without_norm, r"vit\.norm\.bias, vit\.norm\.weight went out of the model"),
+        (lambda m: setattr(m, "dropout", nn.ReLU()), "the head is another one"),
+        (lambda m: setattr(m, "class_names", ("a", "b", "c")), r"the head has the shape \(2, 24\); .* \(3, 24\)"),
+        (lambda m: setattr(m, "temporal_pool", "concat"), r"the head has the shape \(2, 24\); .* \(2, 48\)"),
+        (lambda m: m.head.bfloat16(), r"the head is in torch\.bfloat16 and vit\.cls_token, .* not"),
+        (lambda m: m.vit.half(), r"vit\.cls_token is in torch\.float16 and was in torch\.float32"),
+        (lambda m: m.register_module("extra", nn.Linear(1, 1)), r"extra\.weight, extra\.bias came into the model"),
+        (repeat_a_block, r"vit\.blocks\.3\.norm1\.weight, .* came into the model"),
+        (set_in_adapters(activation="relu"), r"blocks\.\*\.fe_adapter\.activation relu instead of identity"),
+        (set_in_adapters(max_dilation=1.0), r"blocks\.\*\.fe_adapter\.max_dilation 1\.0 instead of None"),
+        (lambda m: setattr(m, "note", "x" * 2000), r"would be refused when it is loaded: classifier\.note is"),
+        (lambda m: setattr(m, "clip_seconds", math.nan), r"would be refused .*: classifier\.clip_seconds is nan"),
+        (lambda m: m.backbone_args.update(act_layer=nn.ReLU), "cannot be described in adapter_config.json: Object of"),
+        (lambda m: m.backbone_args.update(cache_dir="x"), "cache_dir is not for an adapter folder to say"),
         (lambda m: m.mean.fill_(0.1), "mean or std of the classifier are not those"),
         (lambda m: m.head.weight.data.fill_(float("nan")), r"head\.weight holds NaN or infinite values"),
     ],
