@@ -27,7 +27,7 @@ SPLIT_NAMES = {  # in folders and CSV files, whatever their case
     "val": "val", "valid": "val", "validation": "val", "dev": "val",
     "test": "test", "testing": "test",
 }  # fmt: skip
-SPLIT_COLUMNS = ("split", "set", "subset", "partition", "fold")  # of a CSV file; the first one has the last word
+SPLIT_COLUMNS = frozenset({"set", "subset", "partition", "usage", "is_train"})  # beside split and fold in CSV files
 # what systems and programs leave in folders; whatever begins with a dot or with ~$ is left out as well
 FOREIGN = frozenset({
     "__MACOSX", "__pycache__", "@__thumb", "@Recently-Snapshot", "@eaDir", "#recycle", "#snapshot", "$RECYCLE.BIN",
@@ -71,34 +71,36 @@ def list_csv(file: Path) -> list[tuple[Clip, str | None]]:
     """The videos of a CSV file and the split of each; paths are relative to the file.
 
     What spreadsheets make of such a file is read as well: UTF-16 and byte order marks, semicolons, tabs or bars, a
-    first line ``sep=;``, blanks around values, column names in any case, lines without values at the end. The split may
-    be in any of `SPLIT_COLUMNS`.
+    first line ``sep=;``, blanks around values, column names in any case, lines without values at the end, a backslash
+    in a path. The split may be in a column of another name that holds nothing but names of splits.
 
     Raises:
         InputError: a missing column, value or file, or a path that is there twice; the line is named. Classes of one
             name, columns that disagree about splits, or a column such as ``fold`` that names none.
     """
     columns, rows = _read_csv(file)
-    for column in ("path", "label", *SPLIT_COLUMNS):
+    for column in ("path", "label", "split"):
         if columns.count(column) > 1 or (column in ("path", "label") and column not in columns):
             found = ", ".join(map(repr, columns)) or "none"
             raise InputError(
                 f"{file} has {'no' if column not in columns else 'more than one'} column {column!r}; it has {found}"
             )
-    of_split = _split_column(file, [column for column in SPLIT_COLUMNS if column in columns], rows)
+    of_split = _split_column(file, columns, rows)
     clips: list[tuple[Clip, str | None]] = []
     lines: dict[str, int] = {}
     for line, row in rows:
-        name, label, written = row.get("path"), row.get("label", ""), row.get(of_split) or None
+        name, label, written = row.get("path"), row.get("label", ""), row.get(str(of_split)) or None
         if not name or not label or label.lower() in _NO_LABEL:
             raise InputError(f"{file}, line {line}: path or label is missing")
         split = None if written is None else SPLIT_NAMES.get(written.lower())
         if written is not None and split is None:
             raise InputError(f"{file}, line {line}: {of_split} {written!r} is none of {', '.join(SPLIT_NAMES)}")
         path = os.path.normpath(file.parent / name)
+        if "\\" in name and not os.path.exists(path):  # noqa: PTH110 (paths are strings from here on)
+            path = os.path.normpath(file.parent / name.replace("\\", "/"))  # of a Windows machine
         if path in lines:
             raise InputError(f"{file}, line {line}: {name} is there already, in line {lines[path]}")
-        if not os.path.isfile(path):  # noqa: PTH113 (paths are strings from here on)
+        if not os.path.isfile(path):  # noqa: PTH113 (likewise)
             raise InputError(f"{file}, line {line}: {name}: no such file")
         lines[path] = line
         clips.append((Clip(path, label), split))
@@ -179,6 +181,11 @@ def _split_folders(folders: list[Path]) -> tuple[dict[str, Path], list[Path]]:
             )
         else:
             splits[split] = folder
+    if others and len(folders) > 1 and all(folder.name.lower() in SPLIT_NAMES for folder in folders):
+        raise InputError(
+            f"{others[0].parent} has the splits {', '.join(folder.name for folder in folders)}, but {others[0].name!r} "
+            "holds no class folders, or videos beside them"
+        )
     return splits, others
 
 
@@ -186,13 +193,14 @@ def _check_names(names: Iterable[str], source: Path) -> None:
     """Raise `InputError` where two classes would be one to people: happy and Happy, 1 and 01."""
     seen: dict[str, str] = {}
     for name in names:
-        plain = " ".join(unicodedata.normalize("NFKC", name).casefold().split())
+        visible = "".join(c for c in unicodedata.normalize("NFKC", name) if unicodedata.category(c) != "Cf")
+        plain = " ".join(visible.casefold().split())
         number = re.fullmatch(r"0*([0-9]+?)(\.0*)?", plain)
         other = seen.setdefault(number[1] if number else plain, name)
         if other != name:
             raise InputError(
-                f"{source} has the classes {other!r} and {name!r}, which differ in case, blanks or zeros only; "
-                "give them one name"
+                f"{source} has the classes {other!r} and {name!r}, which differ in case, blanks, zeros or what cannot "
+                "be seen only; give them one name"
             )
 
 
@@ -241,23 +249,30 @@ def _is_ours(name: str) -> bool:
     return not name.startswith((".", "~$")) and name not in FOREIGN
 
 
-def _split_column(file: Path, there: list[str], rows: Rows) -> str:
-    """Which of the columns ``there`` says the split of a line."""
-    if not there:
-        return ""
-    splits = {column: [SPLIT_NAMES.get(row.get(column, "").lower()) for _, row in rows] for column in there}
-    named = [
-        column for column in there
-        if all(split or not row.get(column) for split, (_, row) in zip(splits[column], rows, strict=True))
-    ]  # fmt: skip
-    chosen = "split" if "split" in there else next(iter(named), None)
-    if chosen is None:
+def _split_column(file: Path, columns: list[str], rows: Rows) -> str | None:
+    """Which of the columns says the split of a line: the one called so, or one that holds names of splits alone."""
+
+    def splits_in(column: str) -> list[str | None]:
+        return [SPLIT_NAMES.get(row.get(column, "").lower()) for _, row in rows]
+
+    def is_called_so(column: str) -> bool:
+        return column in SPLIT_COLUMNS or "split" in column or "fold" in column
+
+    def names_splits(column: str) -> bool:
+        has_names_alone = all(row.get(column, "").lower() in ("", *SPLIT_NAMES) for _, row in rows)
+        return has_names_alone and (is_called_so(column) or "train" in splits_in(column))
+
+    others = [column for column in columns if column not in ("path", "label", "")]
+    named = [column for column in others if names_splits(column)]
+    meant = [column for column in others if column in named or is_called_so(column)]
+    chosen = "split" if "split" in others else next(iter(named), None)
+    if chosen is None and meant:
         raise InputError(
-            f"{file} has a column {there[0]!r} that names no splits; which lines are to train on and which to validate "
-            "on says a column 'split' of train and val"
+            f"{file} has a column {meant[0]!r} that names no splits; which lines are to train on and which to "
+            "validate on says a column 'split' of train and val"
         )
-    for column in [column for column in there if column != chosen]:
-        if column in named and splits[column] != splits[chosen]:
+    for column in [column for column in meant if column != chosen]:
+        if column in named and splits_in(column) != splits_in(str(chosen)):
             raise InputError(
                 f"{file} has the columns {chosen!r} and {column!r}, which name other splits; leave one out"
             )
