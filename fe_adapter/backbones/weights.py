@@ -41,7 +41,7 @@ def load_weights(model: nn.Module, path: Path, resample: Resample) -> None:
     """
     own, content = model.state_dict(), read_state_dict(path)
     content = {plain_name(name): value for name, value in content.items()}
-    odd = [name for name, value in content.items() if value.is_complex() or value.is_sparse]
+    odd = [name for name, t in content.items() if not _is_dense(t)]
     if wrong := odd or not_finite(content):
         raise InputError(f"weights {path}: {wrong[0]} is no dense tensor of finite real numbers")
     prefix = _prefix(content, own)
@@ -81,10 +81,16 @@ def load_weights(model: nn.Module, path: Path, resample: Resample) -> None:
 
 
 def _prefix(content: dict[str, Tensor], own: dict[str, Tensor]) -> str:
-    """What the names in a file have before those of the model."""
+    """What the names in a file have before those of the model; of two models in it, as in `read_state_dict`."""
     longest = max(own, key=len)
     found = [name.removesuffix(longest) for name in content if name == longest or name.endswith(f".{longest}")]
-    return max(sorted(found, key=len), key=lambda prefix: sum(prefix + name in content for name in own), default="")
+    usual = [prefix for key in USUAL for prefix in found if key in prefix.split(".")]
+    found = [prefix for prefix in dict.fromkeys(usual + sorted(found, key=len)) if "student" not in prefix] or found
+    return max(found, key=lambda prefix: sum(prefix + name in content for name in own), default="")
+
+
+def _is_dense(t: Tensor) -> bool:
+    return t.layout == torch.strided and not (t.is_complex() or t.is_quantized or t.is_nested or t.is_meta)
 
 
 def _is_of_head(name: str) -> bool:
@@ -101,9 +107,16 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as file:  # whose name may end in anything
+            head = file.read(9)
+            if head[8:] == b"{":  # after the header's length
+                return load_file(path)
+            if not head.startswith((b"PK", b"\x80")):  # of a zip archive, or a pickle of old
+                raise InputError(f"weights {path} cannot be read: it is neither a safetensors nor a torch.save file")
+            file.seek(0)
+            content = torch.load(file, map_location="cpu", weights_only=True)
+    except InputError:
+        raise
     except (SafetensorError, OSError, EOFError, RuntimeError) as error:
         raise InputError(f"weights {path} cannot be read: {first_line(error)}") from None
     except Exception as error:  # pickle's own errors are of many kinds

@@ -48,6 +48,25 @@ def test_bad_names_and_weights_are_refused(tmp_path):
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "content", [b"", b"junk", b"version https://git-lfs.github.com/spec/v1\n", b"\x89HDF\r\n\x1a\n"]
+)
+@pytest.mark.parametrize("name", ["w.safetensors", "w.pth", "w"])
+def test_what_is_no_weights_file_is_said(content, name, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=r"cannot be read: it is neither a safetensors nor a torch\.save file"):
+        build_backbone(NAME, tmp_path / name, ARGS)
+
+
+def test_weights_files_are_known_by_what_is_in_them(tmp_path):
+    state = backbone(NAME).state_dict()
+    save_file(state, tmp_path / "w.pth")
+    torch.save(state, tmp_path / "w.safetensors")
+    for name in ("w.pth", "w.safetensors"):
+        loaded = build_backbone(NAME, tmp_path / name, ARGS).state_dict()
+        assert all(torch.equal(loaded[key], value) for key, value in state.items())
+
+
 @pytest.mark.parametrize("suffix", ["safetensors", "pth"])
 def test_local_weights_files(tmp_path, suffix):
     model = classifier(tune="head")
@@ -262,6 +281,12 @@ def test_timm_and_torchvision_say_how_their_weights_see_images():
             "hold student, teacher, of which teacher is taken",
         ),
         (lambda own, other: {"teacher": renamed("backbone.")(own)}, None),
+        (
+            lambda own, other: {**renamed("student.backbone.")(other), **renamed("teacher.backbone.")(own)},
+            "student.backbone.blocks.0.attn.proj.bias",
+        ),
+        (lambda own, other: {**renamed("ema.")(other), **renamed("model.")(own)}, "ema.blocks.0.attn.proj.bias"),
+        (lambda own, other: renamed("student.")(own), None),
         (lambda own, other: {"net": own, "epoch": 3}, None),
         (lambda own, other: {"checkpoint": {"model": own, "ema": other}}, "of which checkpoint.model is taken"),
     ],
@@ -337,11 +362,14 @@ def test_without_a_network_one_line_names_the_way_out(monkeypatch, caplog):
     assert not caplog.text
 
 
+@pytest.mark.filterwarnings("ignore")  # of sparse tensors
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda t: t * float("nan"), "is no dense tensor of finite real numbers"),
         (lambda t: t.to(torch.complex64), "is no dense tensor of finite real numbers"),
+        (lambda t: t.to_sparse(), "is no dense tensor of finite real numbers"),
+        (lambda t: t.to("meta"), "is no dense tensor of finite real numbers"),
         (lambda t: t.double() * 1e300, "holds values beyond torch.float32"),
         (lambda t: t.to(torch.int8), "is torch.int8, without what it was scaled by"),
     ],
