@@ -247,6 +247,7 @@ CONFIG = {  # adapter_config.json: where, and what is put there
     "classifier.preprocessing.crop": (0, 2, "x", 1e-300),
     "backbone_settings": (None, "x", [1], {"blocks.*.attn.num_heads": 4}, {"blocks.*.norm1.eps": [1e-6, 1e-3]}),
     "also_changed": (None, "x", [1], ["x"], ["head.weight"]),
+    "dtype": ("float32", "float8", 1, []),
     "also_trained": (None, "x", [1], ["x"]),
     "frozen_weights": (None, "x", ["x"]),
 }  # fmt: skip
