@@ -69,7 +69,10 @@ def content_of(model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
             description[name] = getattr(adaptation, name)
     _check_description(description)
     _warn_of_hooks(model, vit)
-    return description, saved_tensors(model, changed)
+    tensors = saved_tensors(model, changed)
+    if empty := [name for name, t in tensors.items() if t.is_meta]:
+        raise InputError(f"{some(empty)} is on the meta device, where there is nothing to save")
+    return description, tensors
 
 
 def saved_tensors(model: nn.Module, changed: Collection[str] = ()) -> dict[str, Tensor]:

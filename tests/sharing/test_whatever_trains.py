@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -26,7 +28,7 @@ from fe_adapter.data import EvalTransform, FrameSampler, VideoFolder
 from fe_adapter.demo.dataset import draw_onset, write_video
 from fe_adapter.errors import InputError
 from fe_adapter.evaluate import evaluate
-from fe_adapter.models.adaptation import get_adapters
+from fe_adapter.models.adaptation import get_adapters, unadapt
 from fe_adapter.predict import predict_video
 from tests.vits import build
 
@@ -373,6 +375,32 @@ def repeat_a_block(model):
     model.vit.blocks = nn.Sequential(*model.vit.blocks, model.vit.blocks[0])
 
 
+def adapt_again(model):
+    unadapt(model.vit)
+    adapt(model.vit, FEAdapterConfig(bottleneck=6), num_frames=2)
+
+
+LIVES = {
+    "copied": copy.deepcopy,
+    "pickled": lambda model: pickle.loads(pickle.dumps(model)),
+    "adapted again": lambda model: adapt_again(model) or model,
+    "frozen as a whole": lambda model: model.requires_grad_(False),
+    "averaged": torch.optim.swa_utils.AveragedModel,
+}
+
+
+@pytest.mark.parametrize("life", LIVES)
+def test_whatever_becomes_of_a_model_it_loads_as_it_is(life, weights, tmp_path):
+    model = LIVES[life](classifier(weights)).eval()
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if "fe_adapter" in name or "head" in name:
+                nn.init.normal_(p, std=0.2)
+    save_adapter(model, tmp_path)
+    clip = torch.randint(0, 256, (1, 2, 3, 32, 32), dtype=torch.uint8)
+    assert torch.equal(load_classifier(tmp_path)(clip), model(clip))
+
+
 def test_folders_that_say_nothing_of_settings_load(weights, tmp_path):
     model = classifier(weights).eval()
     save_adapter(model, tmp_path)
@@ -425,6 +453,7 @@ def without_norm(model):
         (lambda m: setattr(m, "class_names", ("a", "b", "c")), r"the head has the shape \(2, 24\); .* \(3, 24\)"),
         (lambda m: setattr(m, "temporal_pool", "concat"), r"the head has the shape \(2, 24\); .* \(2, 48\)"),
         (lambda m: m.head.bfloat16(), r"the head is in torch\.bfloat16 and vit\.cls_token, .* not"),
+        (lambda m: m.head.to("meta"), r"head\.weight, head\.bias is on the meta device"),
         (lambda m: m.vit.half(), r"vit\.cls_token is in torch\.float16 and was in torch\.float32"),
         (lambda m: m.register_module("extra", nn.Linear(1, 1)), r"extra\.weight, extra\.bias came into the model"),
         (repeat_a_block, r"vit\.blocks\.3\.norm1\.weight, .* came into the model"),
