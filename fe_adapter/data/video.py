@@ -82,12 +82,13 @@ def probe(path: str | os.PathLike[str]) -> VideoInfo:
         promised, time_base = stream.frames, stream.time_base
         if container.format.name == "avi":
             promised = 0  # its header counts frames that were dropped, too
-        times, ends = array("q"), dict.fromkeys((s.index for s in container.streams), 0)
+        times = array("q")  # of the frames that are shown
+        ends: dict[int, int] = {}  # of the streams, in units of their own
         num_packets = num_damaged = num_shown = 0
         for packet in container.demux():
             if packet.size and packet.pts is not None:
                 index = packet.stream.index
-                ends[index] = max(ends[index], packet.pts + (packet.duration or 0))
+                ends[index] = max(ends.get(index, 0), packet.pts + (packet.duration or 0))
             if not packet.size or packet.stream.index != stream.index:
                 continue
             num_packets, num_damaged = num_packets + 1, num_damaged + packet.is_corrupt
@@ -100,9 +101,8 @@ def probe(path: str | os.PathLike[str]) -> VideoInfo:
                 raise InputError(f"{path} is truncated: {there} of {promised} frames are there")
         elif num_damaged:
             _log.warning("%s: %d of %d packets are damaged; what decodes is used", path, num_damaged, num_packets)
-        _check_length(
-            path, container, promised, max(float(ends[s.index] * (s.time_base or 0)) for s in container.streams)
-        )
+        seconds = max(float(ends.get(s.index, 0) * (s.time_base or 0)) for s in container.streams)
+        _check_length(path, container, promised, seconds)
         pts = np.unique(np.frombuffer(times, np.int64)) if times else np.array([], np.int64)
         numbered = time_base is None or len(pts) < num_shown
     with _opened(path) as (container, stream):

@@ -52,7 +52,7 @@ def content_of(model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
         description |= {"also_changed": sorted(changed)} if changed else {}
         if origin.tensors.keys() - trained - changed:  # or all of it is in the folder
             description["backbone_fingerprint"] = origin.fingerprint
-    if classifier is None or classifier.tune != "full" or not saves_backbone(classifier):
+    if classifier is None or classifier.tune != "full":
         description["frozen_weights"] = frozen_weights.kinds_of(vit)
     if classifier is not None:
         description |= {"classifier": classifier.describe(), "dtype": _dtype_of(classifier)}
