@@ -259,6 +259,22 @@ def test_rescaling_is_part_of_mean_and_std(changes, mean, std, tmp_path):
     assert found.std == pytest.approx(std)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"image_std": [0, 1, 1]}, {"image_std": [1]}, {"image_std": ["a", "b", "c"]}, {"image_mean": None},
+        {"rescale_factor": 0}, {"rescale_factor": "x"}, {"resample": [3]}, {"size": 0}, {"size": -5},
+        {"do_flip_channel_order": True},
+    ],
+)  # fmt: skip
+def test_a_preprocessor_config_that_cannot_be_is_refused_by_name(changes, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    transformers.ViTModel(transformers.ViTConfig(**HF, image_size=32)).save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(PREPROCESSOR | changes))
+    with pytest.raises(InputError, match=r"preprocessor_config\.json does not say how images are prepared: "):
+        build_backbone("hf:owner/vit", tmp_path, {})
+
+
 def test_timm_and_torchvision_say_how_their_weights_see_images():
     assert describe_backbone(build_backbone("timm:vit_tiny_patch16_224", None, {})).preprocessing == Preprocessing(
         (224, 224), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "bicubic", 0.9
