@@ -268,7 +268,7 @@ FOLDERS = {
     "missing": (lambda r: r / "none", "none: no such folder"),
     "no class folders": (lambda r: r / "happy" / "deep", "holds no class folders with videos"),
     "one class": (lambda r: r / "happy", "has the one class 'deep'; a classifier needs two or more"),
-    "class without videos": (lambda r: (r / "calm").mkdir() or r, "calm holds no videos; known endings are .3gp"),
+    "class without videos": (lambda r: (r / "calm").mkdir() or r, "calm holds no videos; known endings are .3g2"),
 }
 
 
