@@ -248,6 +248,10 @@ class _KernelConvolution:
     """What `fe_adapter.kernels.conv` allocates, and nothing else: kernels do not run on fake tensors."""
 
     @staticmethod
+    def cast(weights: Weights, dtype: torch.dtype) -> Tensor:
+        return weights.down.new_empty(weights.flat_starts()[-1], dtype=dtype)
+
+    @staticmethod
     def activated_rows(h: Tensor, weights: Weights, spec: AdapterSpec) -> Tensor:
         return scratch.activated_rows(h, spec)
 
@@ -264,7 +268,7 @@ class _KernelConvolution:
     ) -> ConvGradients:
         sums_h = scratch.hidden_sums(h, scratch.token_programs(h, 0, CONV_ROWS))
         held = state, sums_h  # both there until the gradients are made
-        return scratch.conv_gradients(weights, held[0].da, spec.gradient_dtype)
+        return scratch.conv_gradients(weights, spec.gradient_dtype) if held else None
 
 
 def copy_without_values(model: Any, device: str) -> Any:

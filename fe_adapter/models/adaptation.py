@@ -208,6 +208,14 @@ def get_adapters(model: nn.Module) -> list[FEAdapter]:
     return [module for module in model.modules() if isinstance(module, FEAdapter)]
 
 
+def active_adapters(vit: nn.Module) -> Iterator[Any]:
+    """The adapters that run in the adapted ``vit``: asked of its blocks alone, and not of all that is in it."""
+    for block in get_blocks(vit, get_adaptation(vit).blocks_path):
+        state = get_state(block)
+        if state is not None and state.active is not None:
+            yield from (getattr(block, child) for child in state.adapters[state.active].values())
+
+
 def get_adaptation(vit: nn.Module) -> Adaptation:
     """What `adapt` did to ``vit``.
 

@@ -20,7 +20,7 @@ from fe_adapter.backbones.probe import check_frames
 from fe_adapter.checks import check_choice, check_count
 from fe_adapter.config import FEAdapterConfig
 from fe_adapter.errors import InputError
-from fe_adapter.models.adaptation import adapt, get_adaptation, get_adapters, set_num_frames
+from fe_adapter.models.adaptation import active_adapters, adapt, get_adaptation, set_num_frames
 from fe_adapter.models.origin import remember
 from fe_adapter.models.prefix import starting_from
 
@@ -163,7 +163,7 @@ class VideoClassifier(nn.Module):
             start: contextlib.AbstractContextManager[None] = starting_from(self.vit, tokens)
         else:
             images, start = self._normalized(video), contextlib.nullcontext()
-        if any(adapter.num_frames != T for adapter in get_adapters(self.vit)):
+        if self.tune == "adapter" and any(adapter.num_frames != T for adapter in active_adapters(self.vit)):
             set_num_frames(self.vit, T)
         with start:
             features = self._frame_features(self.vit, images).unflatten(0, (B, T))
