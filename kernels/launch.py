@@ -34,12 +34,12 @@ class Launch:
         is_bound: whether `run` may be called, while launches are not hooked (`is_hooked`).
     """
 
-    __slots__ = ("_after", "_before", "_device", "_grid", "_kernel", "_launcher", "_numbers", "_options", "_rest",
-                 "_takes_tuple", "is_bound")  # fmt: skip
+    __slots__ = ("_after", "_before", "_device", "_grid", "_is_known", "_kernel", "_launcher", "_numbers", "_options",
+                 "_rest", "_takes_tuple", "is_bound")  # fmt: skip
 
     def __init__(self, kernel: Any, grid: tuple[int, ...], numbers: tuple, options: dict[str, Any]) -> None:
         self._kernel, self._grid, self._numbers, self._options = kernel, grid, numbers, options
-        self.is_bound = False
+        self.is_bound = self._is_known = False  # known: whether it can be bound
 
     def run(self, *pointers: int | None) -> None:
         """Launch on tensors given by their addresses, on the current stream of their device, the current device."""
@@ -56,7 +56,8 @@ class Launch:
             self.run(*[None if t is None else t.data_ptr() for t in tensors])
             return
         compiled = self._kernel[self._grid](*tensors, *self._numbers, **self._options)
-        if not self.is_bound and isinstance(self._kernel, triton.JITFunction) and not is_hooked():
+        if not self._is_known and isinstance(self._kernel, triton.JITFunction) and not is_hooked():
+            self._is_known = True
             self._bind(compiled, tensors)
 
     def _bind(self, compiled: Any, tensors: tuple[Tensor | None, ...]) -> None:
