@@ -1,6 +1,7 @@
 """Clips to the size a backbone takes: the same crop, flip and augmentation for every frame of a clip.
 
-uint8 in, uint8 out; mean and std are the classifier's business.
+uint8 in, uint8 out; mean and std are the classifier's business. A transform is two steps: `cut` draws everything that
+is left to chance and cuts a part out of the frames, and `finish` does the rest, on whatever device the part is.
 """
 
 from __future__ import annotations
@@ -12,7 +13,26 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fe_adapter.errors import InputError
+from fe_adapter.data import randaugment
+
+MAX_SENT = 4  # pixels of a part to one of the result, up to which a part is scaled on the device and not before
+
+
+@dataclasses.dataclass(frozen=True)
+class Edit:
+    """What is still to be done to a part of a clip, all of it decided.
+
+    Args:
+        size: ``(height, width)`` of the result.
+        interpolation: as of `fe_adapter.backbones.Preprocessing`.
+        flip: mirror it.
+        operations: RandAugment's.
+    """
+
+    size: tuple[int, int]
+    interpolation: str
+    flip: bool = False
+    operations: tuple[randaugment.Operation, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,10 +51,15 @@ class EvalTransform:
 
     def __call__(self, clip: Tensor, seed: int = 0) -> Tensor:
         """``(T, 3, H, W)`` uint8 -> ``(T, 3, height, width)`` uint8; ``seed`` changes nothing."""
+        return finish(*self.cut(clip, seed))
+
+    def cut(self, clip: Tensor, seed: int = 0) -> tuple[Tensor, Edit]:
+        """The middle of the clip, and that it is to be scaled."""
         (height, width), (H, W) = self.size, clip.shape[-2:]
         scale = max(height / H, width / W) / self.crop
         h, w = (max(1, min(most, round(side / scale))) for most, side in ((H, height), (W, width)))
-        return _resized(clip, (H - h) // 2, (W - w) // 2, h, w, self.size, self.interpolation)
+        top, left = (H - h) // 2, (W - w) // 2
+        return clip[..., top : top + h, left : left + w], Edit(self.size, self.interpolation)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +71,7 @@ class TrainTransform:
         scale: share of the frame's area that is kept; on aligned faces less than half cuts the face out.
         ratio: width to height of the part, before it is scaled to ``size``.
         flip: mirror half of the clips.
-        randaugment: four operations of magnitude 7 of 10; needs torchvision.
+        randaugment: four operations of magnitude 7 of 10 (`fe_adapter.data.randaugment`).
         interpolation: as of `EvalTransform`.
     """
 
@@ -59,13 +84,16 @@ class TrainTransform:
 
     def __call__(self, clip: Tensor, seed: int) -> Tensor:
         """``(T, 3, H, W)`` uint8 -> ``(T, 3, height, width)`` uint8, a function of ``clip`` and ``seed`` alone."""
+        return finish(*self.cut(clip, seed))
+
+    def cut(self, clip: Tensor, seed: int) -> tuple[Tensor, Edit]:
+        """The random part, and what ``seed`` decides about it."""
         generator = torch.Generator().manual_seed(seed)
         H, W = clip.shape[-2:]
         top, left, h, w = self._part(H, W, generator)
-        clip = _resized(clip, top, left, h, w, self.size, self.interpolation)
-        if self.flip and torch.rand((), generator=generator) < 0.5:
-            clip = clip.flip(-1)
-        return _randaugment(clip, seed) if self.randaugment else clip
+        flip = self.flip and bool(torch.rand((), generator=generator) < 0.5)
+        operations = randaugment.draw(self.size, generator.manual_seed(seed)) if self.randaugment else ()
+        return clip[..., top : top + h, left : left + w], Edit(self.size, self.interpolation, flip, operations)
 
     def _part(self, H: int, W: int, generator: torch.Generator) -> tuple[int, int, int, int]:
         for _ in range(10):  # as torchvision's RandomResizedCrop
@@ -79,20 +107,37 @@ class TrainTransform:
         return 0, 0, H, W
 
 
-def _resized(clip: Tensor, top: int, left: int, h: int, w: int, size: tuple[int, int], interpolation: str) -> Tensor:
-    part = clip[..., top : top + h, left : left + w]
-    if (h, w) == tuple(size):
-        return part.contiguous()
+def finish(part: Tensor, edit: Edit) -> Tensor:
+    """``(T, 3, h, w)`` uint8 -> ``(T, 3, height, width)`` uint8, on the device of ``part``, without waiting for it.
+
+    Scaled on a GPU, a few pixels in a hundred are off by a level from what a CPU makes; all else is the same.
+    """
+    clip = _resized(part, edit.size, edit.interpolation)
+    return randaugment.augment(clip.flip(-1) if edit.flip else clip, edit.operations)
+
+
+def compact(part: Tensor, edit: Edit) -> Tensor:
+    """``part`` as it is sent to another device: of many pixels already scaled, so that it is never large."""
+    height, width = edit.size
+    if part[0, 0].numel() > MAX_SENT * height * width:
+        return _resized(part, edit.size, edit.interpolation)
+    return part.contiguous()
+
+
+def _resized(part: Tensor, size: tuple[int, int], interpolation: str) -> Tensor:
+    part = part.contiguous()
+    if part.shape[-2:] == tuple(size):
+        return part
     if interpolation == "nearest":
-        return F.interpolate(part.contiguous(), size, mode="nearest-exact")
-    return F.interpolate(part.contiguous(), size, mode=interpolation, antialias=True, align_corners=False)
+        return F.interpolate(part, size, mode="nearest-exact")
+    if part.device.type == "cpu":
+        return F.interpolate(part, size, mode=interpolation, antialias=True, align_corners=False)
+    return _resized_in_float(part, size, interpolation)
 
 
-def _randaugment(clip: Tensor, seed: int) -> Tensor:
-    try:
-        from torchvision.transforms import v2
-    except ImportError:
-        raise InputError("RandAugment needs torchvision; pip install 'fe-adapter[timm]' or turn it off") from None
-    with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator
-        torch.manual_seed(seed)
-        return v2.RandAugment(num_ops=4, magnitude=21, num_magnitude_bins=31)(clip)
+def _resized_in_float(part: Tensor, size: tuple[int, int], interpolation: str) -> Tensor:
+    """As a CPU scales integers, which few other devices do: columns first, whole numbers between the two passes."""
+    for to in ((part.shape[-2], size[1]), size):
+        scaled = F.interpolate(part.float(), to, mode=interpolation, antialias=True, align_corners=False)
+        part = scaled.round_().clamp_(0, 255).to(torch.uint8)
+    return part
