@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 
 from fe_adapter.cli.fields import Fields
-from fe_adapter.cli.options import Data, Device, Run, Weights, find_device, show, words
+from fe_adapter.cli.options import Data, Device, Precision, Run, Weights, find_device, show, words
 from fe_adapter.data.recipe import ClipRecipe
 from fe_adapter.files import printable
 from fe_adapter.models.classifier import expected_frames
@@ -31,6 +31,7 @@ def eval(
     out: Annotated[Path | None, typer.Option(help="Folder for the results; default RUN/eval.")] = None,
     recipe: Annotated[TrainConfig, Fields(only=("batch_size", "num_workers"))],
     clips: Annotated[ClipRecipe, Fields(only=("on_error",))],
+    precision: Precision = "auto",
     device: Device = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print the metrics as JSON.")] = False,
 ) -> None:
@@ -44,7 +45,9 @@ def eval(
     clips = dataclasses.replace(trained_on(model, run_folder), num_frames=model.num_frames, on_error=clips.on_error)
     dataset = clips.open(data, split, class_names=model.class_names)
     dataset.transform = clips.transform(*expected_frames(model))
-    evaluation = evaluate(model, dataset, batch_size=recipe.batch_size, num_workers=recipe.num_workers)
+    evaluation = evaluate(
+        model, dataset, batch_size=recipe.batch_size, num_workers=recipe.num_workers, precision=precision
+    )
     folder = out or run_folder / "eval"
     evaluation.save(folder)
     metrics = evaluation.metrics

@@ -44,6 +44,7 @@ LastBlocks = Annotated[
     int | None, typer.Option(help="Adapters in the last K blocks; default all.", rich_help_panel="Adapter")
 ]
 Adapter = Annotated[FEAdapterConfig, Fields("Adapter", only=ADAPTER_FIELDS)]
+Precision = Annotated[str, typer.Option(help="no, bf16, fp16, or auto: bf16 where a GPU has it.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")]
 
 

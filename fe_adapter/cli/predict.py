@@ -11,7 +11,7 @@ from rich.progress import track
 from rich.table import Table
 
 from fe_adapter.cli.fields import Fields
-from fe_adapter.cli.options import Device, Run, Weights, find_device, show, words
+from fe_adapter.cli.options import Device, Precision, Run, Weights, find_device, show, words
 from fe_adapter.files import check_folder, printable
 from fe_adapter.sharing.folder import find_model, load_classifier
 from fe_adapter.train.config import TrainConfig
@@ -30,6 +30,7 @@ def predict(
     ] = None,
     step: Annotated[float | None, typer.Option(help="Seconds to the next look; default half a window.")] = None,
     recipe: Annotated[TrainConfig, Fields(only=("batch_size",))],
+    precision: Precision = "auto",
     device: Device = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
@@ -54,7 +55,9 @@ def predict(
         console=words,
         transient=True,
     ):
-        prediction = predict_video(model, info, window=window, step=step, batch_size=recipe.batch_size)
+        prediction = predict_video(
+            model, info, window=window, step=step, batch_size=recipe.batch_size, precision=precision
+        )
         prediction.save(stem)  # whatever happens to the next one
         predictions.append(prediction)
     if as_json:

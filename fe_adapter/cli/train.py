@@ -29,6 +29,7 @@ from fe_adapter.errors import InputError, Terminated
 from fe_adapter.memory.policies import check_device, is_in_bf16, replace_memory_policy
 from fe_adapter.models.adaptation import trainable_summary
 from fe_adapter.models.classifier import VideoClassifier, expected_frames
+from fe_adapter.models.inference import chosen_precision
 from fe_adapter.train.config import TrainConfig
 from fe_adapter.train.settings import settings_written
 
@@ -96,7 +97,8 @@ def train(
         raise InputError(f"{out} already holds a training run; add --resume or choose another folder")
     if memory is not None and recipe.memory_policy is not None:
         raise InputError("--memory picks the policy; leave --memory-policy out")
-    recipe = dataclasses.replace(recipe, precision=_precision(precision, recipe.memory_policy))
+    precision = chosen_precision(precision, find_device("auto"), is_in_bf16(recipe.memory_policy))
+    recipe = dataclasses.replace(recipe, precision=precision)
     check_device(recipe.memory_policy)
     check_tracker(recipe.tracker)
     adapter = in_last_blocks(adapter, last_blocks)
@@ -140,11 +142,3 @@ def train(
     for name, entry in (("last", last), ("best", best)):
         words.print(f"{name} epoch: UAR {entry['uar']:.1%}, WAR {entry['war']:.1%} on the validation split")
     words.print(f"Next: fe-adapter predict {out} VIDEO")
-
-
-def _precision(name: str, memory_policy: str | None) -> str:
-    """The precision meant; "auto" is bf16 autocast where a GPU has it, but for a backbone in bf16 itself."""
-    if name != "auto":
-        return name
-    has_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-    return "bf16" if has_bf16 and not is_in_bf16(memory_policy) else "no"

@@ -27,7 +27,7 @@ from fe_adapter.data.listing import (
     natural,
 )
 from fe_adapter.data.sampling import FrameSampler, derive_seed
-from fe_adapter.data.transforms import EvalTransform
+from fe_adapter.data.transforms import EvalTransform, compact
 from fe_adapter.data.video import VideoInfo, check_frames, probe, read_frames
 from fe_adapter.errors import InputError
 
@@ -105,6 +105,11 @@ class VideoDataset(Dataset[dict[str, Any]]):
         return self._is_training or not isinstance(self.transform, (EvalTransform, type(None)))
 
     @property
+    def in_memory(self) -> bool:
+        """Whether the frames of a video are kept once they are decoded."""
+        return self._frames is not None
+
+    @property
     def clip_seconds(self) -> float:
         """Median time that a clip spans in its video, in seconds."""
         return float(np.median([self.sampler.seconds(self._infos[path]) for path in self.paths]))
@@ -113,14 +118,29 @@ class VideoDataset(Dataset[dict[str, Any]]):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        item, seed = self._untransformed(index)
+        return item if self.transform is None else item | {"video": self.transform(item["video"], seed)}
+
+    def unfinished(self, index: int) -> dict[str, Any]:
+        """The item, but for what `transforms.finish` has to do to ``video`` by the item's ``edit``, on any device.
+
+        There is no ``edit`` where the transform has no `cut`: then nothing is left to do.
+        """
+        cut = getattr(self.transform, "cut", None)
+        if cut is None:
+            return self[index]
+        item, seed = self._untransformed(index)
+        part, edit = cut(item["video"], seed)
+        return item | {"video": compact(part, edit), "edit": edit}
+
+    def _untransformed(self, index: int) -> tuple[dict[str, Any], int]:
+        """The item with its frames as they are, and the seed of what chance does to it."""
         path = self.paths[index]
         seed = derive_seed(self._seed, self._epoch, index)
         random = np.random.default_rng(seed) if self._is_training else None
         info = self._infos[path]
         video = self._read(info, self.sampler(info, random))
-        if self.transform is not None:
-            video = self.transform(video, seed)
-        return {"video": video, "label": self.labels[index], "path": path, "index": index}
+        return {"video": video, "label": self.labels[index], "path": path, "index": index}, seed
 
     def _read(self, info: VideoInfo, indices: list[int]) -> Tensor:
         if self._frames is None:

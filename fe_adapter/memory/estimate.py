@@ -28,6 +28,7 @@ from fe_adapter.memory.checkpointing import HostMemory
 from fe_adapter.memory.measure import SavedStorages
 from fe_adapter.memory.optimizers import check_optimizer, state_bytes, step_bytes
 from fe_adapter.memory.policies import apply_memory_policy
+from fe_adapter.models.inference import PRECISIONS
 from fe_adapter.ops import dispatch, gelu2bit, operator
 
 # What operators of our own run on each device. A GPU has kernels for gelu2bit: they allocate their results only.
@@ -35,7 +36,6 @@ _IMPLEMENTATIONS = {
     "cpu": {**operator.IMPLEMENTATIONS, **gelu2bit.IMPLEMENTATIONS},
     "cuda": operator.IMPLEMENTATIONS,
 }
-PRECISIONS = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 DEVICES = ("cpu", "cuda")
 # What a byte of an operator that is no product costs in FLOPs of one that is: the balance of rates that such operators
 # reach. A choice, for the relative cost of steps only: about 150 GFLOP/s to 10 GB/s, and 300 TFLOP/s to 2 TB/s.

@@ -241,20 +241,6 @@ class VideoClassifier(nn.Module):
         }
 
 
-def probabilities(model: Any, video: Tensor) -> Tensor:
-    """``(B, C)`` float32 class probabilities of a batch, on the CPU.
-
-    Raises:
-        InputError: a logit is NaN or infinite.
-    """
-    logits = model(video).float()
-    if not logits.isfinite().all():
-        raise InputError(
-            "the model's logits are NaN or infinite; its weights, or the precision it runs in, are not fit"
-        )
-    return logits.softmax(-1).cpu()
-
-
 def expected_frames(model: VideoClassifier) -> tuple[tuple[int, int], str, float]:
     """Size, interpolation and crop of the frames that ``model`` is given."""
     return model.preprocessing.size, model.preprocessing.interpolation, model.preprocessing.crop

@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -25,12 +25,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from fe_adapter.data.datasets import VideoDataset
-from fe_adapter.data.loader import make_loader, one_line_errors
+from fe_adapter.data.feed import Feed
 from fe_adapter.errors import InputError
 from fe_adapter.files import atomic_write, make_folder, read_as
-from fe_adapter.memory.estimate import PRECISIONS
 from fe_adapter.memory.frozen_weights import describe_storage
 from fe_adapter.models.classifier import VideoClassifier
+from fe_adapter.models.inference import PRECISIONS
 from fe_adapter.models.origin import digest_of, identity_of, settings_of
 from fe_adapter.models.prefix import prefix_tokens, split_blocks
 
@@ -94,7 +94,7 @@ def cache_features(
     folder: Path | str,
     *,
     batch_size: int = 8,
-    num_workers: int = 0,
+    num_workers: int | str = "auto",
     precision: str = "no",
     progress: bool = True,
 ) -> CachedFeatures:
@@ -108,7 +108,7 @@ def cache_features(
         folder: made if need be; about ``clips · T · L · D`` elements of the backbone's dtype are written, which must
             be free on the disk beforehand.
         batch_size: clips at a time.
-        num_workers: processes that decode.
+        num_workers: processes that decode; "auto" as of `fe_adapter.data.Feed`.
         precision: of the autocast the training will run in: "no", "bf16" or "fp16". Memory policies that round weights
             are to be on the model already.
         progress: show a progress bar.
@@ -131,11 +131,11 @@ def cache_features(
         index = index or Index(identity=identity, clips_per_shard=max(1, _SHARD_BYTES // clip_bytes))
         _check_space(folder, clip_bytes * (len(dataset) - len(index.shards) * index.clips_per_shard))
     per_shard = index.clips_per_shard
+    feed = Feed(dataset, batch_size, device=next(model.parameters()).device, num_workers=num_workers)
     missing = range(len(index.shards), math.ceil(len(dataset) / per_shard))
     for number in track(missing, "Caching features", transient=True, disable=not progress or not missing):
         clips = range(number * per_shard, min(len(dataset), (number + 1) * per_shard))
-        loader = make_loader(dataset, batch_size, num_workers=num_workers, indices=list(clips))
-        content = to_bytes(_shard(loader, tokens))
+        content = to_bytes(_shard(feed.epoch(indices=clips), tokens))
         name = f"shard-{number:05d}.safetensors"
         with atomic_write(folder / name) as file:
             file.write(content)
@@ -145,9 +145,9 @@ def cache_features(
     return CachedFeatures(folder, index, dataset)
 
 
-def _shard(loader: Any, tokens: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+def _shard(batches: Iterable[dict[str, Any]], tokens: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
     shard = {}
-    for batch in one_line_errors(loader):
+    for batch in batches:
         for i, clip in zip(batch["index"].tolist(), tokens(batch["video"]).cpu(), strict=True):
             shard[str(i)] = clip.clone()
     return shard
