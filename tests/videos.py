@@ -28,10 +28,11 @@ def make_video(
     aspect: Fraction | None = None,
     title: str | None = None,
     has_sound: bool = False,
+    x264: dict[str, str] | None = None,
 ) -> Path:
     """``times`` gives each frame's own time in units of ``1 / fps`` seconds, for a variable frame rate.
 
-    ``aspect`` is the width of a pixel to its height.
+    ``aspect`` is the width of a pixel to its height; ``x264`` are options of that encoder.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w", options=container or {}) as file:
@@ -45,7 +46,7 @@ def make_video(
         stream.codec_context.time_base = Fraction(1, fps)
         sound = file.add_stream("pcm_s16le", rate=8000) if has_sound else None
         if codec == "libx264":
-            stream.options = {"crf": "1"}
+            stream.options = {"crf": "1"} | (x264 or {})
         for i in range(num_frames):
             image = np.full((*size, 3), LEVEL * i, dtype=np.uint8)
             image[:MARK, :MARK] = 255

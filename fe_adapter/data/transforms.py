@@ -121,17 +121,16 @@ def compact(part: Tensor, edit: Edit) -> Tensor:
     height, width = edit.size
     if part[0, 0].numel() > MAX_SENT * height * width:
         return _resized(part, edit.size, edit.interpolation)
-    return part.contiguous()
+    return part.contiguous(memory_format=torch.channels_last)  # as it was decoded, so that it is copied by rows
 
 
 def _resized(part: Tensor, size: tuple[int, int], interpolation: str) -> Tensor:
-    part = part.contiguous()
     if part.shape[-2:] == tuple(size):
-        return part
+        return part.contiguous()
     if interpolation == "nearest":
-        return F.interpolate(part, size, mode="nearest-exact")
+        return F.interpolate(part.contiguous(), size, mode="nearest-exact")
     if part.device.type == "cpu":
-        return F.interpolate(part, size, mode=interpolation, antialias=True, align_corners=False)
+        return F.interpolate(part, size, mode=interpolation, antialias=True, align_corners=False).contiguous()
     return _resized_in_float(part, size, interpolation)
 
 
@@ -140,4 +139,4 @@ def _resized_in_float(part: Tensor, size: tuple[int, int], interpolation: str) -
     for to in ((part.shape[-2], size[1]), size):
         scaled = F.interpolate(part.float(), to, mode=interpolation, antialias=True, align_corners=False)
         part = scaled.round_().clamp_(0, 255).to(torch.uint8)
-    return part
+    return part.contiguous()

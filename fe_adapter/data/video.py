@@ -124,7 +124,7 @@ def read_frames(video: VideoInfo | str | os.PathLike[str], indices: Sequence[int
         indices: which frames, in any order and as often as wanted; None is all of them.
 
     Returns:
-        uint8 ``(T, 3, H, W)``.
+        uint8 ``(T, 3, H, W)``, channels last in memory.
 
     Raises:
         InputError: as `probe`; or a frame that the file promises cannot be decoded.
@@ -136,6 +136,7 @@ def read_frames(video: VideoInfo | str | os.PathLike[str], indices: Sequence[int
     frames: dict[int, np.ndarray] = {}
     to_rgb = _reformatter()
     with _opened(info.path) as (container, stream):
+        stream.codec_context.thread_count = torch.get_num_threads()  # one in a worker, which has neighbours
         for pts, frame in _decode(container, stream, wanted, info):
             if frame.is_corrupt:
                 raise InputError(f"{info.path} is damaged at {(pts - info.pts[0]) * info.time_base:.2f} s")
@@ -145,7 +146,7 @@ def read_frames(video: VideoInfo | str | os.PathLike[str], indices: Sequence[int
         at = (missing - info.pts[0]) * info.time_base
         raise InputError(f"{info.path} is damaged: the frame at {at:.2f} s cannot be decoded")
     stacked = np.stack([frames[int(info.pts[i])] for i in chosen])
-    return rearrange(torch.from_numpy(stacked), "t h w c -> t c h w").contiguous()
+    return rearrange(torch.from_numpy(stacked), "t h w c -> t c h w")
 
 
 def check_frames(info: VideoInfo) -> None:
@@ -176,7 +177,7 @@ def _decode(container: Any, stream: Any, wanted: list[int], info: VideoInfo) -> 
         if can_seek and left[0] - position > gap:
             container.seek(left[0], stream=stream)
         seeked, landed = position, False
-        for number, frame in enumerate(container.decode(stream)):
+        for number, frame in enumerate(_decoded(container, stream, None if info.is_numbered else set(left))):
             position = number if info.is_numbered else frame.pts
             if can_seek and not landed and position > left[0]:
                 break  # the seek went too far: this file's index is not to be trusted
@@ -192,6 +193,18 @@ def _decode(container: Any, stream: Any, wanted: list[int], info: VideoInfo) -> 
         if not landed:
             container.seek(int(info.pts[0]), stream=stream)
             can_seek, position = False, seeked
+
+
+def _decoded(container: Any, stream: Any, wanted: set[int] | None) -> Iterator[Any]:
+    """The frames in order; without some of those that are not ``wanted``, where that spares decoding them.
+
+    A frame of H.264 says whether any other one refers to it (ITU-T H.264, 7.4.1: ``nal_ref_idc``). HEVC's means less.
+    """
+    codec = stream.codec_context
+    for packet in container.demux(stream):
+        if wanted is not None and codec.name == "h264":
+            codec.skip_frame = "DEFAULT" if packet.pts is None or packet.pts in wanted else "NONREF"
+        yield from packet.decode()
 
 
 def _num_packets(path: str) -> int:

@@ -334,3 +334,14 @@ def test_titles_may_be_in_any_encoding(tmp_path):
     path = make_video(tmp_path / "video.mp4", num_frames=3, title="Sc?ne d'ete")
     path.write_bytes(path.read_bytes().replace(b"Sc?ne", b"Sc\xe8ne"))
     assert levels(read_frames(path)) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("options", [{}, {"bf": "0"}, {"bf": "8", "b-pyramid": "none"}], ids=str)
+def test_any_frames_are_those_of_the_whole_video(tmp_path, options):
+    """Frames that nothing refers to are not decoded where they are not asked for."""
+    path = make_video(tmp_path / "video.mp4", num_frames=30, x264=options)
+    whole = read_frames(path)
+    for count in (1, 2, 5, 12):
+        chosen = torch.randperm(30, generator=torch.Generator().manual_seed(count))[:count].tolist()
+        assert torch.equal(read_frames(path, chosen), whole[chosen])
+    assert all(torch.equal(read_frames(path, [i]), whole[[i]]) for i in range(30))
