@@ -75,7 +75,7 @@ class Feed:
         self._batches = _Batches()
         self._loader: DataLoader[Any] | None = None
         self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
-        self._was_slow = False
+        self._may_grow, self._was_slow = num_workers == "auto" and self.device.type == "cpu", False
         self.waited = 0.0  # seconds, by whoever asked for the last batch
 
     def __len__(self) -> int:
@@ -99,7 +99,7 @@ class Feed:
             self._dataset.set_epoch(epoch)
         waited, start = 0.0, time.perf_counter()
         asked = start
-        for batch in one_line_errors(self._loader_for(len(batches))):
+        for batch in one_line_errors(self._ready_loader()):
             moved = self._moved(batch)
             self.waited = time.perf_counter() - asked
             waited += self.waited
@@ -111,32 +111,34 @@ class Feed:
         """End the workers."""
         self._loader = None
 
-    def _loader_for(self, num_batches: int) -> DataLoader[Any]:
-        wanted = self._num_workers
-        if isinstance(wanted, str):
-            wanted = min(num_batches, self._auto_workers())
-        if self._loader is None or self._loader.num_workers != wanted:
-            self.close()  # before others start
-            self._loader = data_loader(
-                self._items,
-                self._batches,
-                num_workers=wanted,
-                persistent_workers=wanted > 0,
-                collate_fn=_collate,
-                pin_memory=self.device.type == "cuda",
-                seed=self._seed,
-            )
+    def _ready_loader(self) -> DataLoader[Any]:
+        if self._loader is None:
+            self._start(self._auto_workers() if isinstance(self._num_workers, str) else self._num_workers)
+        elif self._may_grow and self._was_slow:
+            self._may_grow = False
+            self._start(int(_num_cores() > 1 and self._can_have_workers()))
+        assert self._loader is not None
         return self._loader
 
+    def _start(self, num_workers: int) -> None:
+        self._loader = data_loader(
+            self._items,
+            self._batches,
+            num_workers=num_workers,
+            persistent_workers=num_workers > 0,
+            collate_fn=_collate,
+            pin_memory=self.device.type == "cuda",
+            seed=self._seed,
+        )
+
     def _auto_workers(self) -> int:
-        if getattr(self._dataset, "in_memory", False) or multiprocessing.current_process().daemon:
+        if self.device.type == "cpu" or not self._can_have_workers():
             return 0
-        cores = _num_cores()
-        if self.device.type == "cpu":
-            return int(cores > 1 and self._was_slow and _may_start_workers())
-        if not _may_start_workers():
-            return 0
-        return max(1, min(MOST_WORKERS, cores - 1, self._workers_with_room()))
+        return max(1, min(MOST_WORKERS, _num_cores() - 1, len(self), self._workers_with_room()))
+
+    def _can_have_workers(self) -> bool:
+        in_memory = getattr(self._dataset, "in_memory", False)  # of each worker, too
+        return not in_memory and not multiprocessing.current_process().daemon and _may_start_workers()
 
     def _workers_with_room(self) -> int:
         """How many have room for the batches on their way, which are in shared memory: small in many containers."""

@@ -113,26 +113,23 @@ def test_a_data_set_of_ones_own_is_asked_for_whole_items(videos):
     assert same(epochs(Feed(plain, 2, finishes=True, num_workers=0)), expected(plain))
 
 
-def workers(data, device="cpu", **attributes) -> int:
-    source = Feed(data, 2)
+def workers(data, device="cuda", batch_size=1, **options) -> int:
+    """How many "auto" starts; the device need not be there."""
+    source = Feed(data, batch_size, **options)
     source.device = torch.device(device)
-    for name, value in attributes.items():
-        setattr(source, name, value)
     return source._auto_workers()
 
 
 def test_auto_is_as_many_workers_as_are_of_use(videos, monkeypatch):
     data = open_videos(videos)
-    monkeypatch.setattr(feed, "_num_cores", lambda: 6)
-    assert workers(data) == 0  # a CPU trains
-    assert workers(data, _was_slow=True) == 1
-    assert workers(data, "cuda") == 5
-    assert workers(open_videos(videos, in_memory=True), "cuda") == 0
+    for cores, expected in ((4, 3), (64, 5), (1, 1)):  # there are five batches of one
+        monkeypatch.setattr(feed, "_num_cores", lambda cores=cores: cores)
+        assert workers(data) == expected
+        assert workers(data, "cpu") == 0  # which trains
+        assert workers(open_videos(videos, in_memory=True)) == 0
+    monkeypatch.setattr(feed, "MOST_WORKERS", 2)
     monkeypatch.setattr(feed, "_num_cores", lambda: 64)
-    assert workers(data, "cuda") == feed.MOST_WORKERS
-    monkeypatch.setattr(feed, "_num_cores", lambda: 1)
-    assert workers(data, _was_slow=True) == 0
-    assert workers(data, "cuda") == 1
+    assert workers(data) == 2
 
 
 def test_auto_starts_no_more_workers_than_shared_memory_holds_batches_of(videos, monkeypatch, tmp_path):
@@ -141,23 +138,30 @@ def test_auto_starts_no_more_workers_than_shared_memory_holds_batches_of(videos,
     clip = 3 * 3 * 24 * 24 * feed.MAX_SENT
     usage = type("Usage", (), {"free": 2 * (3 * 2 * clip) + 1})
     monkeypatch.setattr(feed.shutil, "disk_usage", lambda _: usage)
-    source = Feed(data, 2, finishes=True)
-    source.device = torch.device("cuda")
-    assert source._auto_workers() == 2
+    assert workers(data, batch_size=2, finishes=True) == 2
 
 
-def test_auto_starts_a_worker_where_a_cpu_waited(videos, monkeypatch):
+@pytest.mark.parametrize(
+    ("cores", "in_memory", "counts"), [(2, False, [0, 1, 1]), (1, False, [0, 0]), (2, True, [0, 0])]
+)
+def test_auto_starts_a_worker_where_a_cpu_waited(videos, monkeypatch, cores, in_memory, counts):
     monkeypatch.setattr(feed, "WORTH_SECONDS", 0.0)
     monkeypatch.setattr(feed, "SLOW", 0.0)
-    monkeypatch.setattr(feed, "_num_cores", lambda: 2)
-    data = open_videos(videos)
-    source, counts, batches = Feed(data, 2), [], []
-    for epoch in (0, 1):
+    monkeypatch.setattr(feed, "_num_cores", lambda: cores)
+    data = open_videos(videos, in_memory=in_memory)
+    source, found, batches = Feed(data, 2), [], []
+    for epoch in range(len(counts)):
         batches += source.epoch(epoch)
-        counts.append(source._loader.num_workers)
-    assert counts == [0, 1]
-    assert same(batches, expected(data))
+        found.append(source._loader.num_workers)
+    assert found == counts
+    assert same(batches, expected(data, len(counts)))
     source.close()
+
+
+def test_a_quick_epoch_needs_no_worker(videos):
+    source = Feed(open_videos(videos), 2)
+    epochs(source, 3)
+    assert source._loader.num_workers == 0
 
 
 @pytest.mark.parametrize(
@@ -172,8 +176,25 @@ def test_auto_does_not_run_a_script_again(videos, monkeypatch, tmp_path, caplog,
     (tmp_path / "script.py").write_text(script)
     monkeypatch.setitem(sys.modules, "__main__", main)
     monkeypatch.setattr(feed, "_num_cores", lambda: 4)
-    assert workers(open_videos(videos), "cuda") == (3 if may else 0)
+    assert workers(open_videos(videos)) == (3 if may else 0)
     assert ("workers need `if __name__" in caplog.text) != may
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_gpu_makes_what_a_cpu_makes(videos, num_workers):
+    """But for a level here and there, from scaling: without operations, which would make more of it."""
+    data = open_videos(videos, TrainTransform((24, 24), randaugment=False))
+    source = Feed(data, 2, device="cuda", num_workers=num_workers)
+    for batch, other in zip(epochs(source), expected(data), strict=True):
+        off = (batch["video"].cpu().int() - other["video"].int()).abs()
+        assert off.max() <= 2
+        assert (off > 0).float().mean() < 0.03
+        assert torch.equal(batch["label"].cpu(), other["label"])
+    augmented = open_videos(videos, TrainTransform((48, 64), scale=(1, 1), ratio=(4 / 3, 4 / 3)))
+    augmented.paths, augmented.labels = augmented.paths[:3], augmented.labels[:3]  # which are of that size
+    for batch, other in zip(epochs(Feed(augmented, 2, device="cuda")), expected(augmented), strict=True):
+        assert (batch["video"].cpu() != other["video"]).float().mean() < 0.01
 
 
 def test_bad_options_are_refused(videos):
