@@ -6,6 +6,7 @@ import logging
 import math
 import multiprocessing
 import os
+import pickle
 import shutil
 import sys
 import time
@@ -47,7 +48,7 @@ class Feed:
             one for each core but this process's own, at most 8; on a CPU, which trains as well, none, and one after an
             epoch of which a fifth was waited for data. It is 0 where workers cannot start, or videos are in memory.
         shard: as of `make_loader`.
-        finishes: whether this process finishes transforms and not the workers; None does so on any device but a CPU.
+        finishes: whether this process finishes transforms and not the workers; None does so for a GPU.
 
     Raises:
         InputError: an option is out of range.
@@ -68,7 +69,7 @@ class Feed:
         check_num_workers(num_workers)
         self.device = torch.device(device)
         if finishes is None:
-            finishes = self.device.type != "cpu"
+            finishes = self.device.type == "cuda"
         self._items = _Items(dataset, leave_unfinished=finishes and hasattr(dataset, "unfinished"))
         self._dataset, self._batch_size, self._shard = dataset, batch_size, shard
         self._sampler, self._seed, self._num_workers = sampler, seed, num_workers
@@ -134,11 +135,16 @@ class Feed:
     def _auto_workers(self) -> int:
         if self.device.type == "cpu" or not self._can_have_workers():
             return 0
-        return max(1, min(MOST_WORKERS, _num_cores() - 1, len(self), self._workers_with_room()))
+        return min(MOST_WORKERS, max(1, _num_cores() - 1), len(self), self._workers_with_room())
 
     def _can_have_workers(self) -> bool:
         in_memory = getattr(self._dataset, "in_memory", False)  # of each worker, too
-        return not in_memory and not multiprocessing.current_process().daemon and _may_start_workers()
+        if in_memory or multiprocessing.current_process().daemon:
+            return False
+        reason = _unguarded_script() or _unsendable(self._items)
+        if reason is not None:
+            _log.warning("videos are decoded in this process: %s", reason)
+        return reason is None
 
     def _workers_with_room(self) -> int:
         """How many have room for the batches on their way, which are in shared memory: small in many containers."""
@@ -160,15 +166,23 @@ class Feed:
 
 
 def transformed(parts: Sequence[Tensor], edits: Sequence[Any], device: torch.device) -> Tensor:
-    """``(B, T, 3, height, width)``: every part finished by its edit, on ``device``."""
+    """``(B, T, 3, height, width)`` on ``device``: every part finished by its edit, on a GPU there, else here.
+
+    Parts that are to reach a GPU without a wait are in pinned memory.
+    """
+    place = device if device.type == "cuda" else torch.device("cpu")
     pairs = zip(parts, edits, strict=True)
-    return torch.stack([finish(part.to(device, non_blocking=True), edit) for part, edit in pairs])
+    return torch.stack([finish(_sent(part, place), edit) for part, edit in pairs]).to(device)
 
 
 def _on_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
     video, edits = batch["video"], batch.pop("edit", None)
-    video = video.to(device, non_blocking=True) if edits is None else transformed(video, edits, device)
-    return batch | {"video": video, "label": batch["label"].to(device, non_blocking=True)}
+    video = _sent(video, device) if edits is None else transformed(video, edits, device)
+    return batch | {"video": video, "label": _sent(batch["label"], device)}
+
+
+def _sent(tensor: Tensor, device: torch.device) -> Tensor:
+    return tensor.to(device, non_blocking=device.type == "cuda")
 
 
 class _Items:
@@ -214,17 +228,25 @@ def _num_cores() -> int:
     return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
-def _may_start_workers() -> bool:
-    """Whether a worker, which imports the main script again, would not run it from its start, too."""
+def _unguarded_script() -> str | None:
+    """Why a worker, which imports the main script again, would run it from its start, too; None where it would not."""
     main = sys.modules["__main__"]
     file = getattr(main, "__file__", None)
     if getattr(main, "__spec__", None) is not None or file is None:  # python -m, or no script at all
-        return True
+        return None
     try:
-        if "__name__" in Path(file).read_text(encoding="utf-8", errors="replace"):
-            return True
-    except OSError as error:
-        _log.info("no workers: cannot read %s: %s", file, first_line(error))
-        return False
-    _log.warning("videos are decoded in this process: workers need `if __name__ == '__main__':` in %s", file)
-    return False
+        is_guarded = "__name__" in Path(file).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        is_guarded = False
+    return None if is_guarded else f"workers need `if __name__ == '__main__':` in {file}"
+
+
+def _unsendable(items: _Items) -> str | None:
+    """Why a worker cannot have ``items``; None where it can."""
+    try:
+        sent = pickle.dumps(items)
+    except Exception as error:  # of a data set's own, too
+        return f"the data set cannot be sent to workers ({first_line(error)})"
+    if b"__main__" in sent and getattr(sys.modules["__main__"], "__file__", None) is None:
+        return "the data set cannot be sent to workers, since it is of a class of this session; put that into a file"
+    return None

@@ -136,9 +136,10 @@ def test_auto_starts_no_more_workers_than_shared_memory_holds_batches_of(videos,
     data = open_videos(videos)
     monkeypatch.setattr(feed, "_num_cores", lambda: 64)
     clip = 3 * 3 * 24 * 24 * feed.MAX_SENT
-    usage = type("Usage", (), {"free": 2 * (3 * 2 * clip) + 1})
-    monkeypatch.setattr(feed.shutil, "disk_usage", lambda _: usage)
-    assert workers(data, batch_size=2, finishes=True) == 2
+    for room in (2, 0):
+        usage = types.SimpleNamespace(free=room * (3 * 2 * clip) + 1)
+        monkeypatch.setattr(feed.shutil, "disk_usage", lambda _, usage=usage: usage)
+        assert workers(data, batch_size=2, finishes=True) == room
 
 
 @pytest.mark.parametrize(
@@ -156,6 +157,12 @@ def test_auto_starts_a_worker_where_a_cpu_waited(videos, monkeypatch, cores, in_
     assert found == counts
     assert same(batches, expected(data, len(counts)))
     source.close()
+
+
+def test_auto_keeps_a_data_set_that_cannot_be_sent(videos, monkeypatch, caplog):
+    monkeypatch.setattr(feed, "_num_cores", lambda: 4)
+    assert workers(open_videos(videos, transform=lambda clip, seed: clip)) == 0
+    assert "the data set cannot be sent to workers" in caplog.text
 
 
 def test_a_quick_epoch_needs_no_worker(videos):
@@ -181,9 +188,10 @@ def test_auto_does_not_run_a_script_again(videos, monkeypatch, tmp_path, caplog,
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_gpu_makes_what_a_cpu_makes(videos, num_workers):
-    """But for a level here and there, from scaling: without operations, which would make more of it."""
+    """But for a level here and there: from scaling, and where an operation rounds a sum of two products down."""
     data = open_videos(videos, TrainTransform((24, 24), randaugment=False))
     source = Feed(data, 2, device="cuda", num_workers=num_workers)
     for batch, other in zip(epochs(source), expected(data), strict=True):
@@ -194,7 +202,7 @@ def test_a_gpu_makes_what_a_cpu_makes(videos, num_workers):
     augmented = open_videos(videos, TrainTransform((48, 64), scale=(1, 1), ratio=(4 / 3, 4 / 3)))
     augmented.paths, augmented.labels = augmented.paths[:3], augmented.labels[:3]  # which are of that size
     for batch, other in zip(epochs(Feed(augmented, 2, device="cuda")), expected(augmented), strict=True):
-        assert (batch["video"].cpu() != other["video"]).float().mean() < 0.01
+        assert (batch["video"].cpu().float() - other["video"].float()).abs().mean() < 1
 
 
 def test_bad_options_are_refused(videos):
