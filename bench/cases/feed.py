@@ -1,12 +1,13 @@
 """An epoch of clips from video files to the device, cropped, mirrored and augmented; and what training makes of them.
 
-Of H.264 videos of 64 frames, T are used. The baseline is one process and torchvision's RandAugment. On a GPU, ours scale
-and augment there; where there is none, "for a GPU" is what would be left to a core. "steps" are those that consume the
+Of H.264 videos of 64 frames, T are used. The baseline is one process and torchvision's RandAugment. On a GPU, ours
+scale and augment there; where there is none, "for a GPU" is what is left to a core. "steps" are those that consume the
 clips, of a frozen ViT with static adapters.
 """
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
 import functools
 import shutil
@@ -105,24 +106,25 @@ def _contender(epoch: Callable[[], Iterable[Tensor]], expected: Callable[[], Ten
     return Contender(step, check=check)
 
 
-def _open(folder: tempfile.TemporaryDirectory[str], point: Point, transform: Any) -> Any:
+def _open(folder: Path, point: Point, transform: Any) -> Any:
     from fe_adapter.data import FrameSampler, VideoFolder
 
-    return VideoFolder(folder.name, sampler=FrameSampler(point["T"]), transform=transform, is_training=True)
+    return VideoFolder(folder, sampler=FrameSampler(point["T"]), transform=transform, is_training=True)
 
 
-def _write_videos(point: Point) -> tempfile.TemporaryDirectory[str]:
+def _write_videos(point: Point) -> Path:
     """As many files as clips, in two classes: coloured patches that move, and noise, so that decoding takes work."""
     import av
 
-    folder = tempfile.TemporaryDirectory()
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     h, w = point["pixels"], point["pixels"] * 2 // 3 * 2
     generator = torch.Generator().manual_seed(0)
     for i in range(point["clips"]):
-        path = Path(folder.name) / str(i % 2) / f"{i:04d}.mp4"
+        path = folder / str(i % 2) / f"{i:04d}.mp4"
         path.parent.mkdir(exist_ok=True)
         if i >= NUM_VIDEOS:
-            shutil.copyfile(Path(folder.name) / str(i % 2) / f"{i % NUM_VIDEOS:04d}.mp4", path)
+            shutil.copyfile(folder / str(i % 2) / f"{i % NUM_VIDEOS:04d}.mp4", path)
             continue
         patches = torch.rand(1, 3, h // 8, w // 8, generator=generator)
         scene = F.interpolate(patches, (2 * h, 2 * w), mode="bicubic").clamp(0, 1)[0].mul(255)

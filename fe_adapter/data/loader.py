@@ -127,6 +127,15 @@ def _follow_main_process(worker: int) -> None:
 def _context() -> Any:
     if sys.platform == "win32":
         return multiprocessing.get_context("spawn")
+    from multiprocessing import forkserver, resource_tracker  # which are not there on Windows
+
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["fe_adapter.data.datasets"])  # so that each worker starts at once
+    # with Ctrl-C blocked from their birth, before they can ignore it; the tracker would unblock it, were it not there
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return context
