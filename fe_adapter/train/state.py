@@ -41,11 +41,6 @@ class Progress:
     clips_per_batch: int = 0  # over all processes
     history: list[dict[str, float]] = dataclasses.field(default_factory=list)
 
-    def add(self, loss: float) -> None:
-        """A batch is done."""
-        self.batch += 1
-        self.loss_sum += loss
-
     def count_batches_of(self, clips_per_batch: int, num_batches: int) -> None:
         """Go on with batches of another size, of which an epoch has ``num_batches``, from the same clip on."""
         if self.clips_per_batch not in (0, clips_per_batch):
