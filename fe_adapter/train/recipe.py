@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import hashlib
-import json
 import math
 import statistics
 import time
@@ -18,7 +16,7 @@ from torch.nn import functional as F
 
 from fe_adapter.data.feed import Feed
 from fe_adapter.data.protocol import ClipDataset
-from fe_adapter.data.sampling import FrameSampler, derive_seed
+from fe_adapter.data.sampling import derive_seed
 from fe_adapter.errors import InputError, OutOfMemoryError, TrainingError
 from fe_adapter.evaluate.run import check_classes, evaluate
 from fe_adapter.files import make_folder, only_one
@@ -26,23 +24,16 @@ from fe_adapter.memory.measure import measure_peak_memory
 from fe_adapter.memory.optimizers import make_optimizer
 from fe_adapter.memory.plan import smaller_batches
 from fe_adapter.memory.policies import check_device, moves_to_host, replace_memory_policy
-from fe_adapter.models.adaptation import get_adaptation
 from fe_adapter.models.classifier import VideoClassifier
-from fe_adapter.models.origin import identity_of
 from fe_adapter.sharing.folder import save_adapter
 from fe_adapter.train.config import TrainConfig
+from fe_adapter.train.identity import MAY_CHANGE, OF_FILES, clip_sampling, identity
 from fe_adapter.train.log import TrainingLog
 from fe_adapter.train.optimizers import Schedule, classifier_of, parameter_groups
 from fe_adapter.train.state import CHECKPOINT, Progress, load_training_state, save_training_state
 from fe_adapter.train.step import Late, Step
 from fe_adapter.train.stop import StopSignal
 from fe_adapter.train.trackers import check_tracker
-
-# On resume, without another result but for rounding (and gelu2bit's, if it comes or goes)
-MAY_CHANGE = ("num_workers", "capture", "compile", "save_every", "tracker", "project", "run_name", "memory_policy",
-              "precision", "batch_size", "accumulate", "without_lost_files")  # fmt: skip
-REMEMBERED = ("clip_seconds", "clip_sampling", "note")  # by a model, of its training
-OF_FILES = ("num_clips", "files")  # what is another where files are gone
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,7 +148,7 @@ class _Run:
         if config.memory_policy is not None:
             replace_memory_policy(model, config.memory_policy)
         model.clip_seconds = train_set.clip_seconds  # what predict_video slides over a longer video
-        model.clip_sampling = _clip_sampling(train_set)
+        model.clip_sampling = clip_sampling(train_set)
         make_folder(out)
         self.accelerator = _accelerator(config, out)
         if self.accelerator.is_main_process:
@@ -174,7 +165,7 @@ class _Run:
         self.trainable = [p for p in model.parameters() if p.requires_grad]
 
         self.settings = {key: value for key, value in dataclasses.asdict(config).items() if key not in MAY_CHANGE}
-        self.settings |= _identity(model, train_set) | {"clips_per_step": self.schedule.clips_per_step}
+        self.settings |= identity(model, train_set) | {"clips_per_step": self.schedule.clips_per_step}
         self.position = Progress()
         self.checkpoint = out / CHECKPOINT
         if self.checkpoint.exists():
@@ -359,36 +350,6 @@ class _Run:
     def save_model(self, name: str) -> None:
         """Write the adapter folder ``name``."""
         save_adapter(self.model, self.out / name)
-
-
-def _clip_sampling(train_set: ClipDataset) -> dict[str, Any] | None:
-    """What testing has to do as training did, where the data set says it."""
-    sampler = train_set.sampler
-    if not isinstance(sampler, FrameSampler):
-        return None
-    val_fraction = getattr(train_set, "val_fraction", None)
-    return {"sampling": sampler.sampling, "stride": sampler.stride, "val_fraction": val_fraction}
-
-
-def _identity(model: VideoClassifier, train_set: ClipDataset) -> dict[str, Any]:
-    """What must be the same for a run to go on: the model, the data and what is made of it, as JSON values."""
-    described = {name: value for name, value in model.describe().items() if name not in REMEMBERED}
-    if model.tune == "adapter":
-        described["adapter"] = dataclasses.asdict(get_adaptation(model.vit).config)
-    if model.tune != "full":
-        described["backbone"] = identity_of(model.vit)
-    files = "\n".join(f"{Path(path).name} {y}" for path, y in zip(train_set.paths, train_set.labels, strict=True))
-    return json.loads(
-        json.dumps(
-            {
-                "model": described,  # its classes are those of the data
-                "num_clips": len(train_set),
-                "files": hashlib.blake2b(files.encode(), digest_size=8).hexdigest(),
-                "frames": repr(train_set.sampler),
-                "transform": repr(train_set.transform),
-            }
-        )
-    )
 
 
 def _accelerator(config: TrainConfig, out: Path) -> Any:

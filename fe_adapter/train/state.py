@@ -149,6 +149,7 @@ def load_training_state(
     shapes = {name: p.shape for name, p in names.items()}
     if {name: t.shape for name, t in saved.items()} != shapes:
         raise InputError(f"{path} is of another model: its trained parameters are not those of this one")
+    is_fused = any(group.get("fused") for group in optimizer.param_groups)
     # in one order: processes that shard a tensor do it together
     parts = {name: name.removeprefix("optimizer.").rpartition(".") for name in sorted(states)}
     for name, (parameter, _, key) in parts.items():
@@ -160,8 +161,9 @@ def load_training_state(
             p.copy_(like(saved[name], p))
     for name, (parameter, _, key) in parts.items():
         p, tensor = names[parameter], states[name]
-        if key == "step":  # on the host, as optimizers keep it
-            optimizer.state[p][key] = tensor if tensor.is_floating_point() else tensor.item()
+        if key == "step":  # on the host, as optimizers keep it; those that are fused, beside the parameter
+            counted = tensor.to(p.device) if is_fused else tensor
+            optimizer.state[p][key] = counted if tensor.is_floating_point() else tensor.item()
         else:
             optimizer.state[p][key] = tensor.to(p.device) if key in OF_OWN_SHAPE else like(tensor, p)
     if scaler is not None and metadata.scaler:

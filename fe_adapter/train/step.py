@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fe_adapter.errors import InputError, first_line
+from fe_adapter.models.inference import OnItsWay
 
 _log = logging.getLogger("fe_adapter")
 
@@ -105,7 +106,8 @@ class _Graph:
                 _run_without_waiting(function, inputs)
             torch.cuda.current_stream(video.device).wait_stream(stream)
             self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph, stream=stream):
+            # what other threads do, such as one that pins the next batch, is none of the graph's business
+            with torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"):
                 self._loss = function(*inputs)
         finally:
             torch._foreach_copy_(gradients, before)
@@ -145,17 +147,13 @@ class Late:
     """Reads values from the device a step late: the host has queued the next step before it may wait for this one."""
 
     def __init__(self) -> None:
-        self._pending: collections.deque[tuple[Tensor, torch.cuda.Event | None, Receive]] = collections.deque()
+        self._pending: collections.deque[tuple[OnItsWay, Receive]] = collections.deque()
 
     def read(self, values: Sequence[Tensor], receive: Receive) -> None:
         """Let ``receive`` have the ``values`` (scalars) when the next ones are read, or at `flush`; all in turn."""
         dtype = functools.reduce(torch.promote_types, (value.dtype for value in values))
-        stacked, event = torch.stack([value.detach().reshape(()).to(dtype) for value in values]), None
-        if stacked.is_cuda:
-            pinned = torch.empty(len(values), dtype=dtype, pin_memory=True)
-            stacked, event = pinned.copy_(stacked, non_blocking=True), torch.cuda.Event()
-            event.record()
-        self._pending.append((stacked, event, receive))
+        stacked = torch.stack([value.detach().reshape(()).to(dtype) for value in values])
+        self._pending.append((OnItsWay(stacked), receive))
         self._deliver(all_but=1)
 
     def flush(self) -> None:
@@ -164,7 +162,5 @@ class Late:
 
     def _deliver(self, all_but: int) -> None:
         while len(self._pending) > all_but:
-            values, event, receive = self._pending.popleft()
-            if event is not None and not event.query():
-                event.synchronize()
-            receive(values.tolist())
+            values, receive = self._pending.popleft()
+            receive(values.read().tolist())
