@@ -113,8 +113,8 @@ def _conv(h: Tensor, weights: Weights, spec: AdapterSpec, out: Tensor) -> None:
         _part(c, here).addcmul_(_part(source, there), by_tap[i])
     if weights.dilation is not None:
         d, _ = predict_dilation(h.to(out.dtype), weights, spec)
-        for tap, _, here, there, z in _interpolating_taps(w, _on_grid(d, spec), spec):
-            c[here].addcmul_(_by_frame(torch.bmm(_hat(z), _by_position(source[there])), c[here]), w[tap])
+        for tap, _, near, far, z in _interpolating_taps(w, _on_grid(d, spec), spec):
+            c[near].addcmul_(_by_frame(torch.bmm(_hat(z), _by_position(source[far])), c[near]), w[tap])
 
 
 def _conv_backward(
@@ -144,13 +144,13 @@ def _conv_backward(
     if weights.dilation is not None:
         d, d_slope = predict_dilation(h, weights, spec)
         dd = torch.zeros_like(d)
-        for tap, k, here, there, z in _interpolating_taps(w, _on_grid(d, spec), spec):
-            u, gc, hat = _by_position(source[there]), _by_position(g[here]), _hat(z)
+        for tap, k, near, far, z in _interpolating_taps(w, _on_grid(d, spec), spec):
+            u, gc, hat = _by_position(source[far]), _by_position(g[near]), _hat(z)
             dv = gc * w[tap]  # the gradient of the interpolated values
             dw[tap] += (gc * torch.bmm(hat, u)).sum((0, 1))
-            dh[there] += _by_frame(torch.bmm(hat.transpose(1, 2), dv), dh[there])
+            dh[far] += _by_frame(torch.bmm(hat.transpose(1, 2), dv), dh[far])
             dtau = (_hat_slope(z) * torch.bmm(dv, u.transpose(1, 2))).sum(-1, keepdim=True)  # (n, T, 1)
-            d_here = _on_grid(dd, spec)[here]
+            d_here = _on_grid(dd, spec)[near]
             d_here += k * _by_frame(dtau, d_here[..., None])[..., 0]
         da = dd * d_slope
         reads = da.new_zeros(*da.shape, 3)  # [..., n, j]: the gradient of the prediction that read frame n by tap j
