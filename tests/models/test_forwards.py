@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import nn
 
-from fe_adapter import FEAdapterConfig, adapt, disable_adapters, unadapt
+from fe_adapter import FEAdapterConfig, VideoClassifier, adapt, disable_adapters, unadapt
 from fe_adapter.errors import InputError
 from fe_adapter.models.adaptation import get_adapters
 from fe_adapter.models.forwards import override_forward, restore_forward, restore_forwards
-from tests.vits import build
+from tests.vits import BACKBONES, build
 
 FRAMES, POSITIONS = 2, [("attn",), ("mlp",), ("attn", "mlp")]
 
@@ -117,3 +117,13 @@ def test_a_forward_of_the_blocks_own_runs_within():
     assert block.forward is own
     with pytest.raises(InputError, match="a forward of its own"):
         adapted(vit, ("mlp",))
+
+
+@pytest.mark.parametrize("name", ["timm vit", "hf vit", "open_clip", "torchvision"])
+def test_an_adapted_model_is_one_graph(name):
+    """`torch.compile` finds nothing to break it at, in the models of every library."""
+    matching = next(key for key in BACKBONES if key.startswith(name))
+    model = VideoClassifier(build(matching), 3, config=FEAdapterConfig(bottleneck=4), num_frames=2).train()
+    video = torch.zeros(1, 2, 3, *model.preprocessing.size)
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    assert torch.equal(compiled(video), model(video))
