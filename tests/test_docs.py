@@ -17,6 +17,7 @@ from bench.report import report
 from bench.report.readme import pages, updated
 from fe_adapter.cli import app as cli
 from fe_adapter.demo.dataset import draw_onset, write_video, write_videos
+from tests.published import make_dfew
 
 pytest.importorskip("timm")
 pytest.importorskip("av")
@@ -34,6 +35,8 @@ FAST_BENCH = {"suite": ["--quick"], "layer": [], "compile": [], "cost": []}
 def test_what_the_page_says_works(page, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     write_videos("videos", num_pairs=3, seed=0)
+    if "dfew:DFEW" in (ROOT / page).read_text():
+        make_dfew(tmp_path / "DFEW")
     write_video(tmp_path / "clip.mp4", draw_onset(np.random.default_rng(1)))
     _run(["fe-adapter", "train", "videos", "--out", "demo/models/fe-adapter-dynamic-dilation"])
     namespace: dict[str, object] = {}

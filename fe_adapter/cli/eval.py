@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Annotated
@@ -17,9 +16,9 @@ from fe_adapter.files import printable
 from fe_adapter.models.classifier import expected_frames
 from fe_adapter.sharing.folder import find_model, load_classifier
 from fe_adapter.train.config import TrainConfig
-from fe_adapter.train.settings import trained_on
+from fe_adapter.train.settings import tested_on
 
-EXAMPLES = ("fe-adapter eval run videos/ --split test",)
+EXAMPLES = ("fe-adapter eval run videos/ --split test", "fe-adapter eval run dfew:DFEW")
 
 
 def eval(
@@ -30,7 +29,7 @@ def eval(
     weights: Weights = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the results; default RUN/eval.")] = None,
     recipe: Annotated[TrainConfig, Fields(only=("batch_size", "num_workers"))],
-    clips: Annotated[ClipRecipe, Fields(only=("on_error",))],
+    clips: Annotated[ClipRecipe, Fields(only=("on_error", "fold", "frames_folder", "lists_folder"))],
     device: Device = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print the metrics as JSON.")] = False,
 ) -> None:
@@ -41,7 +40,7 @@ def eval(
     from fe_adapter.evaluate.run import evaluate
 
     model = load_classifier(find_model(run_folder), weights=weights).to(find_device(device))
-    clips = dataclasses.replace(trained_on(model, run_folder), num_frames=model.num_frames, on_error=clips.on_error)
+    clips = tested_on(model, run_folder, data, clips)
     dataset = clips.open(data, split, class_names=model.class_names)
     dataset.transform = clips.transform(*expected_frames(model))
     evaluation = evaluate(model, dataset, batch_size=recipe.batch_size, num_workers=recipe.num_workers)

@@ -16,19 +16,20 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from fe_adapter.checks import check_choice
+from fe_adapter.data.layouts import Where
 from fe_adapter.data.listing import (
     SPLITS,
     Clip,
-    clips_by_split,
     held_out,
     list_csv,
     list_folder,
-    name_of_split,
     natural,
 )
+from fe_adapter.data.reading import check_frames, probe, read_frames
 from fe_adapter.data.sampling import FrameSampler, derive_seed
+from fe_adapter.data.sources import read_source
 from fe_adapter.data.transforms import EvalTransform
-from fe_adapter.data.video import VideoInfo, check_frames, probe, read_frames
+from fe_adapter.data.video import VideoInfo
 from fe_adapter.errors import InputError
 
 _log = logging.getLogger("fe_adapter")
@@ -82,8 +83,9 @@ class VideoDataset(Dataset[dict[str, Any]]):
             raise InputError(f"{source} has the one class {self.class_names[0]!r}; a classifier needs two or more")
         index = {name: i for i, name in enumerate(self.class_names)}
         self._infos, self.skipped = _probe_all([clip.path for clip in clips], on_error, source)
-        self.paths = [clip.path for clip in clips if clip.path in self._infos]
-        self.labels = [index[clip.class_name] for clip in clips if clip.path in self._infos]
+        self.clips = [clip for clip in clips if clip.path in self._infos]
+        self.paths = [clip.path for clip in self.clips]
+        self.labels = [index[clip.class_name] for clip in self.clips]
         if not self.paths:
             raise InputError(f"{source} holds no readable videos")
         lost = [name for name in found if index[name] not in self.labels]
@@ -92,6 +94,7 @@ class VideoDataset(Dataset[dict[str, Any]]):
         self.sampler, self.transform = sampler, transform
         self.split_name: str | None = None  # as the data calls the split that this is, where it has splits
         self.val_fraction: float | None = None  # the share held out, where `open_dataset` held one out
+        self.origin: dict[str, Any] = {}  # published data set, fold, and whether "val" is its test split, likewise
         self._is_training, self._seed, self._epoch = is_training, seed, 0
         self._frames: dict[str, Tensor] | None = {} if in_memory else None
 
@@ -151,29 +154,39 @@ def open_dataset(
     *,
     val_fraction: float = 0.2,
     split_seed: int = 0,
+    fold: int | None = None,
+    where: Where | None = None,
+    select_on_test: bool = False,
     **options: Any,
 ) -> VideoDataset:
-    """A data set by its path: a folder per class, a folder of such folders by split, or a CSV.
+    """A data set by its path, a folder per class, a folder of such folders by split, or a CSV; or by its name.
 
     Where the data has its own splits (folders ``train``, ``val``, ``test``, or the CSV's column ``split``) they are
-    used. Where it has no validation split, a stratified share of the training videos is one; a test split is never
-    used for it.
+    used. Where it has no validation split, a stratified share of the training videos is one, or, where the data set
+    says who is seen, a share of the people; a test split is used for it only if that is asked for.
 
     Args:
-        data: folder or CSV file.
+        data: folder, CSV file, or ``NAME:ROOT`` of a published data set (`fe_adapter.data.layouts`).
         split: "train", "val" or "test"; None is all of data without splits, and "test" (else "val") of data with them.
         val_fraction: share of every class that is held out where there is no validation split, in (0, 1).
         split_seed: chooses that share.
+        fold: of a published data set that has several.
+        where: its folders, where they have other names than the published ones.
+        select_on_test: validate on the test split, as published numbers often do; what is chosen by it is no test.
         options: as of `VideoDataset`.
 
     Raises:
         InputError: as `VideoDataset`; there is no such split; a malformed CSV.
     """
-    data = Path(data)
     if split is not None:
         check_choice("split", split, SPLITS)
     check_val_fraction(val_fraction)
-    by_split = clips_by_split(data)
+    source = read_source(data, fold=fold, where=where, class_names=options.get("class_names"))
+    by_split = source.by_split
+    if select_on_test and "test" not in by_split:
+        raise InputError(f"{data} has no test split to select on")
+    if select_on_test:
+        by_split = {**by_split, "val": by_split["test"]}
     if not by_split:
         raise InputError(f"{data} holds no videos")
     own = {name for name in by_split if name is not None}
@@ -183,7 +196,7 @@ def open_dataset(
     if options.get("class_names") is None:
         known = [by_split["train"]] if "train" in by_split else by_split.values()  # others are refused as unknown
         names = {clip.class_name for clips in known for clip in clips}
-        options["class_names"] = sorted(names, key=natural)
+        options["class_names"] = source.class_names or sorted(names, key=natural)
     if split in own and not (split == "train" and "val" not in own):
         clips = by_split[split]
     elif split in ("train", "val") and pool_name in by_split:
@@ -195,7 +208,9 @@ def open_dataset(
     dataset = VideoDataset(clips, source=str(data), **options)
     dataset.val_fraction = None if "val" in own else val_fraction
     if split in own:
-        dataset.split_name = name_of_split(data, split)
+        dataset.split_name = "test" if select_on_test and split == "val" else source.split_names[split]
+    origin = {"layout": source.layout, "fold": fold, "select_on_test": select_on_test}
+    dataset.origin = {name: value for name, value in origin.items() if value}
     return dataset
 
 

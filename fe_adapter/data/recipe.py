@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from fe_adapter.checks import check_choice
 from fe_adapter.data.datasets import ON_ERROR, VideoDataset, check_val_fraction, open_dataset
+from fe_adapter.data.layouts import Where
 from fe_adapter.data.sampling import FrameSampler
 from fe_adapter.data.transforms import EvalTransform, TrainTransform
 
@@ -25,6 +26,10 @@ class ClipRecipe:
         flip: in training, mirror half of the clips.
         randaugment: in training, augment clips by RandAugment.
         in_memory: decode a video once and keep all its frames.
+        fold: of a published data set that has several, such as dfew:ROOT; counted from 1.
+        frames_folder: of the clips, below the root of a published data set, where the copy calls it by another name.
+        lists_folder: of the split lists, likewise.
+        select_on_test: validate on the test split, as published numbers often do; the best epoch is then no test.
 
     Raises:
         InputError: a value is out of range.
@@ -38,6 +43,10 @@ class ClipRecipe:
     flip: bool = True
     randaugment: bool = True
     in_memory: bool = False
+    fold: int | None = None
+    frames_folder: str | None = None
+    lists_folder: str | None = None
+    select_on_test: bool = False
 
     def __post_init__(self) -> None:
         self.sampler()
@@ -62,6 +71,9 @@ class ClipRecipe:
             data,
             split,
             val_fraction=self.val_fraction,
+            fold=self.fold,
+            where=Where(self.frames_folder, self.lists_folder),
+            select_on_test=self.select_on_test,
             class_names=class_names,
             sampler=self.sampler(),
             is_training=is_training,
@@ -82,7 +94,9 @@ class ClipRecipe:
 def summary_of(train_set: VideoDataset, val_set: VideoDataset) -> str:
     """One line for people: how many clips there are, where those to validate on come from, and what is left out."""
     share = train_set.val_fraction
-    origin = f"{share:g} of every class, held out" if share is not None else f"the data's {val_set.split_name!r}"
+    people = {clip.subject for clip in val_set.clips}
+    kind = "the people" if None not in people else "every class"
+    origin = f"{share:g} of {kind}, held out" if share is not None else f"the data's {val_set.split_name!r}"
     line = f"{len(train_set)} clips to train on, {len(val_set)} to validate ({origin})"
     skipped = {*train_set.skipped, *val_set.skipped}
     left_out = f", {len(skipped)} unreadable left out" if skipped else ""

@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from fe_adapter.data.video import VideoInfo, probe
+from fe_adapter.data.reading import probe
+from fe_adapter.data.video import VideoInfo
 from fe_adapter.files import write_csv, write_figure, write_json
 from fe_adapter.predict.timeline import draw_timeline
 

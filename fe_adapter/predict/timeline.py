@@ -12,8 +12,9 @@ import torch
 from einops import rearrange
 from torch.nn import functional as F
 
+from fe_adapter.data.reading import read_frames
 from fe_adapter.data.sampling import FrameSampler
-from fe_adapter.data.video import VideoInfo, read_frames
+from fe_adapter.data.video import VideoInfo
 from fe_adapter.files import any_script, new_figure, printable
 
 WIDTH, LEFT, AXES_WIDTH, AXES_HEIGHT = 9.6, 0.7, 6.6, 2.6

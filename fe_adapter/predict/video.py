@@ -11,9 +11,10 @@ from torch import Tensor
 
 from fe_adapter.backbones.backbone import unwrapped
 from fe_adapter.checks import check_count
+from fe_adapter.data.reading import probe, read_frames
 from fe_adapter.data.sampling import FrameSampler, sliding_windows
 from fe_adapter.data.transforms import EvalTransform
-from fe_adapter.data.video import VideoInfo, probe, read_frames
+from fe_adapter.data.video import VideoInfo
 from fe_adapter.models.classifier import VideoClassifier, expected_frames, probabilities
 from fe_adapter.predict.result import Prediction
 

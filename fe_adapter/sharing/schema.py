@@ -40,11 +40,15 @@ class PreprocessingPart(Part):
 
 
 class ClipSamplingPart(Part):
-    """Which frames of a video made a clip in training, and what share of the data was held out for validation."""
+    """Which frames of a video made a clip in training, what share of the data was held out for validation, and which
+    fold of which published data set it was; ``select_on_test``: what it was validated on is that fold's test split."""
 
     sampling: Literal["uniform", "stride", "dense"]
     stride: Annotated[int, Field(ge=1, le=2**16)]
     val_fraction: Annotated[float, Field(gt=0, lt=1)] | None
+    layout: Name | None = None
+    fold: Annotated[int, Field(ge=1, le=100)] | None = None
+    select_on_test: bool = False
 
 
 class ClassifierPart(Part):

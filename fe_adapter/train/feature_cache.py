@@ -68,7 +68,7 @@ class CachedFeatures(Dataset[dict[str, Any]]):
         self.folder, self._shards, self._clips_per_shard = folder, index.shards, index.clips_per_shard
         self.paths, self.labels, self.class_names = source.paths, source.labels, source.class_names
         self.sampler, self.transform, self.clip_seconds = source.sampler, source.transform, source.clip_seconds
-        self.val_fraction = source.val_fraction
+        self.val_fraction, self.origin = source.val_fraction, source.origin
         self._checked: set[int] = set()
 
     def set_epoch(self, epoch: int) -> None:

@@ -314,8 +314,8 @@ def _clip_sampling(train_set: ClipDataset) -> dict[str, Any] | None:
     sampler = train_set.sampler
     if not isinstance(sampler, FrameSampler):
         return None
-    val_fraction = getattr(train_set, "val_fraction", None)
-    return {"sampling": sampler.sampling, "stride": sampler.stride, "val_fraction": val_fraction}
+    val_fraction, origin = getattr(train_set, "val_fraction", None), getattr(train_set, "origin", {})
+    return {"sampling": sampler.sampling, "stride": sampler.stride, "val_fraction": val_fraction, **origin}
 
 
 def _identity(model: VideoClassifier, train_set: ClipDataset) -> dict[str, Any]:

@@ -1,0 +1,88 @@
+"""Where clips come from: a folder, a CSV file, or a published data set (``dfew:ROOT``)."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from fe_adapter.data.layouts import Listing, Where, find_layout, read_listing
+from fe_adapter.data.layouts.names import renamed
+from fe_adapter.data.listing import Clip, clips_by_split, name_of_split
+from fe_adapter.errors import InputError
+
+_log = logging.getLogger("fe_adapter")
+_MOST_NAMED = 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """The clips of one data set, or of one fold of it.
+
+    Args:
+        by_split: clips by "train", "val" and "test", or by None where the data has no splits of its own.
+        class_names: the classes in the data set's own order; None is those found, sorted.
+        layout: the published data set's name, where it is one.
+        split_names: what the data calls its splits.
+    """
+
+    by_split: dict[str | None, list[Clip]]
+    class_names: tuple[str, ...] | None = None
+    layout: str | None = None
+    split_names: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+def read_source(
+    data: str | os.PathLike[str],
+    *,
+    fold: int | None = None,
+    where: Where | None = None,
+    class_names: Sequence[str] | None = None,
+) -> Source:
+    """All clips of ``data``, by split.
+
+    Args:
+        data: folder, CSV file, or ``NAME:ROOT`` of a published data set.
+        fold: of a published data set that has several.
+        where: its folders, where they have other names than the published ones.
+        class_names: a model's classes; a published data set's are called by those names for the same emotions.
+
+    Raises:
+        InputError: as `clips_by_split` and `read_listing`; lists name clips that are not there, or are faulty.
+    """
+    found = find_layout(data)
+    if found is None:
+        if fold is not None or where not in (None, Where()):
+            option = "--fold" if fold is not None else "--frames-folder and --lists-folder"
+            raise InputError(f"{option}: {data} is no published data set such as dfew:ROOT")
+        path = Path(data)
+        by_split = clips_by_split(path)
+        names = {split: name_of_split(path, split) for split in by_split if split is not None}
+        return Source(by_split, split_names=names)
+    layout, root = found
+    listing = read_listing(layout, root, fold, where or Where())
+    _check(listing, os.fspath(data))
+    for note in listing.notes:
+        _log.info("%s: %s", data, note)
+    own = layout.class_names
+    by_name: dict[str | None, list[Clip]] = {}
+    for split, clips in listing.splits.items():
+        by_name[split] = renamed(clips, class_names or own)
+    return Source(by_name, own or None, layout.name, {split: split for split in listing.splits})
+
+
+def _check(listing: Listing, data: str) -> None:
+    advice = f"fe-adapter data check {data} says all that is wrong"
+    if listing.absent:
+        names = ", ".join(listing.absent[:_MOST_NAMED])
+        more = f" and {len(listing.absent) - _MOST_NAMED} more" if len(listing.absent) > _MOST_NAMED else ""
+        raise InputError(
+            f"{data}: its lists name {len(listing.absent)} clips that are not there: {names}{more}; {advice}"
+        )
+    if listing.faults:
+        more = f", and {len(listing.faults) - 1} more faults" if len(listing.faults) > 1 else ""
+        raise InputError(f"{data}: {listing.faults[0]}{more}; {advice}")
+    if not any(listing.splits.values()):
+        raise InputError(f"{data} holds no clips")
