@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,11 +17,13 @@ SIZE = (48, 48)
 
 
 def make_frames(folder: Path, levels: Sequence[int] = range(0, 60, 10), names: str = "{}.jpg", size=SIZE) -> Path:
-    """A folder of grey frames, named by numbers from 1 on."""
+    """A folder of grey frames, named by numbers from 1 on; a corner of them is of the folder alone."""
     folder.mkdir(parents=True, exist_ok=True)
+    mark = list(zlib.crc32(str(folder).encode()).to_bytes(4, "big")[:3])
     for number, level in enumerate(levels, 1):
-        image = Image.fromarray(np.full((*size, 3), level, dtype=np.uint8))
-        image.save(folder / names.format(number))
+        pixels = np.full((*size, 3), level, dtype=np.uint8)
+        pixels[:4, :4] = mark
+        Image.fromarray(pixels).save(folder / names.format(number))
     return folder
 
 
@@ -77,7 +80,7 @@ def make_mafw(root: Path) -> Path:
 def make_cremad(root: Path) -> Path:
     for actor in (1001, 1019, 1037, 1055, 1073):
         for code in ("ANG", "DIS", "FEA", "HAP", "NEU", "SAD"):
-            make_video(root / f"VideoFlash/{actor}_DFA_{code}_XX.flv", 6, SIZE, codec="flv")
+            make_video(root / f"VideoFlash/{actor}_DFA_{code}_XX.flv", 6, SIZE, codec="flv", title=f"{actor} {code}")
     return root
 
 
@@ -100,7 +103,9 @@ def make_afew(root: Path) -> Path:
                 if i % 2:
                     make_frames(root / f"{split}/{name}/{i:09d}", names="{:03d}.jpg")
                 else:
-                    make_video(root / f"{split}/{name}/{i:09d}.avi", 6, SIZE, codec="mpeg4")
+                    make_video(
+                        root / f"{split}/{name}/{i:09d}.avi", 6, SIZE, codec="mpeg4", title=f"{split} {name} {i}"
+                    )
     return root
 
 
