@@ -33,17 +33,20 @@ def write(path: Path, text: str, encoding: str = "utf-8") -> Path:
     return path
 
 
-def make_dfew(root: Path, base: int = 1, in_train: int = 4) -> Path:
-    """Seven classes; numbers that lost their zeros; frames 1.jpg to 11.jpg, which sort wrongly as text."""
-    names = iter(range(1, 1000))
-    for split, count in (("train", in_train), ("test", 1)):
-        rows = ["video_name,label"]
-        for label in range(base, base + len(dfew.LAYOUT.class_names)):
-            for _ in range(count):
-                number = next(names)
-                make_frames(root / f"Clip/clip_224x224_16f/{number:05d}", range(0, 110, 10))
-                rows.append(f"{number},{label}")
-        write(root / f"EmoLabel_DataSplit/{split}(single-labeled)/set_1.csv", "\n".join(rows) + "\n")
+def make_dfew(root: Path, base: int = 1) -> Path:
+    """Five clips of each class, one of them tested on in each fold: in the first one, 29 to 35, in the classes' order.
+
+    Numbers lost their zeros; frames are 1.jpg to 11.jpg, which sort wrongly as text.
+    """
+    classes, folds = len(dfew.LAYOUT.class_names), 5
+    clips = [(i * classes + c + 1, c + base, i) for i in range(folds) for c in range(classes)]
+    for number, _, _ in clips:
+        make_frames(root / f"Clip/clip_224x224_16f/{number:05d}", range(0, 110, 10))
+    for k in range(1, folds + 1):
+        for split in ("train", "test"):
+            chosen = [clip for clip in clips if (clip[2] == (k + folds - 2) % folds) == (split == "test")]
+            rows = ["video_name,label", *(f"{number},{label}" for number, label, _ in chosen)]
+            write(root / f"EmoLabel_DataSplit/{split}(single-labeled)/set_{k}.csv", "\n".join(rows) + "\n")
     return root
 
 

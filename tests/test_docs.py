@@ -62,7 +62,7 @@ def _run(words: list[str]) -> None:
         bench_app([*words[3:], *FAST_BENCH[words[3]]], standalone_mode=False)
     else:
         assert words[0] == "fe-adapter", words
-        assert cli.run([*words[1:], *(SMALL if words[1] == "train" else [])]) == 0, words
+        assert cli.run([*words[1:], *(SMALL if words[1] in ("train", "crossval") else [])]) == 0, words
 
 
 def test_the_readme_and_the_report_are_those_of_the_results():

@@ -9,6 +9,7 @@ from fe_adapter.data.recipe import ClipRecipe
 from fe_adapter.data.sampling import FrameSampler, sliding_windows
 from fe_adapter.data.transforms import EvalTransform, TrainTransform
 from fe_adapter.data.video import VideoInfo
+from fe_adapter.data.views import MultiView, Views
 
 __all__ = [
     "Clip",
@@ -16,11 +17,13 @@ __all__ = [
     "ClipRecipe",
     "EvalTransform",
     "FrameSampler",
+    "MultiView",
     "TrainTransform",
     "VideoCSV",
     "VideoDataset",
     "VideoFolder",
     "VideoInfo",
+    "Views",
     "make_loader",
     "open_dataset",
     "probe",

@@ -116,14 +116,16 @@ class VideoDataset(Dataset[dict[str, Any]]):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        path = self.paths[index]
         seed = derive_seed(self._seed, self._epoch, index)
-        random = np.random.default_rng(seed) if self._is_training else None
-        info = self._infos[path]
-        video = self._read(info, self.sampler(info, random))
+        video = self.frames(index, np.random.default_rng(seed) if self._is_training else None)
         if self.transform is not None:
             video = self.transform(video, seed)
-        return {"video": video, "label": self.labels[index], "path": path, "index": index}
+        return {"video": video, "label": self.labels[index], "path": self.paths[index], "index": index}
+
+    def frames(self, index: int, random: np.random.Generator | None = None, view: tuple[int, int] = (0, 1)) -> Tensor:
+        """The frames ``(T, 3, H, W)`` of a clip as they are in the video; options as of `FrameSampler`."""
+        info = self._infos[self.clips[index].path]
+        return self._read(info, self.sampler(info, random, view=view))
 
     def _read(self, info: VideoInfo, indices: list[int]) -> Tensor:
         if self._frames is None:

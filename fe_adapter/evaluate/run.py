@@ -15,7 +15,7 @@ from fe_adapter.data.protocol import ClipDataset
 from fe_adapter.distributed import gather, num_processes, process_index
 from fe_adapter.errors import InputError
 from fe_adapter.evaluate.metrics import Metrics, confusion_matrix
-from fe_adapter.files import write_csv
+from fe_adapter.files import write_csv, write_json
 from fe_adapter.models.classifier import VideoClassifier, probabilities
 
 
@@ -28,12 +28,18 @@ class Evaluation:
         paths: n file names.
         labels: ``(n,)`` true classes.
         probabilities: ``(n, C)``.
+        about: what else ``metrics.json`` says, as plain values.
     """
 
     metrics: Metrics
     paths: tuple[str, ...]
     labels: Tensor
     probabilities: Tensor
+    about: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """All figures as plain values, ready for JSON."""
+        return self.metrics.as_dict() | self.about
 
     def save(self, folder: Path) -> None:
         """Write the metrics' files and ``predictions.csv``, a line for every clip, into ``folder``."""
@@ -43,6 +49,7 @@ class Evaluation:
         for path, label, p in zip(self.paths, self.labels.tolist(), self.probabilities, strict=True):
             rows.append([path, names[label], names[int(p.argmax())], *(f"{v:.6f}" for v in p.tolist())])
         write_csv(folder / "predictions.csv", rows)
+        write_json(folder / "metrics.json", self.as_dict())  # the last one: where it is, the others are
 
 
 def evaluate(
@@ -59,7 +66,8 @@ def evaluate(
     the clips, each of which counts once, and all get the whole result.
 
     Args:
-        dataset: a `VideoFolder` or `VideoCSV`, with the model's classes in the model's order.
+        dataset: a `VideoFolder` or `VideoCSV`, with the model's classes in the model's order; of a `MultiView`, the
+            probabilities of a video are the mean over its views.
         batch_size: clips at a time.
         num_workers: processes that decode; 0 decodes in this one.
         description: in front of the progress bar; empty for none.
@@ -88,8 +96,10 @@ def evaluate(
             clips += zip(batch["index"].tolist(), batch["path"], batch["label"].tolist(), by_clip, strict=True)
     model.train(was_training)
     by_index = {index: rest for index, *rest in gather(clips)}  # a batch may be in several shards
+    views = getattr(dataset, "num_views", 1)
     paths, labels, rows = zip(*(by_index[index] for index in sorted(by_index)), strict=True)
-    label, probability = torch.tensor(labels), torch.stack(rows)
+    paths, label = paths[::views], torch.tensor(labels[::views])
+    probability = torch.stack(rows).unflatten(0, (-1, views)).mean(1) if views > 1 else torch.stack(rows)
     confusion = confusion_matrix(label, probability.argmax(-1), len(inner.class_names))
     return Evaluation(Metrics(confusion, inner.class_names), paths, label, probability)
 

@@ -122,6 +122,7 @@ def test_folds_that_overlap(tmp_path):
     root = make_dfew(tmp_path)
     for split in ("train", "test"):
         shutil.copy(lines_of(root, split), lines_of(root, split).with_name("set_2.csv"))
+        lines_of(root, split).with_name("set_3.csv").unlink()
     findings = {finding.message for finding in check_data(f"dfew:{root}", is_subset=True).findings}
     assert "7 test clips of fold 2 are test clips of fold 1" in findings
     assert any("has none of train(single-labeled)/set_3.csv" in message for message in findings)
