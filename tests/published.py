@@ -12,6 +12,7 @@ import pytest
 from fe_adapter.data.layouts import dfew, mafw, ravdess
 from tests.videos import make_video
 
+openpyxl = pytest.importorskip("openpyxl")
 Image = pytest.importorskip("PIL.Image")
 SIZE = (48, 48)
 
@@ -47,6 +48,14 @@ def make_dfew(root: Path, base: int = 1) -> Path:
             chosen = [clip for clip in clips if (clip[2] == (k + folds - 2) % folds) == (split == "test")]
             rows = ["video_name,label", *(f"{number},{label}" for number, label, _ in chosen)]
             write(root / f"EmoLabel_DataSplit/{split}(single-labeled)/set_{k}.csv", "\n".join(rows) + "\n")
+    book = openpyxl.Workbook()
+    book.active.append(["order", *(f"{i}{name}" for i, name in enumerate(dfew.LAYOUT.class_names, 1)), "label"])
+    for number, label, _ in clips:  # of ten people three saw the class after its own
+        own = label - base
+        votes = [7 if i == own else 3 if i == (own + 1) % classes else 0 for i in range(classes)]
+        book.active.append([number, *votes, own + 1])
+    (root / "Annotation").mkdir()
+    book.save(root / "Annotation" / "annotation.xlsx")
     return root
 
 

@@ -40,7 +40,7 @@ def eval(
 ) -> None:
     """Test a trained model on labelled videos: UAR, WAR, recall of each class, confusion matrix.
 
-    Writes metrics.json, predictions.csv, confusion.csv and confusion.png.
+    Writes metrics.json, predictions.csv, confusion.csv and .png, risk_coverage.csv and calibration.png.
     """
     from fe_adapter.evaluate.run import evaluate
 
@@ -63,7 +63,7 @@ def eval(
     if as_json:
         print(json.dumps(evaluation.as_dict()))
     else:
-        show_recalls(metrics)
+        show_recalls(evaluation)
         if views is not None:
             of_fold = f"fold {clips.fold} alone" if clips.fold else "ours"
             show_published(dataset.origin.get("layout"), [(of_fold, metrics.uar, metrics.war)])

@@ -7,13 +7,14 @@ from collections.abc import Iterable
 from rich.table import Table
 
 from fe_adapter.cli.options import show
-from fe_adapter.evaluate.metrics import Metrics
 from fe_adapter.evaluate.published import published
+from fe_adapter.evaluate.run import Evaluation
 from fe_adapter.files import printable
 
 
-def show_recalls(metrics: Metrics) -> None:
-    """UAR and WAR with their intervals, and the recall of every class."""
+def show_recalls(evaluation: Evaluation) -> None:
+    """UAR, WAR and their intervals, the calibration error, and the recall of every class."""
+    metrics, figures = evaluation.metrics, evaluation.as_dict()
     (a, b), (c, d) = metrics.interval("uar"), metrics.interval("war")
     title = f"UAR {metrics.uar:.1%} ({a:.1%} to {b:.1%})   WAR {metrics.war:.1%} ({c:.1%} to {d:.1%})"
     table = Table(
@@ -22,6 +23,7 @@ def show_recalls(metrics: Metrics) -> None:
     for name, row, recall in zip(metrics.class_names, metrics.confusion, metrics.recall.tolist(), strict=True):
         table.add_row(printable(name), str(int(row.sum())), f"{recall:.1%}")
     show(table)
+    print(f"ECE {figures['ece']:.1%}   area under risk-coverage {figures['aurc']:.3f}")
 
 
 def show_published(layout: str | None, own: Iterable[tuple[str, float, float]]) -> None:

@@ -17,6 +17,7 @@ from fe_adapter.cli.options import (
     Data,
     LastBlocks,
     find_device,
+    find_precision,
     in_last_blocks,
     read_json_object,
     use_config_file,
@@ -26,7 +27,7 @@ from fe_adapter.config import FEAdapterConfig
 from fe_adapter.data.protocol import ClipDataset
 from fe_adapter.data.recipe import ClipRecipe, summary_of
 from fe_adapter.errors import InputError, Terminated
-from fe_adapter.memory.policies import check_device, is_in_bf16, replace_memory_policy
+from fe_adapter.memory.policies import check_device, replace_memory_policy
 from fe_adapter.models.adaptation import trainable_summary
 from fe_adapter.models.classifier import VideoClassifier, expected_frames
 from fe_adapter.train.config import TrainConfig
@@ -94,9 +95,11 @@ def train(
     checkpoint, is_cached = out / CHECKPOINT, cache_features is not None
     if not resume and checkpoint.exists():
         raise InputError(f"{out} already holds a training run; add --resume or choose another folder")
+    if is_cached and (recipe.mixup or recipe.cutmix):
+        raise InputError("--mixup and --cutmix mix frames, of which --cache-features keeps none; leave out either")
     if memory is not None and recipe.memory_policy is not None:
         raise InputError("--memory picks the policy; leave --memory-policy out")
-    recipe = dataclasses.replace(recipe, precision=_precision(precision, recipe.memory_policy))
+    recipe = dataclasses.replace(recipe, precision=find_precision(precision, recipe.memory_policy))
     check_device(recipe.memory_policy)
     check_tracker(recipe.tracker)
     adapter = in_last_blocks(adapter, last_blocks)
@@ -140,11 +143,3 @@ def train(
     for name, entry in (("last", last), ("best", best)):
         words.print(f"{name} epoch: UAR {entry['uar']:.1%}, WAR {entry['war']:.1%} on the validation split")
     words.print(f"Next: fe-adapter predict {out} VIDEO")
-
-
-def _precision(name: str, memory_policy: str | None) -> str:
-    """The precision meant; "auto" is bf16 autocast where a GPU has it, but for a backbone in bf16 itself."""
-    if name != "auto":
-        return name
-    has_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-    return "bf16" if has_bf16 and not is_in_bf16(memory_policy) else "no"

@@ -30,6 +30,7 @@ from fe_adapter.data.sampling import FrameSampler, derive_seed
 from fe_adapter.data.sources import read_source
 from fe_adapter.data.transforms import EvalTransform
 from fe_adapter.data.video import VideoInfo
+from fe_adapter.data.votes import shares
 from fe_adapter.errors import InputError
 
 _log = logging.getLogger("fe_adapter")
@@ -39,7 +40,8 @@ ON_ERROR = ("fail", "skip")
 class VideoDataset(Dataset[dict[str, Any]]):
     """Clips as tensors. Every file is looked at first (its index, its first frame): most broken ones are found there.
 
-    Items are ``{"video": uint8 (T, 3, h, w), "label": int, "path": str, "index": int}``. What chance does to an item is
+    Items are ``{"video": uint8 (T, 3, h, w), "label": int, "path": str, "index": int}``, and with soft labels
+    ``"target"``, float32 ``(C,)`` shares. What chance does to an item is
     a function of the seed, the epoch and its index alone.
 
     Args:
@@ -86,6 +88,7 @@ class VideoDataset(Dataset[dict[str, Any]]):
         self.clips = [clip for clip in clips if clip.path in self._infos]
         self.paths = [clip.path for clip in self.clips]
         self.labels = [index[clip.class_name] for clip in self.clips]
+        self.targets = shares(self.clips, self.class_names)  # (n, C), or None without soft labels
         if not self.paths:
             raise InputError(f"{source} holds no readable videos")
         lost = [name for name in found if index[name] not in self.labels]
@@ -120,7 +123,8 @@ class VideoDataset(Dataset[dict[str, Any]]):
         video = self.frames(index, np.random.default_rng(seed) if self._is_training else None)
         if self.transform is not None:
             video = self.transform(video, seed)
-        return {"video": video, "label": self.labels[index], "path": self.paths[index], "index": index}
+        item = {"video": video, "label": self.labels[index], "path": self.paths[index], "index": index}
+        return item if self.targets is None else item | {"target": self.targets[index]}
 
     def frames(self, index: int, random: np.random.Generator | None = None, view: tuple[int, int] = (0, 1)) -> Tensor:
         """The frames ``(T, 3, H, W)`` of a clip as they are in the video; options as of `FrameSampler`."""
@@ -159,6 +163,7 @@ def open_dataset(
     fold: int | None = None,
     where: Where | None = None,
     select_on_test: bool = False,
+    soft_labels: bool = False,
     **options: Any,
 ) -> VideoDataset:
     """A data set by its path, a folder per class, a folder of such folders by split, or a CSV; or by its name.
@@ -175,6 +180,7 @@ def open_dataset(
         fold: of a published data set that has several.
         where: its folders, where they have other names than the published ones.
         select_on_test: validate on the test split, as published numbers often do; what is chosen by it is no test.
+        soft_labels: of "train", items have shares of people's votes as targets; labels to test on are single ones.
         options: as of `VideoDataset`.
 
     Raises:
@@ -183,7 +189,8 @@ def open_dataset(
     if split is not None:
         check_choice("split", split, SPLITS)
     check_val_fraction(val_fraction)
-    source = read_source(data, fold=fold, where=where, class_names=options.get("class_names"))
+    is_soft = soft_labels and split == "train"
+    source = read_source(data, fold=fold, where=where, class_names=options.get("class_names"), soft_labels=is_soft)
     by_split = source.by_split
     if select_on_test and "test" not in by_split:
         raise InputError(f"{data} has no test split to select on")

@@ -38,11 +38,13 @@ class Clip:
         path: the file or the folder.
         class_name: of its class.
         subject: who is seen, where that is known: nobody is then in both the training and the validation set.
+        votes: how many people saw which class, where soft labels are asked for.
     """
 
     path: str
     class_name: str
     subject: str | None = None
+    votes: tuple[tuple[str, float], ...] = ()
 
 
 def list_folder(root: Path) -> list[Clip]:
@@ -78,7 +80,7 @@ def list_csv(file: Path) -> list[tuple[Clip, str | None]]:
     Raises:
         InputError: a missing column, value or file, or a path that is there twice; the line is named.
     """
-    columns, rows = _read_csv(file)
+    columns, rows = read_csv(file)
     for column in ("path", "label"):
         if columns.count(column) != 1:
             found = ", ".join(map(repr, columns)) or "none"
@@ -95,7 +97,7 @@ def list_csv(file: Path) -> list[tuple[Clip, str | None]]:
         split = None if written is None else SPLIT_NAMES.get(written.lower())
         if written is not None and split is None:
             raise InputError(f"{file}, line {line}: split {written!r} is none of {', '.join(SPLIT_NAMES)}")
-        path = os.path.normpath(file.parent / name)
+        path = path_in_csv(file, name)
         if path in lines:
             raise InputError(f"{file}, line {line}: {name} is there already, in line {lines[path]}")
         if not os.path.exists(path):  # noqa: PTH110 (paths are strings from here on)
@@ -103,6 +105,11 @@ def list_csv(file: Path) -> list[tuple[Clip, str | None]]:
         lines[path] = line
         clips.append((Clip(path, label), split))
     return clips
+
+
+def path_in_csv(file: Path, name: str) -> str:
+    """Where a path in a CSV file leads."""
+    return os.path.normpath(file.parent / name)
 
 
 def clips_by_split(data: Path) -> dict[str | None, list[Clip]]:
@@ -237,7 +244,7 @@ def _is_ours(name: str) -> bool:
     return not name.startswith(".") and name not in FOREIGN
 
 
-def _read_csv(file: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
+def read_csv(file: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     """The names of the columns, and of every line that has values its number and values, without blanks around them."""
     try:
         text = file.read_text(encoding="utf-8-sig")

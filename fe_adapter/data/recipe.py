@@ -11,6 +11,7 @@ from fe_adapter.data.datasets import ON_ERROR, VideoDataset, check_val_fraction,
 from fe_adapter.data.layouts import Where
 from fe_adapter.data.sampling import FrameSampler
 from fe_adapter.data.transforms import EvalTransform, TrainTransform
+from fe_adapter.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,10 +26,12 @@ class ClipRecipe:
         on_error: at unreadable videos "fail", naming them, or "skip" them, for which every frame is decoded once first.
         flip: in training, mirror half of the clips.
         randaugment: in training, augment clips by RandAugment.
+        random_erasing: in training, the share of clips of which a rectangle is made grey.
         in_memory: decode a video once and keep all its frames.
         fold: of a published data set that has several, such as dfew:ROOT; counted from 1.
         frames_folder: of the clips, below the root of a published data set, where the copy calls it by another name.
         lists_folder: of the split lists, likewise.
+        soft_labels: train on shares of people's votes: a CSV's column for every class, or DFEW's annotation.xlsx.
         select_on_test: validate on the test split, as published numbers often do; the best epoch is then no test.
 
     Raises:
@@ -42,15 +45,19 @@ class ClipRecipe:
     on_error: str = "fail"
     flip: bool = True
     randaugment: bool = True
+    random_erasing: float = 0.0
     in_memory: bool = False
     fold: int | None = None
     frames_folder: str | None = None
     lists_folder: str | None = None
+    soft_labels: bool = False
     select_on_test: bool = False
 
     def __post_init__(self) -> None:
         self.sampler()
         check_val_fraction(self.val_fraction)
+        if not 0 <= self.random_erasing <= 1:
+            raise InputError(f"random_erasing={self.random_erasing} is outside [0, 1]")
         check_choice("on_error", self.on_error, ON_ERROR)
 
     def sampler(self) -> FrameSampler:
@@ -74,6 +81,7 @@ class ClipRecipe:
             fold=self.fold,
             where=Where(self.frames_folder, self.lists_folder),
             select_on_test=self.select_on_test,
+            soft_labels=self.soft_labels,
             class_names=class_names,
             sampler=self.sampler(),
             is_training=is_training,
@@ -87,7 +95,13 @@ class ClipRecipe:
     ) -> EvalTransform | TrainTransform:
         """What makes of frames what a backbone expects (`fe_adapter.backbones.Preprocessing`)."""
         if is_training:
-            return TrainTransform(size, flip=self.flip, randaugment=self.randaugment, interpolation=interpolation)
+            return TrainTransform(
+                size,
+                flip=self.flip,
+                randaugment=self.randaugment,
+                interpolation=interpolation,
+                erase=self.random_erasing,
+            )
         return EvalTransform(size, interpolation, crop)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from fe_adapter.data.layouts import Listing, Where, find_layout, read_listing
 from fe_adapter.data.layouts.names import renamed
 from fe_adapter.data.listing import Clip, clips_by_split, name_of_split
+from fe_adapter.data.votes import csv_votes, with_votes
 from fe_adapter.errors import InputError
 
 _log = logging.getLogger("fe_adapter")
@@ -40,6 +41,7 @@ def read_source(
     fold: int | None = None,
     where: Where | None = None,
     class_names: Sequence[str] | None = None,
+    soft_labels: bool = False,
 ) -> Source:
     """All clips of ``data``, by split.
 
@@ -48,6 +50,7 @@ def read_source(
         fold: of a published data set that has several.
         where: its folders, where they have other names than the published ones.
         class_names: a model's classes; a published data set's are called by those names for the same emotions.
+        soft_labels: clips have the votes of people, of which the data must hold some.
 
     Raises:
         InputError: as `clips_by_split` and `read_listing`; lists name clips that are not there, or are faulty.
@@ -59,6 +62,8 @@ def read_source(
             raise InputError(f"{option}: {data} is no published data set such as dfew:ROOT")
         path = Path(data)
         by_split = clips_by_split(path)
+        if soft_labels:
+            by_split = _voted(path, by_split)
         names = {split: name_of_split(path, split) for split in by_split if split is not None}
         return Source(by_split, split_names=names)
     layout, root = found
@@ -69,8 +74,25 @@ def read_source(
     own = layout.class_names
     by_name: dict[str | None, list[Clip]] = {}
     for split, clips in listing.splits.items():
+        if soft_labels:
+            if layout.votes is None:
+                raise InputError(
+                    f"{layout.title} has no votes of people, which soft labels are; leave --soft-labels out"
+                )
+            votes = layout.votes(root)
+            by_path = {clip.path: votes[Path(clip.path).stem] for clip in clips if Path(clip.path).stem in votes}
+            clips = with_votes(clips, by_path, f"{data}: its annotation")
         by_name[split] = renamed(clips, class_names or own)
     return Source(by_name, own or None, layout.name, {split: split for split in listing.splits})
+
+
+def _voted(path: Path, by_split: dict[str | None, list[Clip]]) -> dict[str | None, list[Clip]]:
+    """Clips of a CSV file with the votes in its columns."""
+    if not path.is_file():
+        raise InputError(f"{path}: soft labels need a CSV with a column of votes for every class, or dfew:ROOT")
+    names = list(dict.fromkeys(clip.class_name for clips in by_split.values() for clip in clips))
+    votes = csv_votes(path, names)
+    return {split: with_votes(clips, votes, str(path)) for split, clips in by_split.items()}
 
 
 def _check(listing: Listing, data: str) -> None:

@@ -14,6 +14,8 @@ from torch.nn import functional as F
 
 from fe_adapter.errors import InputError
 
+_GREY = 128
+
 
 @dataclasses.dataclass(frozen=True)
 class EvalTransform:
@@ -48,6 +50,7 @@ class TrainTransform:
         flip: mirror half of the clips.
         randaugment: four operations of magnitude 7 of 10; needs torchvision.
         interpolation: as of `EvalTransform`.
+        erase: share of the clips of which a rectangle is made grey, in all frames; needs torchvision.
     """
 
     size: tuple[int, int]
@@ -56,6 +59,7 @@ class TrainTransform:
     flip: bool = True
     randaugment: bool = True
     interpolation: str = "bilinear"
+    erase: float = 0.0
 
     def __call__(self, clip: Tensor, seed: int) -> Tensor:
         """``(T, 3, H, W)`` uint8 -> ``(T, 3, height, width)`` uint8, a function of ``clip`` and ``seed`` alone."""
@@ -65,7 +69,9 @@ class TrainTransform:
         clip = _resized(clip, top, left, h, w, self.size, self.interpolation)
         if self.flip and torch.rand((), generator=generator) < 0.5:
             clip = clip.flip(-1)
-        return _randaugment(clip, seed) if self.randaugment else clip
+        if self.randaugment:
+            clip = _by_torchvision(clip, seed, "RandAugment", num_ops=4, magnitude=21, num_magnitude_bins=31)
+        return _by_torchvision(clip, seed, "RandomErasing", p=self.erase, value=_GREY) if self.erase else clip
 
     def _part(self, H: int, W: int, generator: torch.Generator) -> tuple[int, int, int, int]:
         for _ in range(10):  # as torchvision's RandomResizedCrop
@@ -88,11 +94,12 @@ def _resized(clip: Tensor, top: int, left: int, h: int, w: int, size: tuple[int,
     return F.interpolate(part.contiguous(), size, mode=interpolation, antialias=True, align_corners=False)
 
 
-def _randaugment(clip: Tensor, seed: int) -> Tensor:
+def _by_torchvision(clip: Tensor, seed: int, name: str, **options: float) -> Tensor:
+    """What a transform of torchvision's makes of a clip, all frames alike."""
     try:
         from torchvision.transforms import v2
     except ImportError:
-        raise InputError("RandAugment needs torchvision; pip install 'fe-adapter[timm]' or turn it off") from None
+        raise InputError(f"{name} needs torchvision; pip install 'fe-adapter[timm]' or turn it off") from None
     with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator
         torch.manual_seed(seed)
-        return v2.RandAugment(num_ops=4, magnitude=21, num_magnitude_bins=31)(clip)
+        return getattr(v2, name)(**options)(clip)

@@ -14,8 +14,14 @@ from fe_adapter.data.loader import make_loader, one_line_errors
 from fe_adapter.data.protocol import ClipDataset
 from fe_adapter.distributed import gather, num_processes, process_index
 from fe_adapter.errors import InputError
+from fe_adapter.evaluate.calibration import (
+    area_under_risk_coverage,
+    draw_calibration,
+    expected_calibration_error,
+    risk_coverage,
+)
 from fe_adapter.evaluate.metrics import Metrics, confusion_matrix
-from fe_adapter.files import write_csv, write_json
+from fe_adapter.files import write_csv, write_figure, write_json
 from fe_adapter.models.classifier import VideoClassifier, probabilities
 
 
@@ -39,16 +45,25 @@ class Evaluation:
 
     def as_dict(self) -> dict[str, Any]:
         """All figures as plain values, ready for JSON."""
-        return self.metrics.as_dict() | self.about
+        calibration = {
+            "ece": expected_calibration_error(self.probabilities, self.labels),
+            "aurc": area_under_risk_coverage(self.probabilities, self.labels),
+        }
+        return self.metrics.as_dict() | calibration | self.about
 
     def save(self, folder: Path) -> None:
-        """Write the metrics' files and ``predictions.csv``, a line for every clip, into ``folder``."""
+        """Write the metrics' files, ``predictions.csv``, a line for every clip, ``calibration.png`` and
+        ``risk_coverage.csv`` into ``folder``."""
         self.metrics.save(folder)
         names = self.metrics.class_names
         rows: list[list[Any]] = [["path", "label", "prediction", *names]]
         for path, label, p in zip(self.paths, self.labels.tolist(), self.probabilities, strict=True):
             rows.append([path, names[label], names[int(p.argmax())], *(f"{v:.6f}" for v in p.tolist())])
         write_csv(folder / "predictions.csv", rows)
+        curve = risk_coverage(self.probabilities, self.labels).tolist()
+        shown = [[f"{value:.6f}" for value in row] for row in curve]
+        write_csv(folder / "risk_coverage.csv", [["coverage", "risk", "confidence"], *shown])
+        write_figure(draw_calibration(self.probabilities, self.labels), folder / "calibration.png")
         write_json(folder / "metrics.json", self.as_dict())  # the last one: where it is, the others are
 
 

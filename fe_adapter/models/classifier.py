@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fe_adapter.backbones.backbone import Preprocessing, plain_name
+from fe_adapter.backbones.backbone import Preprocessing, plain_name, unwrapped
 from fe_adapter.backbones.build import build_backbone
 from fe_adapter.backbones.describe import describe_backbone
 from fe_adapter.backbones.probe import check_frames
@@ -93,6 +93,7 @@ class VideoClassifier(nn.Module):
         self.backbone_args: dict[str, Any] = {}
         self.backbone_weights: str | None = None
         self.clip_seconds: float | None = None  # length of the clips it was trained on, where known
+        self.temperature = 1.0  # of the softmax in `probabilities`, as training fitted it to the validation set
         self.note: str | None = None  # what whoever predicts with it should know
         self.clip_sampling: dict[str, Any] | None = None  # sampling, stride and val_fraction of its training, likewise
 
@@ -229,11 +230,12 @@ class VideoClassifier(nn.Module):
             "clip_seconds": self.clip_seconds,
             "clip_sampling": self.clip_sampling,
             "note": self.note,
+            "temperature": self.temperature,
         }
 
 
 def probabilities(model: Any, video: Tensor) -> Tensor:
-    """``(B, C)`` float32 class probabilities of a batch, on the CPU.
+    """``(B, C)`` float32 class probabilities of a batch, on the CPU: the softmax of the logits over the temperature.
 
     Raises:
         InputError: a logit is NaN or infinite.
@@ -243,7 +245,8 @@ def probabilities(model: Any, video: Tensor) -> Tensor:
         raise InputError(
             "the model's logits are NaN or infinite; its weights, or the precision it runs in, are not fit"
         )
-    return logits.softmax(-1).cpu()
+    inner: Any = unwrapped(model)
+    return (logits / inner.temperature).softmax(-1).cpu()
 
 
 def expected_frames(model: VideoClassifier) -> tuple[tuple[int, int], str, float]:

@@ -16,7 +16,7 @@ from fe_adapter.data.sampling import FrameSampler, sliding_windows
 from fe_adapter.data.transforms import EvalTransform
 from fe_adapter.data.video import VideoInfo
 from fe_adapter.models.classifier import VideoClassifier, expected_frames, probabilities
-from fe_adapter.predict.result import Prediction
+from fe_adapter.predict.result import Prediction, check_unsure_below
 
 
 def predict_video(
@@ -26,6 +26,7 @@ def predict_video(
     window: float | None = None,
     step: float | None = None,
     batch_size: int = 8,
+    unsure_below: float | None = None,
 ) -> Prediction:
     """Slide a window over a video and classify every part of it.
 
@@ -38,11 +39,13 @@ def predict_video(
             video where that is not known.
         step: seconds from one part to the next; None is half a window.
         batch_size: parts at a time.
+        unsure_below: as of `Prediction`.
 
     Raises:
-        InputError: no readable video; a window or a step that is not positive.
+        InputError: no readable video; a window or a step that is not positive; an ``unsure_below`` outside (0, 1].
     """
     check_count("batch_size", batch_size, 1)
+    check_unsure_below(unsure_below)
     inner: Any = unwrapped(model)
     info = video if isinstance(video, VideoInfo) else probe(video)
     length = (inner.clip_seconds or info.duration) if window is None else window
@@ -52,7 +55,7 @@ def predict_video(
     with torch.no_grad():
         for clips in _batches(inner, info, windows, batch_size):
             rows.append(probabilities(model, clips.to(device)))
-    return Prediction(info.path, inner.class_names, tuple(windows), torch.cat(rows), info)
+    return Prediction(info.path, inner.class_names, tuple(windows), torch.cat(rows), info, unsure_below)
 
 
 def _batches(

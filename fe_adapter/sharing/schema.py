@@ -64,6 +64,7 @@ class ClassifierPart(Part):
     clip_seconds: Seconds | None
     clip_sampling: ClipSamplingPart | None = None
     note: Annotated[str, Field(max_length=1000)] | None = None
+    temperature: Annotated[float, Field(gt=0, le=1000)] = 1.0
 
     @field_validator("class_names")
     @classmethod

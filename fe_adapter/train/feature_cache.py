@@ -68,6 +68,7 @@ class CachedFeatures(Dataset[dict[str, Any]]):
         self.folder, self._shards, self._clips_per_shard = folder, index.shards, index.clips_per_shard
         self.paths, self.labels, self.class_names = source.paths, source.labels, source.class_names
         self.sampler, self.transform, self.clip_seconds = source.sampler, source.transform, source.clip_seconds
+        self.targets = source.targets
         self.val_fraction, self.origin = source.val_fraction, source.origin
         self._checked: set[int] = set()
 
@@ -85,7 +86,8 @@ class CachedFeatures(Dataset[dict[str, Any]]):
             self._checked.add(number)
         with safe_open(file, framework="pt") as shard:
             tokens = shard.get_tensor(str(index))
-        return {"video": tokens, "label": self.labels[index], "path": self.paths[index], "index": index}
+        item = {"video": tokens, "label": self.labels[index], "path": self.paths[index], "index": index}
+        return item if self.targets is None else item | {"target": self.targets[index]}
 
 
 def cache_features(

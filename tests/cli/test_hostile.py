@@ -52,6 +52,17 @@ TRAIN = {
     "--label-smoothing": (*NO_NUMBER, "1", "2"),
     "--head-dropout": (*NO_NUMBER, "1", "2"),
     "--val-fraction": (*NO_NUMBER, "0", "1", "2"),
+    "--loss": ("x", ""),
+    "--focal-gamma": NO_NUMBER,
+    "--class-balance-beta": (*NO_NUMBER, "1"),
+    "--mixup": NO_NUMBER,
+    "--cutmix": NO_NUMBER,
+    "--random-erasing": (*NO_NUMBER, "2"),
+    "--fold": ("0", "1", "x", ""),  # of a folder of videos
+    "--frames-folder": ("x", ""),
+    "--lists-folder": ("x", ""),
+    "--soft-labels": ("",),
+    "--select-on-test": ("",),
     "--optimizer": ("x", "", "adam"),
     "--sampling": ("x", "", "random"),
     "--sampler": ("x", "", "random"),
@@ -83,6 +94,8 @@ EVAL = {
     "--device": ("x", "", "cuda:99", "meta", "cpu:x"),
     "--weights": ("nofile.safetensors", ""),
     "--num-frames": ("8",),
+    "--protocol": ("x", "", "16", "0x1x1", "16x0x1", "16x1x0", "16x1x1000", "999999x1x1", "-1x1x1", "16x1"),
+    "--fold": ("0", "1", "x", ""),
 }
 PREDICT = {
     "--window": (*NO_NUMBER, "0", "-inf"),
@@ -91,6 +104,7 @@ PREDICT = {
     "--device": ("x", "", "cuda:99", "meta"),
     "--weights": ("nofile.safetensors", "pretrained"),
     "--split": ("test",),
+    "--unsure-below": (*NO_NUMBER, "0", "1.5"),
 }
 PLAN = {
     "--num-frames": NO_COUNT,

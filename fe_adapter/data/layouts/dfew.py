@@ -6,12 +6,16 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
+from zipfile import BadZipFile
 
 from fe_adapter.data.layouts.layout import Layout, Listing, Where, totals_of
 from fe_adapter.data.layouts.names import SEVEN
 from fe_adapter.data.layouts.places import find_file, open_copy
 from fe_adapter.data.layouts.tables import read_list
+from fe_adapter.errors import InputError, first_line
+from fe_adapter.libraries import require
 
 _FRAMES = (
     "Clip/clip_224x224", "Clip/clip_224x224_16f", "Clip/jpg_256", "Clip/clip_224x224_avi", "clip_224x224_avi",
@@ -58,6 +62,28 @@ def _first_label(rows: dict[str, list[tuple[str, str, int | None]]], listing: Li
     return base
 
 
+def _votes(root: Path) -> dict[str, dict[str, float]]:
+    """Of ``annotation.xlsx``: ``order``, the clip's number, then a column for each class, ``1happy`` to ``7fear``."""
+    file = find_file(root / "Annotation", "annotation.xlsx")
+    require("openpyxl", f"reading {file}", "data")
+    from openpyxl import load_workbook
+    from openpyxl.utils.exceptions import InvalidFileException
+
+    try:
+        book = load_workbook(io.BytesIO(file.read_bytes()), read_only=True, data_only=True)
+        rows = list(book.active.iter_rows(values_only=True))
+        header = [str(cell).strip().lower() for cell in rows[0]]
+        places = [header.index(f"{i}{name}") for i, name in enumerate(SEVEN, 1)]
+        order = header.index("order")
+        return {
+            f"{int(row[order]):05d}": {name: float(row[i] or 0) for name, i in zip(SEVEN, places, strict=True)}
+            for row in rows[1:]
+            if row[order] is not None
+        }
+    except (InvalidFileException, BadZipFile, OSError, KeyError, ValueError, TypeError, IndexError) as error:
+        raise InputError(f"{file} is not the published table of votes: {first_line(error)}") from None
+
+
 LAYOUT = Layout(
     name="dfew",
     title="DFEW",
@@ -65,6 +91,7 @@ LAYOUT = Layout(
     num_folds=5,
     is_root=lambda root: any((root / name).is_dir() for name in (*_LISTS, "Clip")),
     read=_read,
+    votes=_votes,
     totals=totals_of((2341, 2341, 2340, 2339, 2336), 11697),
     per_class={
         (1, "train"): (1956, 1515, 2135, 1738, 1175, 116, 721),

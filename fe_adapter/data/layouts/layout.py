@@ -71,6 +71,7 @@ class Layout:
         read: what the lists of a fold (None without folds) say of a root.
         totals: clips of a fold and split, as published; what is not known is not there.
         per_class: likewise by class, in the order of ``class_names``.
+        votes: how many people saw which class, by the clip's name and the class; None where that is not published.
     """
 
     name: str
@@ -81,6 +82,7 @@ class Layout:
     read: Callable[[Path, int | None, Where], Listing]
     totals: Mapping[Key, int] = dataclasses.field(default_factory=dict)
     per_class: Mapping[Key, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+    votes: Callable[[Path], dict[str, dict[str, float]]] | None = None
 
     def folds(self) -> tuple[int | None, ...]:
         """Every fold; the one None where there are none."""

@@ -35,7 +35,13 @@ def find_class(name: str, class_names: Sequence[str]) -> str | None:
 
 def renamed(clips: list[Clip], class_names: Sequence[str]) -> list[Clip]:
     """The clips by the names that ``class_names`` has for their classes; a class not among them keeps its own."""
+
+    def own(name: str) -> str:
+        return find_class(name, class_names) or name
+
     return [
-        dataclasses.replace(clip, class_name=find_class(clip.class_name, class_names) or clip.class_name)
+        dataclasses.replace(
+            clip, class_name=own(clip.class_name), votes=tuple((own(name), count) for name, count in clip.votes)
+        )
         for clip in clips
     ]
