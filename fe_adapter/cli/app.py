@@ -39,6 +39,7 @@ for group, command, examples, settings in (
     (app, crossval.crossval, crossval.EXAMPLES, crossval.CONTEXT),
     (app, predict.predict, predict.EXAMPLES, None),
     (of_data, data.check, data.EXAMPLES, None),
+    (of_data, data.pack, data.PACK_EXAMPLES, None),
     (app, demo.demo, demo.EXAMPLES, None),
     (app, env.env, env.EXAMPLES, None),
 ):

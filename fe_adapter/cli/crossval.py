@@ -14,7 +14,8 @@ from rich.table import Table
 
 from fe_adapter.cli.options import Data, show, words
 from fe_adapter.cli.tables import show_published
-from fe_adapter.data.layouts import find_layout
+from fe_adapter.data.layouts import Where
+from fe_adapter.data.sources import layout_of, read_source
 from fe_adapter.data.views import Views
 from fe_adapter.errors import InputError
 from fe_adapter.evaluate.folds import FoldSummary
@@ -43,16 +44,17 @@ def crossval(
     Prints UAR and WAR of every fold, their mean and standard deviation, and pooled figures, of the last epoch and of
     the best one by the validation split, beside the published ones. Interrupted, the same command goes on where it was.
     """
-    found = find_layout(data)
-    if found is None or found[0].num_folds == 0:
+    layout, views = layout_of(data), Views.read(protocol)
+    if layout is None or layout.num_folds == 0:
         raise InputError(f"crossval: {data} has no folds; it takes DATA first, such as dfew:ROOT, then options")
-    layout, views = found[0], Views.read(protocol)
     rest = ["--num-frames", str(views.num_frames), *context.args]
     train = _command(context, "train")
     with train.make_context("fe-adapter train", [str(data), *rest, "--fold", "1", "--out", str(out)]) as options:
         asked = options.params  # what is wrong with them is said before the first fold
     if asked["num_frames"] != views.num_frames:
         raise InputError(f"--num-frames {asked['num_frames']}, but the protocol {views} says {views.num_frames}")
+    for fold in layout.folds():  # so that lists are all there before anything is trained
+        read_source(data, fold=fold, where=Where(asked["frames_folder"], asked["lists_folder"]))
     with only_one(out):
         _check_same(out / "crossval.json", {"data": str(data), "protocol": str(views), "options": rest})
         for fold in layout.folds():

@@ -16,6 +16,10 @@ from fe_adapter.data.recipe import ClipRecipe
 from fe_adapter.errors import some
 from fe_adapter.files import check_folder, printable
 
+PACK_EXAMPLES = ("fe-adapter data pack videos/ packed", "fe-adapter data pack dfew:DFEW packed --size 224")
+PACKED_FIELDS = (
+    "fold", "frames_folder", "lists_folder", "window", "background", "split_by", "tier", "val_fraction", "soft_labels",
+)  # fmt: skip
 EXAMPLES = ("fe-adapter data check videos/", "fe-adapter data check dfew:DFEW --content --out check")
 
 
@@ -64,3 +68,39 @@ def check(
     words.print(f"{len(report.findings) or 'no'} findings; written to {out}")
     if report.findings:
         raise typer.Exit(1)
+
+
+def pack(
+    *,
+    data: Data,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the pack, then given in the place of DATA.")],
+    clips: Annotated[ClipRecipe, Fields(only=PACKED_FIELDS)],
+    size: Annotated[int, typer.Option(help="Pixels of the shorter side; 0 keeps frames as they are.")] = 256,
+    codec: Annotated[str, typer.Option(help="jpeg, or raw: no loss, and ten times the room.")] = "jpeg",
+    quality: Annotated[int, typer.Option(help="Of JPEG, 1 to 100.")] = 95,
+    max_frames: Annotated[int | None, typer.Option(help="Of a video, evenly spaced; default all.")] = None,
+) -> None:
+    """Decode every video once into small frames, which train and eval then read without decoding videos.
+
+    Says how much it will write, and refuses where that does not fit; interrupted, the same command goes on.
+    """
+    from fe_adapter.data.layouts import Where
+    from fe_adapter.data.pack import pack_data
+
+    check_folder(out)
+    made = pack_data(
+        data,
+        out,
+        fold=clips.fold,
+        where=Where(clips.frames_folder, clips.lists_folder),
+        cutting=clips.cutting(),
+        val_fraction=clips.val_fraction,
+        soft_labels=clips.soft_labels,
+        size=size or None,
+        codec=codec,
+        quality=quality,
+        max_frames=max_frames,
+        say=words.print,
+    )
+    written = sum(file.stat().st_size for file in out.glob("*.safetensors"))
+    words.print(f"{len(made.videos)} videos, {written / 2**20:,.0f} MiB, in {out}; give it in the place of {data}")

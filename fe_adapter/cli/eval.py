@@ -34,7 +34,7 @@ def eval(
         typer.Option(help="FRAMESxCLIPSxCROPS, such as 16x2x2: the mean over views, beside published figures."),
     ] = None,
     recipe: Annotated[TrainConfig, Fields(only=("batch_size", "num_workers"))],
-    clips: Annotated[ClipRecipe, Fields(only=("on_error", "fold", "frames_folder", "lists_folder"))],
+    clips: Annotated[ClipRecipe, Fields(only=("on_error", "tier", "fold", "frames_folder", "lists_folder"))],
     device: Device = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print the metrics as JSON.")] = False,
 ) -> None:

@@ -38,7 +38,8 @@ def show(table: Table) -> None:
 Data = Annotated[
     Path,
     typer.Argument(
-        help="Folder with a folder of videos per class, a CSV with path,label, or a published data set: "
+        help="Folder with a folder of videos per class, a CSV with path,label, ranges marked in videos (a CSV with "
+        "path,start,end,label, .srt, .vtt, .eaf), or a published data set: "
         + ", ".join(f"{name}:ROOT" for name in LAYOUTS)
         + "."
     ),

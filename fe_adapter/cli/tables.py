@@ -17,13 +17,12 @@ def show_recalls(evaluation: Evaluation) -> None:
     metrics, figures = evaluation.metrics, evaluation.as_dict()
     (a, b), (c, d) = metrics.interval("uar"), metrics.interval("war")
     title = f"UAR {metrics.uar:.1%} ({a:.1%} to {b:.1%})   WAR {metrics.war:.1%} ({c:.1%} to {d:.1%})"
-    table = Table(
-        "class", "clips", "recall", title=title, caption="in parentheses: 95 % of bootstrap draws of the clips"
-    )
+    table = Table("class", "clips", "recall", title=title)
     for name, row, recall in zip(metrics.class_names, metrics.confusion, metrics.recall.tolist(), strict=True):
         table.add_row(printable(name), str(int(row.sum())), f"{recall:.1%}")
     show(table)
     print(f"ECE {figures['ece']:.1%}   area under risk-coverage {figures['aurc']:.3f}")
+    print("in parentheses: 95 % of bootstrap draws of the clips")
 
 
 def show_published(layout: str | None, own: Iterable[tuple[str, float, float]]) -> None:

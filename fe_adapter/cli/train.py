@@ -36,6 +36,7 @@ from fe_adapter.train.settings import settings_written
 EXAMPLES = (
     "fe-adapter train videos/ --backbone timm:vit_base_patch16_clip_224.openai --out run",
     "fe-adapter train list.csv --backbone hf:google/vit-base-patch16-224 --num-frames 8 --out run --resume",
+    "fe-adapter train marks.srt --window 1 --backbone timm:vit_small_patch14_dinov2 --last-blocks 4 --out run",
     "fe-adapter train dfew:DFEW --fold 1 --backbone timm:vit_large_patch14_clip_224.openai --memory 8GB --out run",
 )
 Recipe = Annotated[TrainConfig, Fields("Training", without=("precision",), panels={"memory_policy": "Memory"})]

@@ -17,8 +17,10 @@ from rich.progress import track
 from fe_adapter.data.contact_sheet import draw_contact_sheet, draw_histograms
 from fe_adapter.data.frames import frame_size
 from fe_adapter.data.layouts import Layout, Listing, Where, find_layout, read_listing
-from fe_adapter.data.listing import Clip, clips_by_split
-from fe_adapter.data.reading import probe
+from fe_adapter.data.listing import Clip
+from fe_adapter.data.packed import is_pack
+from fe_adapter.data.reading import probe, read_frames
+from fe_adapter.data.sources import check_is_own, read_source
 from fe_adapter.data.video import VideoInfo
 from fe_adapter.errors import InputError
 from fe_adapter.files import make_folder, write_figure, write_json
@@ -72,7 +74,7 @@ class DataReport:
             "findings": [dataclasses.asdict(finding) for finding in self.findings],
             "notes": list(self.notes),
             "counts": self.counts,
-            "num_clips": len(self.infos),
+            "num_clips": len(self.clips),
             "frames": {str(number): frames[number] for number in sorted(frames)},
             "sizes": dict(sizes.most_common()),
         }
@@ -110,7 +112,9 @@ def check_data(
     findings: list[Finding] = []
     layout, listings = None, dict[int | None, Listing]()
     if found is None:
-        listings[None] = _own_listing(Path(data), findings)
+        if not is_pack(Path(data)):
+            check_is_own(data, fold, where)
+        listings[fold] = _own_listing(Path(data), fold, findings)
     else:
         layout = found[0]
         folds = layout.folds() if fold is None else (fold,)
@@ -123,8 +127,8 @@ def check_data(
                 findings.append(Finding("list", str(error)))
     for k, listing in listings.items():
         findings += _of_lists(_in_fold(k), listing)
-    clips = {clip.path: clip for listing in listings.values() for some in listing.splits.values() for clip in some}
-    looks = _look_at_all(list(clips), content)
+    clips = {clip.name: clip for listing in listings.values() for some in listing.splits.values() for clip in some}
+    looks = _look_at_all(list(dict.fromkeys(clip.path for clip in clips.values())), content)
     findings += _of_files(looks, {p: n for listing in listings.values() for p, n in listing.frame_counts.items()})
     findings += _leaks(listings)
     if content:
@@ -141,7 +145,7 @@ def check_data(
         notes.append(f"{mixed} folders hold frames of several sizes, which are scaled to the first one's")
     counts = {"" if k is None else str(k): _counts(listing) for k, listing in listings.items()}
     return DataReport(os.fspath(data), tuple(findings), tuple(notes), counts, infos,
-                      tuple(clip for path, clip in clips.items() if path in infos))  # fmt: skip
+                      tuple(clip for clip in clips.values() if clip.path in infos))  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,12 +158,12 @@ class Look:
     digest: str = ""
 
 
-def _own_listing(path: Path, findings: list[Finding]) -> Listing:
-    """The clips of a folder or a CSV file."""
+def _own_listing(path: Path, fold: int | None, findings: list[Finding]) -> Listing:
+    """The clips of a folder, a CSV file, an annotation or a pack."""
     if not path.exists():
         raise InputError(f"{path}: no such file or folder")
     try:
-        by_split = clips_by_split(path)
+        by_split = read_source(path, fold=fold).by_split
     except InputError as error:
         findings.append(Finding("list", str(error)))
         return Listing()
@@ -181,7 +185,7 @@ def _of_lists(in_fold: str, listing: Listing) -> Iterable[Finding]:
     for fault in listing.faults:
         yield Finding("list", f"{fault}{in_fold}")
     for split, clips in listing.splits.items():
-        paths = collections.Counter(clip.path for clip in clips)
+        paths = collections.Counter(clip.name for clip in clips)
         twice = tuple(path for path, count in paths.items() if count > 1)
         if twice:
             yield Finding("list", f"{len(twice)} clips are twice in {split}{in_fold}", twice)
@@ -192,7 +196,7 @@ def _look_at_all(paths: Sequence[str], content: bool) -> dict[str, Look]:
         try:
             info = probe(path)
             sizes = tuple(dict.fromkeys(map(frame_size, info.files)))
-            return Look(info, sizes=sizes, digest=_digest(info.files or (path,)) if content else "")
+            return Look(info, sizes=sizes, digest=_digest(info) if content else "")
         except (InputError, OSError) as error:
             return Look(reason=str(error))
 
@@ -202,10 +206,12 @@ def _look_at_all(paths: Sequence[str], content: bool) -> dict[str, Look]:
         return dict(zip(paths, found, strict=True))
 
 
-def _digest(files: Sequence[str]) -> str:
-    """A hash of what is in files, whatever they are called."""
+def _digest(info: VideoInfo) -> str:
+    """A hash of what is in a clip, whatever its files are called."""
     whole = hashlib.blake2b(digest_size=16)
-    for file in files:
+    if info.packed:
+        whole.update(read_frames(info).numpy().tobytes())
+    for file in () if info.packed else info.files or (info.path,):
         whole.update(hashlib.blake2b(Path(file).read_bytes()).digest())
     return whole.hexdigest()
 
@@ -231,7 +237,7 @@ def _of_files(looks: dict[str, Look], promised: dict[str, int]) -> Iterable[Find
 def _leaks(listings: dict[int | None, Listing]) -> Iterable[Finding]:
     tested: dict[str, int | None] = {}
     for k, listing in listings.items():
-        sets = {split: {os.path.realpath(clip.path) for clip in clips} for split, clips in listing.splits.items()}
+        sets = {split: {_real(clip) for clip in clips} for split, clips in listing.splits.items()}
         people = {split: {clip.subject for clip in clips} - {None} for split, clips in listing.splits.items()}
         for a, b in (("train", "val"), ("train", "test"), ("val", "test")):
             if both := sorted(sets.get(a, set()) & sets.get(b, set())):
@@ -243,6 +249,11 @@ def _leaks(listings: dict[int | None, Listing]) -> Iterable[Finding]:
             message = f"{len(again)} test clips of fold {k} are test clips of fold {tested[again[0]]}"
             yield Finding("leak", message, tuple(again))
         tested |= dict.fromkeys(sets.get("test", set()), k)
+
+
+def _real(clip: Clip) -> str:
+    """Where a clip's path leads, and which part of it is meant."""
+    return dataclasses.replace(clip, path=os.path.realpath(clip.path)).name
 
 
 def _same_content(listings: dict[int | None, Listing], looks: dict[str, Look]) -> Iterable[Finding]:

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from fe_adapter.data.listing import Clip
 from fe_adapter.data.reading import read_frames
+from fe_adapter.data.sampling import FrameSampler
 from fe_adapter.data.video import VideoInfo
 from fe_adapter.errors import InputError
 from fe_adapter.files import new_figure
@@ -34,7 +35,7 @@ def draw_contact_sheet(clips: Sequence[Clip], infos: Mapping[str, VideoInfo]) ->
     for name in names:
         own = by_class[name]
         chosen = [own[i] for i in np.linspace(0, len(own) - 1, min(COLUMNS, len(own))).astype(int)]
-        tiles = [_tile(infos[clip.path]) for clip in chosen]
+        tiles = [_tile(infos[clip.path], clip.window) for clip in chosen]
         tiles += [torch.full((3, TILE, TILE), 255, dtype=torch.uint8)] * (COLUMNS - len(tiles))
         rows.append(torch.stack(tiles))
     figure, axes = new_figure(1.2 + 0.8 * COLUMNS, 0.5 + 0.8 * len(rows))
@@ -61,10 +62,10 @@ def draw_histograms(infos: Sequence[VideoInfo]) -> Any:
     return figure
 
 
-def _tile(info: VideoInfo) -> torch.Tensor:
+def _tile(info: VideoInfo, window: tuple[float, float] | None) -> torch.Tensor:
     """uint8 ``(3, TILE, TILE)``: the middle frame, as large as fits, on white."""
     try:
-        frame = read_frames(info, [info.num_frames // 2])
+        frame = read_frames(info, FrameSampler(1)(info, window=window))
     except InputError:
         return torch.full((3, TILE, TILE), 128, dtype=torch.uint8)
     room = TILE - 4

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from fe_adapter.checks import check_choice
+from fe_adapter.data.annotations import Cutting
 from fe_adapter.data.layouts import Where
 from fe_adapter.data.listing import (
     SPLITS,
@@ -84,9 +85,9 @@ class VideoDataset(Dataset[dict[str, Any]]):
         if len(self.class_names) < 2:
             raise InputError(f"{source} has the one class {self.class_names[0]!r}; a classifier needs two or more")
         index = {name: i for i, name in enumerate(self.class_names)}
-        self._infos, self.skipped = _probe_all([clip.path for clip in clips], on_error, source)
+        self._infos, self.skipped = _probe_all(list(dict.fromkeys(clip.path for clip in clips)), on_error, source)
         self.clips = [clip for clip in clips if clip.path in self._infos]
-        self.paths = [clip.path for clip in self.clips]
+        self.paths = [clip.name for clip in self.clips]
         self.labels = [index[clip.class_name] for clip in self.clips]
         self.targets = shares(self.clips, self.class_names)  # (n, C), or None without soft labels
         if not self.paths:
@@ -113,7 +114,7 @@ class VideoDataset(Dataset[dict[str, Any]]):
     @property
     def clip_seconds(self) -> float:
         """Median time that a clip spans in its video, in seconds."""
-        return float(np.median([self.sampler.seconds(self._infos[path]) for path in self.paths]))
+        return float(np.median([self.sampler.seconds(self._infos[clip.path], clip.window) for clip in self.clips]))
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -128,8 +129,9 @@ class VideoDataset(Dataset[dict[str, Any]]):
 
     def frames(self, index: int, random: np.random.Generator | None = None, view: tuple[int, int] = (0, 1)) -> Tensor:
         """The frames ``(T, 3, H, W)`` of a clip as they are in the video; options as of `FrameSampler`."""
-        info = self._infos[self.clips[index].path]
-        return self._read(info, self.sampler(info, random, view=view))
+        clip = self.clips[index]
+        info = self._infos[clip.path]
+        return self._read(info, self.sampler(info, random, clip.window, view))
 
     def _read(self, info: VideoInfo, indices: list[int]) -> Tensor:
         if self._frames is None:
@@ -164,9 +166,10 @@ def open_dataset(
     where: Where | None = None,
     select_on_test: bool = False,
     soft_labels: bool = False,
+    cutting: Cutting | None = None,
     **options: Any,
 ) -> VideoDataset:
-    """A data set by its path, a folder per class, a folder of such folders by split, or a CSV; or by its name.
+    """A data set by its path, a folder per class, a folder of such folders by split, a CSV or annotations; or by name.
 
     Where the data has its own splits (folders ``train``, ``val``, ``test``, or the CSV's column ``split``) they are
     used. Where it has no validation split, a stratified share of the training videos is one, or, where the data set
@@ -181,6 +184,7 @@ def open_dataset(
         where: its folders, where they have other names than the published ones.
         select_on_test: validate on the test split, as published numbers often do; what is chosen by it is no test.
         soft_labels: of "train", items have shares of people's votes as targets; labels to test on are single ones.
+        cutting: how ranges that somebody marked in videos become clips (`fe_adapter.data.annotations`).
         options: as of `VideoDataset`.
 
     Raises:
@@ -190,7 +194,16 @@ def open_dataset(
         check_choice("split", split, SPLITS)
     check_val_fraction(val_fraction)
     is_soft = soft_labels and split == "train"
-    source = read_source(data, fold=fold, where=where, class_names=options.get("class_names"), soft_labels=is_soft)
+    source = read_source(
+        data,
+        fold=fold,
+        where=where,
+        class_names=options.get("class_names"),
+        soft_labels=is_soft,
+        cutting=cutting,
+        val_fraction=val_fraction,
+        split_seed=split_seed,
+    )
     by_split = source.by_split
     if select_on_test and "test" not in by_split:
         raise InputError(f"{data} has no test split to select on")
@@ -215,11 +228,11 @@ def open_dataset(
     else:
         raise InputError(f"{data} has no {split or 'test or val'} split")
     dataset = VideoDataset(clips, source=str(data), **options)
-    dataset.val_fraction = None if "val" in own else val_fraction
+    dataset.val_fraction = None if "val" in own and not source.cutting else val_fraction
     if split in own:
         dataset.split_name = "test" if select_on_test and split == "val" else source.split_names[split]
     origin = {"layout": source.layout, "fold": fold, "select_on_test": select_on_test}
-    dataset.origin = {name: value for name, value in origin.items() if value}
+    dataset.origin = {name: value for name, value in (origin | source.cutting).items() if value}
     return dataset
 
 

@@ -39,12 +39,19 @@ class Clip:
         class_name: of its class.
         subject: who is seen, where that is known: nobody is then in both the training and the validation set.
         votes: how many people saw which class, where soft labels are asked for.
+        window: the part of the video that is meant, ``(start, end)`` in seconds; None is all of it.
     """
 
     path: str
     class_name: str
     subject: str | None = None
     votes: tuple[tuple[str, float], ...] = ()
+    window: tuple[float, float] | None = None
+
+    @property
+    def name(self) -> str:
+        """The path and, of a part, its times, as the W3C writes media fragments: ``a.mp4#t=1.50,2.50``."""
+        return self.path if self.window is None else f"{self.path}#t={self.window[0]:.2f},{self.window[1]:.2f}"
 
 
 def list_folder(root: Path) -> list[Clip]:

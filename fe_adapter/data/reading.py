@@ -1,4 +1,4 @@
-"""Clips as they are on disk, a video file or a folder of frames: what is in them, and their frames."""
+"""Clips as they are on disk, a video file, a folder of frames or a part of a pack: what is in them, their frames."""
 
 from __future__ import annotations
 
@@ -8,16 +8,19 @@ from pathlib import Path
 
 from torch import Tensor
 
-from fe_adapter.data import frames, video
+from fe_adapter.data import frames, packed, video
 from fe_adapter.data.video import VideoInfo
 
 
 def probe(path: str | os.PathLike[str]) -> VideoInfo:
-    """The frame times and the size of a video file (`video.probe`) or of a folder of frames (`frames.probe_frames`).
+    """The frame times and the size of a video file (`video.probe`), of a folder of frames or of a packed video.
 
     Raises:
         InputError: there is no such file or folder, or nothing whole in it; the message says which.
     """
+    found = packed.probe_packed(os.fspath(path))
+    if found is not None:
+        return found
     return frames.probe_frames(path) if Path(path).is_dir() else video.probe(path)
 
 
@@ -36,6 +39,8 @@ def read_frames(clip: VideoInfo | str | os.PathLike[str], indices: Sequence[int]
         IndexError: there is no such frame.
     """
     info = clip if isinstance(clip, VideoInfo) else probe(clip)
+    if info.packed:
+        return packed.read_packed(info, indices)
     return frames.read_folder(info, indices) if info.files else video.read_frames(info, indices)
 
 
@@ -45,7 +50,10 @@ def check_frames(info: VideoInfo) -> None:
     Raises:
         InputError: a frame that is promised cannot be decoded; the message says where.
     """
-    if info.files:
+    if info.packed:
+        for i in range(info.num_frames):
+            packed.read_packed(info, [i])
+    elif info.files:
         frames.check_folder_frames(info)
     else:
         video.check_frames(info)

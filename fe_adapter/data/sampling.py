@@ -82,9 +82,10 @@ class FrameSampler:
         last = max(0, np.searchsorted(info.timestamps, end - 1e-6, side="left") - 1)
         return np.clip(shown, 0, last).tolist()
 
-    def seconds(self, info: VideoInfo) -> float:
-        """The time a clip spans in a video, in seconds."""
-        return info.duration if self.sampling == "uniform" else self.num_frames * self._step(info)
+    def seconds(self, info: VideoInfo, window: tuple[float, float] | None = None) -> float:
+        """The time a clip spans in a video, or in a part of it, in seconds."""
+        whole = info.duration if window is None else window[1] - window[0]
+        return whole if self.sampling == "uniform" else self.num_frames * self._step(info)
 
     def _step(self, info: VideoInfo) -> float:
         return info.frame_seconds * (self.stride if self.sampling == "stride" else 1)

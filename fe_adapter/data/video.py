@@ -38,6 +38,7 @@ class VideoInfo:
         width: likewise.
         is_numbered: the file has no presentation times; ``pts`` numbers the frames as they are decoded.
         files: the images of a folder of frames (`fe_adapter.data.frames`), in their order; none of a video file.
+        packed: "raw" or "jpeg", how frames are kept, of a video in a pack (`fe_adapter.data.packed`); else empty.
     """
 
     path: str
@@ -47,6 +48,7 @@ class VideoInfo:
     width: int
     is_numbered: bool = False
     files: tuple[str, ...] = ()
+    packed: str = ""
 
     @property
     def num_frames(self) -> int:

@@ -26,6 +26,7 @@ from torch.utils.data import Dataset
 
 from fe_adapter.data.datasets import VideoDataset
 from fe_adapter.data.loader import make_loader, one_line_errors
+from fe_adapter.data.packed import file_of
 from fe_adapter.errors import InputError
 from fe_adapter.files import atomic_write, make_folder, read_as
 from fe_adapter.memory.estimate import PRECISIONS
@@ -164,7 +165,9 @@ def _tokens(model: VideoClassifier, precision: str, video: Tensor) -> Tensor:
 
 def _identity(model: VideoClassifier, dataset: VideoDataset) -> dict[str, Any]:
     adaptation = get_adaptation(model.vit)
-    files = "\n".join(_file(path) for path in dataset.paths)
+    files = "\n".join(
+        f"{_file(clip.path)} {clip.window}" if clip.window else _file(clip.path) for clip in dataset.clips
+    )
     return {
         "backbone": adaptation.fingerprint,
         "weights": describe_storage(model.vit),
@@ -178,7 +181,7 @@ def _identity(model: VideoClassifier, dataset: VideoDataset) -> dict[str, Any]:
 def _file(path: str) -> str:
     """A file and whether it has changed since, as far as its size and time tell."""
     try:
-        status = Path(path).stat()
+        status = file_of(path).stat()
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from None
     return f"{path} {status.st_size} {status.st_mtime_ns}"

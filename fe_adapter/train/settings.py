@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fe_adapter.data.layouts import find_layout
 from fe_adapter.data.recipe import ClipRecipe
+from fe_adapter.data.sources import layout_of
 from fe_adapter.errors import InputError
 from fe_adapter.files import only_one, read_as, write_json
 from fe_adapter.models.classifier import VideoClassifier
@@ -54,12 +54,12 @@ def tested_on(model: VideoClassifier, folder: Path, data: str | os.PathLike[str]
         InputError: ``own`` asks for another fold of the data set that the model was trained on.
     """
     recipe, trained = trained_on(model, folder), model.clip_sampling or {}
-    found = find_layout(data)
+    layout = layout_of(data)
     fold, select_on_test = own.fold, False
-    if found is not None and found[0].name == trained.get("layout"):
+    if layout is not None and layout.name == trained.get("layout"):
         if fold not in (None, trained.get("fold")):
             raise InputError(
-                f"{folder} was trained on fold {trained['fold']} of {found[0].title}; the test clips of fold {fold} "
+                f"{folder} was trained on fold {trained['fold']} of {layout.title}; the test clips of fold {fold} "
                 "were in its training"
             )
         fold, select_on_test = trained.get("fold"), trained.get("select_on_test", False)
@@ -67,6 +67,7 @@ def tested_on(model: VideoClassifier, folder: Path, data: str | os.PathLike[str]
         recipe,
         num_frames=model.num_frames,
         on_error=own.on_error,
+        tier=own.tier or recipe.tier,
         fold=fold,
         frames_folder=own.frames_folder,
         lists_folder=own.lists_folder,
