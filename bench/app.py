@@ -231,6 +231,28 @@ def kernels(
 
 
 @app.command()
+def host(
+    case: Annotated[str, typer.Argument(help="layer, step or fit.")] = "layer",
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds in which the contenders take turns.")] = 100,
+) -> None:
+    """What the host needs to queue a layer or a training step, with no GPU: launches, waits, and time beside rivals'.
+
+    PyTorch and Triton are shown a CUDA that is not there, on which launches return at once; it takes gcc to build.
+    Ratios within a run and counts mean something, on a machine that does nothing else.
+
+    Example: python -m bench host layer
+    """
+    from bench.host.run import measured
+
+    for title, rows in measured(case, rounds).items():
+        columns = list(next(iter(rows.values())))
+        table = Table("", *columns, title=title)
+        for name, row in rows.items():
+            table.add_row(name, *(f"{value:.2f}" if key == "ratio" else f"{value:,.0f}" for key, value in row.items()))
+        _print(table)
+
+
+@app.command()
 def tiles(
     bottleneck: Annotated[int, typer.Option(min=1, help="R.")] = 384,
     dynamic: Annotated[bool, typer.Option("--dynamic", help="A dynamic dilation.")] = False,

@@ -42,6 +42,15 @@ def check_count(name: str, value: object, least: int, most: int | None = None) -
     return number
 
 
+def check_num_workers(num_workers: int | str) -> None:
+    """Raise `InputError` unless it is "auto" or a number of processes."""
+    if num_workers == "auto":
+        return
+    if isinstance(num_workers, str):
+        raise InputError(f"num_workers={num_workers!r} is neither 'auto' nor a number")
+    check_count("num_workers", num_workers, 0, MAX_WORKERS)
+
+
 def check_kernel_size(kernel_size: int | tuple[int, int, int]) -> tuple[int, int, int]:
     """``kernel_size`` as ``(K, kh, kw)``, each odd and at least 1."""
     sizes = (kernel_size, 1, 1) if not isinstance(kernel_size, (tuple, list)) else tuple(kernel_size)

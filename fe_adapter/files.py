@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import csv
 import errno
+import functools
 import io
 import json
+import logging
 import os
 import reprlib
 import tempfile
@@ -20,6 +22,7 @@ from torch import Tensor
 
 from fe_adapter.errors import DiskFullError, InputError
 
+_log = logging.getLogger("fe_adapter")
 T = TypeVar("T")
 
 
@@ -202,13 +205,57 @@ def write_figure(figure: Any, path: Path) -> None:
     for text in figure.findobj(Text):
         text.set_parse_math(False)  # two $ are no formula
         text.set_text(printable(text.get_text()))
+        use_any_font(text)
     with atomic_write(path) as file, any_script():
         figure.savefig(file, format="png", dpi=120)
 
 
+def use_any_font(text: Any) -> None:
+    """Let a matplotlib text take what its font does not have from other fonts, where any that is installed has it."""
+    words = text.get_text()
+    if words.isascii():
+        return
+    from matplotlib import font_manager
+
+    own = font_manager.get_font(font_manager.findfont(text.get_fontproperties())).get_charmap()
+    missing = frozenset(c for c in words if ord(c) not in own and c.isprintable())
+    if missing:
+        text.set_fontfamily(list(dict.fromkeys([*text.get_fontfamily(), *_fonts_with(missing)])))
+
+
+@functools.cache
+def _fonts_with(characters: frozenset[str]) -> list[str]:
+    """The families of as few fonts as have all of ``characters`` that any has."""
+    from matplotlib import font_manager
+
+    found: dict[str, set[str]] = {}
+    for entry in font_manager.fontManager.ttflist:
+        if entry.name in found or entry.name.startswith("Last Resort"):  # which has a box for everything
+            continue
+        with contextlib.suppress(OSError, RuntimeError):  # a font that is gone, or of coloured pictures
+            held = font_manager.get_font(entry.fname).get_charmap()
+            found[entry.name] = {c for c in characters if ord(c) in held}
+    left, chosen = set(characters), []
+    while left:
+        name = max(found, key=lambda name: len(found[name] & left))
+        if not found[name] & left:
+            _say_that_boxes_are_shown()
+            break
+        left -= found[name]
+        chosen.append(name)
+    return chosen
+
+
+@functools.cache
+def _say_that_boxes_are_shown() -> None:
+    _log.warning(
+        "no installed font has some characters of the names; pictures show boxes for them (Noto Sans CJK has many)"
+    )
+
+
 @contextlib.contextmanager
 def any_script() -> Iterator[None]:
-    """Within the context matplotlib does not warn of a script that its font does not have."""
+    """Within the context matplotlib does not warn of a script that no font has."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from")
         yield

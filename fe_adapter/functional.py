@@ -17,7 +17,7 @@ from fe_adapter.checks import (
     check_kernel_size,
 )
 from fe_adapter.kernels.spec import AdapterSpec, Weights
-from fe_adapter.ops import operator
+from fe_adapter.ops import direct, operator
 
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -73,20 +73,26 @@ def adapter(
         TypeError: unsupported or mixed dtypes.
         RuntimeError: ``backend="triton"`` cannot run; a second or a forward-mode derivative is asked for.
     """
+    weights = Weights(
+        down_weight, down_bias, conv_weight, conv_bias, up_weight, up_bias, dilation_weight, dilation_bias
+    )
+    options = num_frames, dilation, max_dilation, activation, num_prefix_tokens, grid_size, recompute, backend
+    y = direct.call(x, weights, (*options, *map(type, options)), settle)  # for 1, True and 1.0 are equal
+    return call(x, weights, options) if y is None else y
+
+
+def call(x: Tensor, weights: Weights, options: tuple) -> Tensor:
+    """`adapter` by its operator. ``options``: its keyword arguments, the dilation's tensors left out, in order."""
     if torch.jit.is_tracing() or torch.onnx.is_in_onnx_export():
         raise RuntimeError(
             "the fused adapter is one operator that torch.jit.trace and ONNX do not know; use torch.export, or "
             "FEAdapter, its plain PyTorch form"
         )
-    weights = Weights(
-        down_weight, down_bias, conv_weight, conv_bias, up_weight, up_bias, dilation_weight, dilation_bias
-    )
-    check_choice("recompute", recompute, RECOMPUTE)
-    check_choice("backend", backend, BACKENDS)
-    T, spec = prepare(x, weights, num_frames, dilation, max_dilation, activation, num_prefix_tokens, grid_size)
+    T, spec = settle(x, weights, options)
+    recompute, backend = options[6:8]
     tensors = [p for p in weights if p is not None]
     needs_backward = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *tensors))
-    y, _ = operator.forward_op(
+    y, *_ = operator.forward_op(
         x,
         tensors,
         T,
@@ -101,6 +107,14 @@ def adapter(
         backend,
     )
     return y
+
+
+def settle(x: Tensor, weights: Weights, options: tuple) -> tuple[int, AdapterSpec]:
+    """`prepare`, of the options of `call`."""
+    *others, recompute, backend = options[:8]
+    check_choice("recompute", recompute, RECOMPUTE)
+    check_choice("backend", backend, BACKENDS)
+    return prepare(x, weights, *others)
 
 
 def prepare(
@@ -134,6 +148,7 @@ def prepare(
         num_prefix_tokens=num_prefix_tokens,
         grid_size=grid,
         compute_dtype=_compute_dtype(x),
+        gradient_dtype=weights.down.dtype,
     )
     return T, spec
 

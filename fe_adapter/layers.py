@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, NoReturn
+
 import torch
 from torch import Tensor, nn
 
@@ -18,8 +20,8 @@ from fe_adapter.checks import (
     check_kernel_size,
 )
 from fe_adapter.errors import InputError
-from fe_adapter.kernels.spec import Weights
-from fe_adapter.ops import reference
+from fe_adapter.kernels.spec import Weights, as_weights
+from fe_adapter.ops import direct, reference
 
 
 class DilationProjection(nn.Module):
@@ -134,6 +136,9 @@ class FEAdapter(nn.Module):
         with torch.autocast(x.device.type, enabled=False):  # the compute dtype is settled
             return reference.adapter(x, self._weights(), spec, T)
 
+    def __prepare_scriptable__(self) -> NoReturn:  # what torch.jit.script asks of every module first
+        raise RuntimeError("torch.jit.script does not know adapters; use torch.export")
+
     def extra_repr(self) -> str:
         parts = [f"{self.embed_dim}, {self.bottleneck}, num_frames={self.num_frames}"]
         parts += [f"kernel_size={self.kernel_size}, dilation={self.dilation!r}"]
@@ -147,22 +152,26 @@ class FEAdapter(nn.Module):
         return self.num_frames if num_frames is None and x.dim() == 3 else num_frames
 
     def _weights(self) -> Weights:
-        dilation = self.dilation_proj
-        if "base_layer" in self.down_proj._modules or "base_layer" in self.up_proj._modules:
+        modules: Any = self._modules  # the dictionaries: a module asked for an attribute takes ten times as long
+        down, conv, up = modules["down_proj"], modules["temporal_conv"], modules["up_proj"]
+        dilation = modules.get("dilation_proj")
+        if "base_layer" in down._modules or "base_layer" in up._modules:
             raise InputError(
                 "peft has put its layers into this adapter, where they have no effect; leave adapters out of its "
                 "target_modules (all-linear takes them: exclude_modules='.*fe_adapter.*')"
             )
-        return Weights(
-            self.down_proj.weight,
-            self.down_proj.bias,
-            self.temporal_conv.weight,
-            self.temporal_conv.bias,  # type: ignore[arg-type]  # Conv3d has a bias
-            self.up_proj.weight,
-            self.up_proj.bias,
-            None if dilation is None else dilation.weight,
-            None if dilation is None else dilation.bias,
-        )
+        try:
+            d, c, u = down._parameters, conv._parameters, up._parameters
+            p = _NONE if dilation is None else dilation._parameters
+            return as_weights(
+                (d["weight"], d["bias"], c["weight"], c["bias"], u["weight"], u["bias"], p["weight"], p["bias"])
+            )
+        except KeyError:  # one is computed, such as by a parametrization
+            p = (None, None) if dilation is None else (dilation.weight, dilation.bias)
+            return Weights(down.weight, down.bias, conv.weight, conv.bias, up.weight, up.bias, *p)
+
+
+_NONE = {"weight": None, "bias": None}
 
 
 class FusedFEAdapter(FEAdapter):
@@ -173,23 +182,16 @@ class FusedFEAdapter(FEAdapter):
     """
 
     def forward(self, x: Tensor, num_frames: int | None = None) -> Tensor:
-        w = self._weights()
-        return functional.adapter(
-            x,
-            w.down,
-            w.down_bias,
-            w.conv,
-            w.conv_bias,
-            w.up,
-            w.up_bias,
-            num_frames=self._frames(x, num_frames),
-            dilation=self.dilation,
-            dilation_weight=w.dilation,
-            dilation_bias=w.dilation_bias,
-            max_dilation=self.max_dilation,
-            activation=self.activation,
-            num_prefix_tokens=self.num_prefix_tokens,
-            grid_size=self.grid_size,
-            recompute=self.recompute,
-            backend=self.backend,
+        options = (
+            self.num_frames if num_frames is None and x.dim() == 3 else num_frames,
+            self.dilation,
+            self.max_dilation,
+            self.activation,
+            self.num_prefix_tokens,
+            self.grid_size,
+            self.recompute,
+            self.backend,
         )
+        weights = self._weights()
+        y = direct.call(x, weights, options, functional.settle)
+        return functional.call(x, weights, options) if y is None else y

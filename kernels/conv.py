@@ -19,6 +19,8 @@ import triton.language as tl
 from torch import Tensor
 
 from fe_adapter.kernels import scratch
+from fe_adapter.kernels.cast import cast
+from fe_adapter.kernels.launch import launch
 from fe_adapter.kernels.phases import activation_step, backward_activation_step, backward_hidden_step, conv_flags
 from fe_adapter.kernels.plans import conv_plan
 from fe_adapter.kernels.scratch import ConvScratch
@@ -117,15 +119,24 @@ def _conv_bwd_hidden_kernel(
     )  # fmt: skip
 
 
+__all__ = [
+    "activated_rows",
+    "backward_activation",
+    "backward_hidden",
+    "cast",
+]  # of `fe_adapter.ops.products.Convolution`
+
+
 def activated_rows(h: Tensor, weights: Weights, spec: AdapterSpec) -> Tensor:
     """``[φ(c) | 1 | 0 …]`` (B, T, L, R + PAD) in the dtype of ``h`` (B, T, N, R); see the module's text."""
     _, T, N, R = h.shape
     P, plan = spec.num_prefix_tokens, conv_plan(R, weights.conv.shape[2:])
     rows = scratch.activated_rows(h, spec)
-    _conv_fwd_kernel[(scratch.token_programs(h, P, plan.BLOCK_M),)](
-        h, weights.conv, weights.conv_bias, weights.dilation, weights.dilation_bias, rows,
-        T, N, R, *spec.grid_size, P, R + PAD, *spec.dilation, spec.max_dilation or 0.0,
-        ACTIVATION=spec.activation, **conv_flags(weights, spec), **plan.options(),
+    launch(
+        _conv_fwd_kernel, (scratch.token_programs(h, P, plan.BLOCK_M),),
+        (h, weights.conv, weights.conv_bias, weights.dilation, weights.dilation_bias, rows),
+        (T, N, R, *spec.grid_size, P, R + PAD, *spec.dilation, spec.max_dilation or 0.0),
+        {"ACTIVATION": spec.activation, **conv_flags(weights, spec), **plan.options()},
     )  # fmt: skip
     return rows
 
@@ -138,11 +149,12 @@ def backward_activation(
     P, plan = spec.num_prefix_tokens, conv_plan(R, weights.conv.shape[2:])
     programs = scratch.token_programs(h, P, plan.BLOCK_M)
     rows, state = scratch.activated_rows(h, spec), scratch.conv_scratch(h, weights, programs)
-    _conv_bwd_activation_kernel[(programs,)](
-        dphi, h, weights.conv, weights.conv_bias, weights.dilation, weights.dilation_bias, rows, dphi,
-        state.d, state.da, state.sums,
-        T, N, R, *spec.grid_size, P, R + PAD, *spec.dilation, spec.max_dilation or 0.0,
-        ACTIVATION=spec.activation, **conv_flags(weights, spec), **plan.options(),
+    launch(
+        _conv_bwd_activation_kernel, (programs,),
+        (dphi, h, weights.conv, weights.conv_bias, weights.dilation, weights.dilation_bias, rows, dphi, state.d,
+         state.da, state.sums),
+        (T, N, R, *spec.grid_size, P, R + PAD, *spec.dilation, spec.max_dilation or 0.0),
+        {"ACTIVATION": spec.activation, **conv_flags(weights, spec), **plan.options()},
     )  # fmt: skip
     return rows, dphi, state
 
@@ -155,10 +167,11 @@ def backward_hidden(
     P, plan = spec.num_prefix_tokens, conv_plan(R, weights.conv.shape[2:])
     programs = scratch.token_programs(h, 0, plan.BLOCK_M)
     sums_h = scratch.hidden_sums(h, programs)
-    options = conv_flags(weights, spec)
+    options = conv_flags(weights, spec) | plan.options()
     del options["HAS_MAX"]
-    _conv_bwd_hidden_kernel[(programs,)](
-        dc, h, weights.conv, weights.dilation, state.d, state.da, out, sums_h,
-        T, N, R, *spec.grid_size, P, R + PAD, *spec.dilation, **options, **plan.options(),
+    launch(
+        _conv_bwd_hidden_kernel, (programs,),
+        (dc, h, weights.conv, weights.dilation, state.d, state.da, out, sums_h),
+        (T, N, R, *spec.grid_size, P, R + PAD, *spec.dilation), options,
     )  # fmt: skip
     return add_sums(state, sums_h, weights, spec.gradient_dtype)

@@ -20,25 +20,31 @@ kernel (`fe_adapter.kernels.sums`) adds up: no atomics.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from fe_adapter.kernels import scratch
+from fe_adapter.kernels.cast import Cast
+from fe_adapter.kernels.common import rounded
+from fe_adapter.kernels.launch import Launch, is_hooked
 from fe_adapter.kernels.phases import activation_step, backward_activation_step, backward_hidden_step, conv_flags
 from fe_adapter.kernels.plans import launch_plan, precision
 from fe_adapter.kernels.products import down, up
-from fe_adapter.kernels.spec import PAD, AdapterSpec, ConvGradients, Weights, ceil_div
-from fe_adapter.kernels.sums import add_sums
+from fe_adapter.kernels.spec import PAD, AdapterSpec, Weights, as_weights, ceil_div
+from fe_adapter.kernels.sums import _add_sums_kernel
+from fe_adapter.kernels.sums import sizes as sums_sizes
 from fe_adapter.kernels.taps import Geometry, predict_dilation
 
 SHAPE = ("tiles", "T", "N", "P", "dilation")  # one compile serves all values, T = 1 and N = 256 as well
 
 
 @triton.jit
-def _copy_prefix(p_x, stride_x_t, stride_x_l, p_y, T, L, P, D, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
-    """The prefix tokens of one clip, bit for bit; ``y`` is contiguous."""
+def _copy_prefix(p_x, stride_x_t, stride_x_l, p_y, p_kept, T, L, P, D, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """The prefix tokens of one clip, bit for bit; and rounded, if they are kept. ``y`` and ``kept`` are contiguous."""
     for m0 in range(0, T * P, BLOCK_M):
         o_m = m0 + tl.arange(0, BLOCK_M)
         o_t = o_m // P
@@ -47,7 +53,10 @@ def _copy_prefix(p_x, stride_x_t, stride_x_l, p_y, T, L, P, D, BLOCK_M: tl.const
             o_d = n0 + tl.arange(0, BLOCK_N)
             m = (o_m < T * P)[:, None] & (o_d < D)[None, :]
             b_x = tl.load(p_x + (o_t * stride_x_t + o_l * stride_x_l)[:, None] + o_d[None, :], m)
-            tl.store(p_y + ((o_t * L + o_l) * D)[:, None] + o_d[None, :], b_x, m)
+            o_y = ((o_t * L + o_l) * D)[:, None] + o_d[None, :]
+            tl.store(p_y + o_y, b_x, m)
+            if p_kept is not None:
+                tl.store(p_kept + o_y, rounded(b_x.to(tl.float32), p_kept.dtype.element_ty), m)
 
 
 @triton.jit
@@ -74,6 +83,7 @@ def _own_rows(i_tile, T, N, BLOCK_M: tl.constexpr):
 @triton.jit(do_not_specialize=SHAPE)
 def _fused_fwd_kernel(
     p_x, p_down, p_down_bias, p_conv, p_conv_bias, p_dilation, p_dilation_bias, p_up, p_up_bias, p_y, p_h, p_c,
+    p_kept,
     tiles, T, N, P, D, R, stride_x_b, stride_x_t, stride_x_l, dilation, max_dilation,
     K: tl.constexpr, ACTIVATION: tl.constexpr, DYNAMIC: tl.constexpr, HAS_MAX: tl.constexpr, HAS_DOWN: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -85,17 +95,20 @@ def _fused_fwd_kernel(
     L = P + N
     p_x += i_clip * stride_x_b
     p_y += i_clip * T * L * D
+    if p_kept is not None:
+        p_kept += i_clip * T * L * D
     if i_tile == tiles:
-        _copy_prefix(p_x, stride_x_t, stride_x_l, p_y, T, L, P, D, BLOCK_M, BLOCK_N)
+        _copy_prefix(p_x, stride_x_t, stride_x_l, p_y, p_kept, T, L, P, D, BLOCK_M, BLOCK_N)
     else:
         p_h += i_clip * T * N * R
         p_c += i_clip * T * N * R
         o_t, o_n, m_row = _own_rows(i_tile, T, N, BLOCK_M)
         o_x = o_t * stride_x_t + (P + o_n) * stride_x_l
+        o_y = (o_t * L + P + o_n) * D
         o_row = o_t * N + o_n
         if HAS_DOWN:
             down(
-                p_x, o_x, m_row, p_down, 1, D, p_down_bias, p_h, o_row * R, D, R,
+                p_x, o_x, m_row, p_kept, o_y, p_down, 1, D, p_down_bias, p_h, o_row * R, D, R,
                 True, BLOCK_M, BLOCK_D, BLOCK_R, ACCUMULATORS, EVEN, PRECISION,
             )  # fmt: skip
             tl.debug_barrier()
@@ -111,7 +124,7 @@ def _fused_fwd_kernel(
         )  # fmt: skip
         tl.debug_barrier()
         up(
-            p_x, o_x, m_row, p_c, o_row * R, p_up, 1, R, p_up_bias, p_y, (o_t * L + P + o_n) * D, D, R,
+            p_x, o_x, m_row, p_c, o_row * R, p_up, 1, R, p_up_bias, p_y, o_y, D, R,
             True, BLOCK_M, BLOCK_N, BLOCK_K, PARTS, UP_STAGES, EVEN, PRECISION,
         )  # fmt: skip
 
@@ -119,7 +132,7 @@ def _fused_fwd_kernel(
 @triton.jit(do_not_specialize=SHAPE)
 def _fused_bwd_kernel(
     p_dy, p_down, p_conv, p_conv_bias, p_dilation, p_dilation_bias, p_up, p_h, p_dx, p_dc, p_rows, p_dh, p_d, p_da,
-    p_sums, p_sums_h,
+    p_sums, p_sums_h, p_kept,
     tiles, T, N, P, D, R, C, stride_dy_b, stride_dy_t, stride_dy_l, dilation, max_dilation,
     K: tl.constexpr, ACTIVATION: tl.constexpr, DYNAMIC: tl.constexpr, HAS_MAX: tl.constexpr, HAS_DOWN: tl.constexpr,
     NEEDS_DX: tl.constexpr,
@@ -133,6 +146,8 @@ def _fused_bwd_kernel(
     p_dy += i_clip * stride_dy_b
     if NEEDS_DX:
         p_dx += i_clip * T * L * D
+    if p_kept is not None:
+        p_kept += i_clip * T * L * D
     p_rows += i_clip * T * L * C
     p_dh += i_clip * T * L * R
     p_dc += i_clip * T * N * R
@@ -140,7 +155,9 @@ def _fused_bwd_kernel(
         _zero_prefix(p_rows, T, L, P, C, BLOCK_M, BLOCK_S)
         _zero_prefix(p_dh, T, L, P, R, BLOCK_M, BLOCK_S)
         if NEEDS_DX:
-            _copy_prefix(p_dy, stride_dy_t, stride_dy_l, p_dx, T, L, P, D, BLOCK_M, BLOCK_N)
+            _copy_prefix(p_dy, stride_dy_t, stride_dy_l, p_dx, p_kept, T, L, P, D, BLOCK_M, BLOCK_N)
+        elif p_kept is not None:
+            _zero_prefix(p_kept, T, L, P, D, BLOCK_M, BLOCK_N)
     else:
         o_t, o_n, m_row = _own_rows(i_tile, T, N, BLOCK_M)
         o_dy = o_t * stride_dy_t + (P + o_n) * stride_dy_l
@@ -148,7 +165,7 @@ def _fused_bwd_kernel(
         o_token = o_t * L + P + o_n
         if HAS_DOWN:
             down(
-                p_dy, o_dy, m_row, p_up, R, 1, None, p_dc, o_row * R, D, R,
+                p_dy, o_dy, m_row, p_kept, o_token * D, p_up, R, 1, None, p_dc, o_row * R, D, R,
                 False, BLOCK_M, BLOCK_D, BLOCK_R, ACCUMULATORS, EVEN, PRECISION,
             )  # fmt: skip
             tl.debug_barrier()
@@ -182,46 +199,132 @@ def _fused_bwd_kernel(
             )  # fmt: skip
 
 
-def forward(x: Tensor, h: Tensor | None, weights: Weights, spec: AdapterSpec, design: str) -> tuple[Tensor, Tensor]:
-    """``y`` (B, T, L, D) in the dtype of ``x``, and ``h`` (B, T, N, R) in that of the weights, or the one given."""
-    B, T, L, D = x.shape
-    N, R = L - spec.num_prefix_tokens, weights.down.shape[0]
-    plan = launch_plan(design, x, weights.down.dtype, R)
-    tiles, has_down = ceil_div(N, plan.BLOCK_M // T), h is None
-    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    h = weights.down.new_empty(B, T, N, R) if h is None else h
-    c = torch.empty_like(h)
-    _fused_fwd_kernel[(B * (tiles + 1),)](
-        x, weights.down, weights.down_bias, weights.conv, weights.conv_bias, weights.dilation, weights.dilation_bias,
-        weights.up, weights.up_bias, y, h, c,
-        tiles, T, N, L - N, D, R, *x.stride()[:3], spec.dilation[0], spec.max_dilation or 0.0,
-        ACTIVATION=spec.activation, **_time_flags(weights, spec), HAS_DOWN=has_down, PRECISION=precision(),
-        **plan.options(D, R, weights.conv.shape[2], backward=False),
-    )  # fmt: skip
-    return y, h
+Sums = tuple[Any, ...]  # sums, sums_h and da, which `Launches.finish` adds up: tensors, or addresses
 
 
-def backward(
-    dy: Tensor, dphi: Tensor | None, h: Tensor, weights: Weights, spec: AdapterSpec, needs_dx: bool, design: str
-) -> tuple[Tensor | None, Tensor, Tensor, ConvGradients]:
-    """``dx`` like ``dy`` (B, T, L, D); ``rows`` (B, T, L, R + PAD) and ``dh`` (B, T, L, R), whose products are the
-    gradients of the projections; and the other gradients. ``dphi`` is computed if not given, else overwritten."""
-    B, T, L, D = dy.shape
-    N, R, plan = L - spec.num_prefix_tokens, h.shape[-1], launch_plan(design, dy, h.dtype, h.shape[-1])
-    tiles = ceil_div(N, plan.BLOCK_M // T)
-    dx = torch.empty(dy.shape, dtype=dy.dtype, device=dy.device) if needs_dx else None
-    dc = torch.empty_like(h) if dphi is None else dphi
-    rows, dh = scratch.activated_rows(h, spec), h.new_empty(B, T, L, R)
-    state, sums_h = scratch.conv_scratch(h, weights, B * tiles), scratch.hidden_sums(h, B * tiles)
-    _fused_bwd_kernel[(B * (tiles + 1),)](
-        dy, weights.down, weights.conv, weights.conv_bias, weights.dilation, weights.dilation_bias, weights.up, h,
-        dx, dc, rows, dh, state.d, state.da, state.sums, sums_h,
-        tiles, T, N, L - N, D, R, R + PAD, *dy.stride()[:3], spec.dilation[0], spec.max_dilation or 0.0,
-        ACTIVATION=spec.activation, NEEDS_DX=needs_dx, **_time_flags(weights, spec), HAS_DOWN=dphi is None,
-        PRECISION=precision(), **plan.options(D, R, weights.conv.shape[2], backward=True),
-    )  # fmt: skip
-    return dx, rows, dh, add_sums(state, sums_h, weights, spec.gradient_dtype)
+class Launches:
+    """The launches of one design for one kind of input: made once, called with tensors.
 
+    Once they are bound, what is scratch is one allocation, given by addresses.
 
-def _time_flags(weights: Weights, spec: AdapterSpec) -> dict[str, int | bool]:
-    return {name: value for name, value in conv_flags(weights, spec).items() if name not in ("KH", "KW")}
+    Args:
+        x: (B, T, L, D), features side by side, tokens aligned, a clip within 32-bit offsets. Those of later calls, and
+            the weights, have the same strides, dtypes, device and alignment; they may be (B*T, L, D).
+        weights: contiguous and aligned, in any one dtype.
+        spec: of the adapter.
+        design: "fused", "resident" or "tail", whose ``h`` and ``dphi`` are given.
+    """
+
+    def __init__(self, x: Tensor, weights: Weights, spec: AdapterSpec, design: str) -> None:
+        (B, T, L, D), R, K = x.shape, weights.down.shape[0], weights.conv.shape[2]
+        N, dtype, self._is_dynamic = L - spec.num_prefix_tokens, spec.compute_dtype, weights.dilation is not None
+        self._dtype, self._device, self._has_down = dtype, x.device, design != "tail"
+        self.cast = None if weights.down.dtype == dtype else Cast(weights, dtype)
+        plan = launch_plan(design, x, dtype, R)
+        tiles = ceil_div(N, plan.BLOCK_M // T)
+        programs, grid = B * tiles, (B * (tiles + 1),)
+        taps = {name: value for name, value in conv_flags(weights, spec).items() if name not in ("KH", "KW")}
+        flags = {"ACTIVATION": spec.activation, **taps, "HAS_DOWN": self._has_down, "PRECISION": precision()}
+        distances, sizes = (spec.dilation[0], spec.max_dilation or 0.0), (tiles, T, N, L - N, D, R)
+        numbers = *sizes, *x.stride()[:3], *distances
+        options = flags | plan.options(D, R, K, backward=False)
+        self._forward = [Launch(_fused_fwd_kernel, grid, numbers, options) for _ in range(2)]  # the second keeps x
+        numbers = *sizes, R + PAD, T * L * D, L * D, D, *distances
+        options = flags | plan.options(D, R, K, backward=True)
+        self._backward = [
+            Launch(_fused_bwd_kernel, grid, numbers, {**options, "NEEDS_DX": needs_dx}) for needs_dx in (False, True)
+        ]
+        self._finish = Launch(_add_sums_kernel, *sums_sizes(weights, programs, programs, B * T * N, has_dup=True))
+        self._h_shape, M, f32 = (B, T, N, R), B * T * L, torch.float32
+        parts = [((M, R + PAD), dtype), ((M, R), dtype), (self._h_shape, dtype)]  # rows, dh, dc
+        parts += [((programs, K + 1, R), f32), ((programs, 4, R), f32)]  # sums, sums_h
+        parts += [((B, T, N), f32)] * 2 if self._is_dynamic else []  # d, da
+        self._scratch = scratch.Layout(*parts)
+        start = self._scratch.starts[1] // dtype.itemsize
+        self._rows, self._dh_columns = ((M, R + PAD), (R + PAD, 1)), ((R, M), (1, R), start)
+
+    def forward(
+        self, x: Tensor, weights: Weights, keeps_x: bool, h: Tensor | None = None, cast: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """``y`` like ``x``; ``h`` (B, T, N, R), or the one given; if asked for, ``x`` in the compute dtype; ``cast``.
+
+        ``cast``: the weights as made by ``self.cast``, where they have another dtype.
+        """
+        launch, dtype, device = self._forward[keeps_x], self._dtype, self._device
+        y = torch.empty_like(x, memory_format=torch.contiguous_format)
+        if h is None:
+            h = torch.empty(self._h_shape, dtype=dtype, device=device)
+        c = torch.empty_like(h)
+        kept = torch.empty(x.shape, dtype=dtype, device=device) if keeps_x else None
+        if cast is None and self.cast is not None:
+            cast = self.cast(weights)
+        if launch.is_bound and not is_hooked():
+            down, down_bias, conv, conv_bias, up, up_bias, *dilation = self._addresses(weights, cast)
+            launch.run(
+                x.data_ptr(), down, down_bias, conv, conv_bias, *dilation, up, up_bias,
+                y.data_ptr(), h.data_ptr(), c.data_ptr(), None if kept is None else kept.data_ptr(),
+            )  # fmt: skip
+        else:
+            w = weights.views(cast)
+            launch(
+                x, w.down, w.down_bias, w.conv, w.conv_bias, w.dilation, w.dilation_bias, w.up, w.up_bias,
+                y, h, c, kept,
+            )  # fmt: skip
+        return y, h, kept, cast
+
+    def backward(
+        self, dy: Tensor, dphi: Tensor | None, h: Tensor, weights: Weights, cast: Tensor | None, needs_dx: bool
+    ) -> tuple[Tensor | None, Tensor, Tensor, Tensor | None, Sums]:
+        """``dy``, like ``y``, is contiguous and aligned; ``dphi`` (B, T, N, R) is overwritten.
+
+        Returns:
+            ``dx`` like ``dy``, if it is needed; ``rows`` = [φ(c) | 1 | 0 …] (B·T·L, R + PAD) and the transpose of
+            ``dh`` (R, B·T·L), both 0 on prefix rows; ``dy`` in the compute dtype, where that is not its own and the
+            kernel has read all of it; and what `finish` is given.
+        """
+        launch, dtype, device = self._backward[needs_dx], self._dtype, self._device
+        dx = torch.empty_like(dy) if needs_dx else None
+        kept = None
+        if self._has_down and dy.dtype != dtype:
+            kept = torch.empty(dy.shape, dtype=dtype, device=device)
+        if launch.is_bound and self._finish.is_bound and not is_hooked():
+            memory = torch.empty(self._scratch.bytes // dtype.itemsize, dtype=dtype, device=device)
+            start = memory.data_ptr()
+            at_rows, at_dh, at_dc, *at_sums = [start + offset for offset in self._scratch.starts]
+            sums, sums_h, d, da = at_sums if self._is_dynamic else (*at_sums, None, None)
+            down, _, conv, conv_bias, up, _, *dilation = self._addresses(weights, cast)
+            launch.run(
+                dy.data_ptr(), down, conv, conv_bias, *dilation, up, h.data_ptr(),
+                None if dx is None else dx.data_ptr(), at_dc if dphi is None else dphi.data_ptr(), at_rows, at_dh,
+                d, da, sums, sums_h, None if kept is None else kept.data_ptr(),
+            )  # fmt: skip
+            # the sums are in the memory that the views hold
+            return dx, memory.as_strided(*self._rows), memory.as_strided(*self._dh_columns), kept, (sums, sums_h, da)
+        rows, dh, dc, *parts = self._scratch.tensors(device)
+        tensors: tuple[Any, ...] = tuple(parts) if self._is_dynamic else (*parts, None, None)
+        (sums, sums_h, d, da), w = tensors, weights.views(cast)
+        launch(
+            dy, w.down, w.conv, w.conv_bias, w.dilation, w.dilation_bias, w.up, h,
+            dx, dc if dphi is None else dphi, rows, dh, d, da, sums, sums_h, kept,
+        )  # fmt: skip
+        return dx, rows, dh.t(), kept, (sums, sums_h, da)
+
+    def finish(self, sums: Sums, ddown: Tensor, dup: Tensor, weights: Weights) -> Weights:
+        """All gradients, in the dtype of the weights: ``ddown`` as it is, others from ``dup`` (D, R + PAD) and sums."""
+        given: Any = weights[1 : 8 if self._is_dynamic else 6]
+        down_bias, conv, conv_bias, up, up_bias, *others = map(torch.empty_like, given)
+        dilation, dilation_bias = others or (None, None)
+        if isinstance(sums[0], Tensor):
+            self._finish(*sums, dup, conv, conv_bias, down_bias, dilation, dilation_bias, up, up_bias)
+        else:
+            self._finish.run(
+                *sums, dup.data_ptr(), conv.data_ptr(), conv_bias.data_ptr(), down_bias.data_ptr(),
+                None if dilation is None else dilation.data_ptr(),
+                None if dilation_bias is None else dilation_bias.data_ptr(), up.data_ptr(), up_bias.data_ptr(),
+            )  # fmt: skip
+        return as_weights((ddown, down_bias, conv, conv_bias, up, up_bias, dilation, dilation_bias))
+
+    def _addresses(self, weights: Weights, cast: Tensor | None) -> list[Any]:
+        if cast is None or self.cast is None:
+            return [None if p is None else p.data_ptr() for p in weights]
+        return self.cast.addresses(cast)

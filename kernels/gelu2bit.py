@@ -16,6 +16,8 @@ import triton.language as tl
 from torch import Tensor
 
 from fe_adapter.kernels.common import load_f32, rounded
+from fe_adapter.kernels.launch import launch
+from fe_adapter.kernels.spec import ceil_div
 
 _BLOCK = 512  # bytes of codes a program
 
@@ -48,10 +50,11 @@ def _multiply_kernel(p_dy, p_codes, p_dx, numel, value0, value1, value2, value3,
 def pack(x: Tensor, positions: Sequence[float], codes: Tensor) -> None:
     """Write the codes of the flat ``x`` into ``codes`` (ceil(numel / 4),)."""
     if len(x):
-        _pack_kernel[(triton.cdiv(len(codes), _BLOCK),)](x, codes, len(x), *positions, BLOCK=_BLOCK)
+        launch(_pack_kernel, (ceil_div(len(codes), _BLOCK),), (x, codes), (len(x), *positions), {"BLOCK": _BLOCK})
 
 
 def multiply(dy: Tensor, codes: Tensor, values: Sequence[float], dx: Tensor) -> None:
     """Write ``dy`` times the value that its code names into ``dx``, both flat."""
     if len(dy):
-        _multiply_kernel[(triton.cdiv(len(codes), _BLOCK),)](dy, codes, dx, len(dy), *values, BLOCK=_BLOCK)
+        grid = (ceil_div(len(codes), _BLOCK),)
+        launch(_multiply_kernel, grid, (dy, codes, dx), (len(dy), *values), {"BLOCK": _BLOCK})

@@ -35,11 +35,11 @@ def load_weights(p_b, o_k, stride_b_k, K, o_n, stride_b_n, N, EVEN: tl.constexpr
 
 @triton.jit
 def down(
-    p_x, o_x, m_row, p_w, stride_w_d, stride_w_r, p_bias, p_h, o_h, D, R,
+    p_x, o_x, m_row, p_kept, o_kept, p_w, stride_w_d, stride_w_r, p_bias, p_h, o_h, D, R,
     BIAS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_R: tl.constexpr,
     ACCUMULATORS: tl.constexpr, EVEN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """``h = x·w + bias``; ``x`` passes by once for every ACCUMULATORS·BLOCK_R columns."""
+    """``h = x·w + bias``; ``x`` passes by once for every ACCUMULATORS·BLOCK_R columns, ``kept`` gets it rounded."""
     for r0 in range(0, R, ACCUMULATORS * BLOCK_R):
         b_h = ()
         for _ in tl.static_range(ACCUMULATORS):
@@ -47,6 +47,9 @@ def down(
         for d0 in range(0, D, BLOCK_D):
             o_d = d0 + tl.arange(0, BLOCK_D)
             b_x = load_rows(p_x, o_x, m_row, o_d, D, p_w.dtype.element_ty, EVEN)
+            if p_kept is not None:
+                m_kept = m_row[:, None] & (o_d < D)[None, :] & (r0 == 0)
+                tl.store(p_kept + o_kept[:, None] + o_d[None, :], b_x, m_kept)
             b_sums = ()
             for i in tl.static_range(ACCUMULATORS):
                 o_r = r0 + i * BLOCK_R + tl.arange(0, BLOCK_R)

@@ -6,6 +6,8 @@ Triton.
 
 from __future__ import annotations
 
+import itertools
+import math
 from typing import NamedTuple
 
 import torch
@@ -48,13 +50,25 @@ def hidden_sums(h: Tensor, programs: int) -> Tensor:
     return h.new_empty(programs, 4, h.shape[-1], dtype=torch.float32)
 
 
-def conv_gradients(weights: Weights, da: Tensor | None, dtype: torch.dtype) -> ConvGradients:
-    """The gradients in ``dtype``, to be filled but for the last: all of a dilation bias's gradient is ``Σ da``."""
-    conv, conv_bias, down_bias, dilation = (
-        None if p is None else torch.empty_like(p, dtype=dtype)
-        for p in (weights.conv, weights.conv_bias, weights.down_bias, weights.dilation)
-    )
-    assert conv is not None
-    assert conv_bias is not None
-    assert down_bias is not None
-    return ConvGradients(conv, conv_bias, down_bias, dilation, None if da is None else da.sum().reshape(1))
+def conv_gradients(weights: Weights, dtype: torch.dtype) -> ConvGradients:
+    """The gradients in ``dtype``, to be filled."""
+    parts = weights.conv, weights.conv_bias, weights.down_bias, weights.dilation, weights.dilation_bias
+    return ConvGradients(*(None if p is None else torch.empty_like(p, dtype=dtype) for p in parts))  # type: ignore[arg-type]
+
+
+class Layout:
+    """Several tensors in one allocation, each aligned as one of its own would be.
+
+    Attributes:
+        bytes: of all of them.
+        starts: of each, in bytes.
+    """
+
+    def __init__(self, *parts: tuple[tuple[int, ...], torch.dtype]) -> None:
+        self._parts = parts
+        sizes = (math.prod(shape) * dtype.itemsize for shape, dtype in parts)
+        *self.starts, self.bytes = itertools.accumulate((ceil_div(n, 256) * 256 for n in sizes), initial=0)
+
+    def tensors(self, device: torch.device) -> list[Tensor]:
+        """Each in an allocation of its own."""
+        return [torch.empty(shape, dtype=dtype, device=device) for shape, dtype in self._parts]

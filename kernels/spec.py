@@ -3,19 +3,35 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+import functools
+import itertools
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 DESIGNS = ("fused", "gemm", "resident", "tail")  # of the Triton backend: see docs/kernels.md
 CONV_ROWS = 16  # tokens of a program of the convolution, which leaves one row of partial sums
+ALIGNED = 64  # elements between the beginnings of weights in one tensor: a multiple of 16 bytes
+MOST_KINDS = 512  # of inputs, for which launches stay settled
 PAD = 8  # columns after φ(c): one for the bias, the rest zeros that keep rows aligned
 
 
 def ceil_div(a: int, b: int) -> int:
     """``a / b``, rounded up; `triton.cdiv` takes several microseconds."""
     return -(-a // b)
+
+
+class Kept(dict):
+    """What was settled for one kind of input, for the next such; of so many kinds that all must have an end."""
+
+    def keep(self, key: Any, value: Any) -> Any:
+        """Let ``value`` stay, and the oldest leave if there are too many."""
+        while len(self) >= MOST_KINDS:
+            self.pop(next(iter(self)), None)
+        self[key] = value
+        return value
 
 
 class Weights(NamedTuple):
@@ -34,12 +50,41 @@ class Weights(NamedTuple):
         """In ``dtype``, as kernels read them: contiguous, and aligned as an allocation of their own is."""
         return Weights(*(None if p is None else _alone(p, dtype) for p in self))  # type: ignore[arg-type]
 
+    def alone(self) -> Weights:
+        """In their own dtype, as kernels read them; this very object, if they are that already."""
+        if all(p is None or (p.is_contiguous() and p.data_ptr() % 16 == 0) for p in self):
+            return self
+        return Weights(*(None if p is None else p.clone(memory_format=torch.contiguous_format) for p in self))  # type: ignore[arg-type]
+
+    def flat_starts(self) -> list[int]:
+        """Where each begins, in elements, if all are in one flat tensor; and, last, where that ends."""
+        sizes = (0 if p is None else ceil_div(p.numel(), ALIGNED) * ALIGNED for p in self)
+        return list(itertools.accumulate(sizes, initial=0))
+
+    def views(self, flat: Tensor | None) -> Weights:
+        """Weights of these shapes, as they lie in ``flat``; without it, these."""
+        if flat is None:
+            return self
+        parts = zip(self.flat_starts(), self, strict=False)
+        return Weights(*(None if p is None else flat[i : i + p.numel()].view(p.shape) for i, p in parts))  # type: ignore[arg-type]
+
+
+as_weights: Callable[[Iterable[Any]], Weights] = functools.partial(tuple.__new__, Weights)  # in half the time
+
 
 def _alone(p: Tensor, dtype: torch.dtype) -> Tensor:
     if p.dtype != dtype:
         return p.to(dtype, memory_format=torch.contiguous_format)
     is_aligned = p.storage_offset() * p.element_size() % 16 == 0
     return p.contiguous() if is_aligned else p.clone(memory_format=torch.contiguous_format)
+
+
+Layout = tuple[Any, ...] | None
+
+
+def layout_of(t: Tensor | None) -> Layout:
+    """What a launch settles of a tensor: all but its values and where exactly it is."""
+    return None if t is None else (t.shape, t.stride(), t.dtype, t.device, t.data_ptr() % 16)
 
 
 class ConvGradients(NamedTuple):
@@ -62,7 +107,7 @@ class AdapterSpec:
     num_prefix_tokens: int
     grid_size: tuple[int, int]  # (H, W); (N, 1) where the kernel has no spatial extent
     compute_dtype: torch.dtype
-    gradient_dtype: torch.dtype = torch.float32  # in which the convolution's gradients are best made: their own
+    gradient_dtype: torch.dtype = torch.float32  # in which the gradients are best made: that of the weights
 
     @property
     def accumulate_dtype(self) -> torch.dtype:

@@ -27,10 +27,12 @@ def make_video(
     container: dict[str, str] | None = None,
     aspect: Fraction | None = None,
     title: str | None = None,
+    has_sound: bool = False,
+    x264: dict[str, str] | None = None,
 ) -> Path:
     """``times`` gives each frame's own time in units of ``1 / fps`` seconds, for a variable frame rate.
 
-    ``aspect`` is the width of a pixel to its height.
+    ``aspect`` is the width of a pixel to its height; ``x264`` are options of that encoder.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w", options=container or {}) as file:
@@ -42,8 +44,9 @@ def make_video(
         if title is not None:
             file.metadata["title"] = title
         stream.codec_context.time_base = Fraction(1, fps)
+        sound = file.add_stream("pcm_s16le", rate=8000) if has_sound else None
         if codec == "libx264":
-            stream.options = {"crf": "1"}
+            stream.options = {"crf": "1"} | (x264 or {})
         for i in range(num_frames):
             image = np.full((*size, 3), LEVEL * i, dtype=np.uint8)
             image[:MARK, :MARK] = 255
@@ -51,7 +54,31 @@ def make_video(
             frame.pts = i if times is None else times[i]
             frame.time_base = Fraction(1, fps)
             file.mux(stream.encode(frame))
+            if sound is not None:
+                samples = np.zeros((1, 8000 // fps), np.int16)
+                second = av.AudioFrame.from_ndarray(samples, format="s16", layout="mono")
+                second.sample_rate, second.pts = 8000, i * samples.size
+                file.mux(sound.encode(second))
         file.mux(stream.encode(None))
+    return path
+
+
+def change_size(path: Path, *sizes: tuple[int, int]) -> Path:
+    """White JPEGs, three of each size, one after another."""
+    with path.open("wb") as file:
+        for height, width in sizes:
+            encoder = av.CodecContext.create("mjpeg", "w")
+            encoder.height, encoder.width, encoder.pix_fmt, encoder.time_base = (
+                height,
+                width,
+                "yuvj420p",
+                Fraction(1, 25),
+            )
+            for i in range(3):
+                frame = av.VideoFrame.from_ndarray(np.full((height, width, 3), 255, np.uint8), format="rgb24")
+                frame.pts = i
+                file.writelines(bytes(packet) for packet in encoder.encode(frame))
+            file.writelines(bytes(packet) for packet in encoder.encode(None))
     return path
 
 

@@ -250,8 +250,8 @@ def operators(device: torch.device, design: str, shape: Shape) -> None:
     with chosen(design):
         forward = (x.clone().requires_grad_(), leaves, *spec, None, True, layer.backend)
         torch.library.opcheck(op.adapter_forward.default, forward, test_utils=utils)
-        _, h = op.adapter_forward(x, weights, *spec, None, True, layer.backend)
-        backward = (dy, x, None, h, weights, *spec, layer.backend, True)
+        _, h, *_ = op.adapter_forward(x, weights, *spec, None, True, layer.backend)
+        backward = (dy, x, None, h, None, weights, *spec, layer.backend, True)
         torch.library.opcheck(op.adapter_backward.default, backward, test_utils=utils)
 
 

@@ -19,8 +19,10 @@ from unittest import mock
 import torch
 
 from bench.proof.ahead import ARCHS, Report, compile_call, recorded_calls, type_of
-from fe_adapter.kernels import conv, fused, gelu2bit, plans, sums
+from fe_adapter.kernels import cast, conv, fused, gelu2bit, plans, sums
 from fe_adapter.kernels.spec import DESIGNS, AdapterSpec, Weights
+from fe_adapter.ops.fused import Fused
+from fe_adapter.ops.products import Products
 
 BOTTLENECKS = (32, 64, 96, 128, 192, 384, 512, 640)
 WIDTHS = (384, 768, 1024, 1280)
@@ -203,31 +205,39 @@ def launches(case: Case, target: str, chosen_only: bool = False) -> list[tuple[s
     if target == "sm_75" and torch.bfloat16 in (case.dtype, case.stream_dtype):
         return []  # `support` refuses it
     B, T, N, P, D, R = 1, 2, 6, 1, case.width, case.bottleneck  # small, and no multiple of 16, as 8 × 197 are none
-    spec = AdapterSpec((2, 1, 1), case.max_dilation, case.activation, P, (2, 3), case.dtype)
+    parameters = case.stream_dtype or case.dtype  # under autocast x and the parameters are both wider
+    spec = AdapterSpec((2, 1, 1), case.max_dilation, case.activation, P, (2, 3), case.dtype, parameters)
     x = torch.empty(B, T, P + N, D, dtype=case.stream_dtype or case.dtype)
     shapes = ((R, D), (R,), (R, 1, *case.kernel), (R,), (D, R), (D,), (3, R), (1,))
-    weights = Weights(*(torch.empty(shape, dtype=case.dtype) for shape in shapes))
+    weights = Weights(*(torch.empty(shape, dtype=parameters) for shape in shapes))
     if not case.dynamic:
         weights = weights._replace(dilation=None, dilation_bias=None)
-    h = torch.empty(B, T, N, R, dtype=case.dtype)
     with plans_for(target):
         chosen = plans.choose_design(x, case.dtype, R, weights.conv)
-        with recorded_calls(conv, sums) as calls:
-            rows = conv.activated_rows(h, weights, spec)
-            _, dc, state = conv.backward_activation(torch.empty_like(h), h, weights, spec)
-            conv.backward_hidden(dc, h, weights, spec, rows, state)
-        found = [("gemm", call) for call in calls]
+        found = [(_of_design("gemm", call), call) for call in _recorded("gemm", x, weights, spec, case.needs_dx)]
         for design in DESIGNS:
             if chosen_only and design != chosen:
                 continue
             if design == "gemm" or D % 16 or R % 16 or plans.refusals(design, x, case.dtype, R, weights.conv):
                 continue
-            given = h if design == "tail" else None
-            with recorded_calls(sums), recorded_calls(fused) as calls:
-                fused.forward(x, given, weights, spec, design)
-                fused.backward(x, given, h, weights, spec, case.needs_dx, design)
-            found += [(design, call) for call in calls]
+            calls = _recorded(design, x, weights, spec, case.needs_dx)
+            found += [(_of_design(design, call), call) for call in calls]
     return found
+
+
+def _recorded(
+    design: str, x: torch.Tensor, weights: Weights, spec: AdapterSpec, needs_dx: bool
+) -> list[tuple[Any, tuple, dict]]:
+    with recorded_calls(cast, conv, fused, sums) as calls:
+        adapter = Products(x.shape, spec, conv) if design == "gemm" else Fused(x, weights, spec, design)
+        _, h, rounded, copies = adapter.forward(x, weights, spec.compute_dtype != x.dtype)
+        adapter.backward(torch.zeros_like(x), x if rounded is None else rounded, None, h, copies, weights, needs_dx)
+    return calls
+
+
+def _of_design(design: str, call: tuple[Any, tuple, dict]) -> str:
+    """The design that a launch is particular to; none, if all designs have the like."""
+    return design if call[0].__name__.startswith(("_fused", "_conv")) else ""
 
 
 def problems(report: Report) -> list[str]:

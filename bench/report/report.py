@@ -119,13 +119,16 @@ def point_table(record: Record) -> list[str]:
     if not record["providers"]:
         return [title, "", f"No figures: {why_empty(record)}.", ""]
     columns = memory_columns(record)
-    heads = ["", "ms", "20 to 80 %", f"over {record['baseline']}", *(f"{name}, MiB" for name in columns)]
+    clips = record["point"].get("clips")  # of one time, where a case has many
+    heads = ["", "ms", "20 to 80 %", f"over {record['baseline']}", *["clips/s"] * bool(clips)]
+    heads += [f"{name}, MiB" for name in columns]
     rows = []
     for name, provider in record["providers"].items():
         low, median, high = np.quantile(provider["ms"], (0.2, 0.5, 0.8))
         label = {"ours": f"**{name}**", "floor": f"*{name}* (floor)"}.get(provider["role"], name)
         memory = [f"{provider['bytes'][c] / MIB:,.1f}" if c in provider["bytes"] else "" for c in columns]
-        rows.append([label, f"{median:.2f}", f"{low:.2f} to {high:.2f}", str(between(record, name)), *memory])
+        rate = [f"{1e3 * clips / median:.1f}"] if clips else []
+        rows.append([label, f"{median:.2f}", f"{low:.2f} to {high:.2f}", str(between(record, name)), *rate, *memory])
     rounds = len(record["providers"][record["baseline"]]["ms"])
     skipped = "".join(f" Without {name}: {reason}." for name, reason in record["skipped"].items())
     lines = table(heads, rows, "l" + "r" * (len(heads) - 1))

@@ -28,6 +28,7 @@ POOLS = "it pools tokens between its stages"
 MAPS = "its blocks take a (B, H, W, D) map, not (B, L, D) tokens"
 PACKS = "it packs images of different sizes, so that tokens have no one grid"
 
+MAX_MEAN, MIN_STD, MAX_STD, MIN_CROP = 1e3, 1e-5, 1e3, 0.05  # beyond what images are normalised by
 INTERPOLATIONS = ("bilinear", "bicubic", "nearest")
 
 
@@ -41,6 +42,9 @@ class Preprocessing:
         std: of RGB in [0, 1].
         interpolation: how images are scaled: "bilinear", "bicubic" or "nearest".
         crop: share of an image's shorter side that is kept in testing.
+
+    Raises:
+        InputError: a value that no weights were trained with: a std of 0, say.
     """
 
     size: tuple[int, int]
@@ -51,8 +55,12 @@ class Preprocessing:
 
     def __post_init__(self) -> None:
         check_choice("interpolation", self.interpolation, INTERPOLATIONS)
-        if not 0 < self.crop <= 1:
-            raise InputError(f"crop={self.crop} is outside (0, 1]")
+        for name, low, high in (("mean", -MAX_MEAN, MAX_MEAN), ("std", MIN_STD, MAX_STD)):
+            values = getattr(self, name)
+            if len(values) != 3 or not all(low <= value <= high for value in values):
+                raise InputError(f"{name}={values} is not three numbers from {low:g} to {high:g}")
+        if not MIN_CROP <= self.crop <= 1:
+            raise InputError(f"crop={self.crop} is not from {MIN_CROP} to 1")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from fe_adapter.backbones.describe import LIBRARIES
+from fe_adapter.backbones.hub import hub_or_cache
 from fe_adapter.checks import MAX_BLOCKS, MAX_WIDTH
 from fe_adapter.errors import InputError, first_line
-from fe_adapter.libraries import quiet
 
 MAX_SIDE = 2**14  # of an image, in pixels
+# in the names of models whose config is on Hugging Face's hub, too
+HUB_NAMES = {"timm": ("hf_hub:", "hf-hub:"), "hf": ("/",), "openclip": ("hf-hub:",), "torchvision": ()}
 LARGEST = {  # of the arguments that libraries build a backbone of, by the ending of their names
     **dict.fromkeys(("img_size", "image_size", "patch_size"), MAX_SIDE),
     **dict.fromkeys(("dim", "hidden_size", "intermediate_size"), MAX_WIDTH),
@@ -55,13 +58,15 @@ def build_backbone(name: str, weights: str | Path | None, args: dict[str, Any]) 
         path = Path(weights)
         if not path.exists():
             raise InputError(f"weights {path}: no such file or folder")
+    is_pretrained = weights is not None and path is None
+    needs_hub = is_pretrained or any(mark in model for mark in HUB_NAMES[prefix])
     try:
-        with quiet("huggingface_hub"):  # which says for a minute that there is no network; once is enough
-            return library.build(model, weights is not None and path is None, path, args)
+        with hub_or_cache() if needs_hub else contextlib.nullcontext():
+            return library.build(model, is_pretrained, path, args)
     except ImportError as error:
         raise InputError(f"{name} needs {error.name}; pip install 'fe-adapter[{library.EXTRA}]'") from None
     except InputError:
         raise
     except Exception as error:  # whatever a library makes of arguments that it does not check
-        hint = "; without a network, give a local file with weights (--weights FILE)" if weights == "pretrained" else ""
+        hint = "; without a network, give a local file with weights (--weights FILE)" if is_pretrained else ""
         raise InputError(f"cannot build {name}: {first_line(error)}{hint}") from error

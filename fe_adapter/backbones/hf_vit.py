@@ -28,7 +28,7 @@ from fe_adapter.backbones.backbone import (
     patches,
 )
 from fe_adapter.backbones.weights import load_weights
-from fe_adapter.errors import InputError
+from fe_adapter.errors import InputError, first_line
 from fe_adapter.files import read_json
 
 _log = logging.getLogger("fe_adapter")
@@ -165,7 +165,12 @@ def _with_preprocessing(model: Any, name: str, path: Path | None) -> nn.Module:
             "hf:%s has no %s; mean and std of others of its kind are taken, which is a guess", name, PREPROCESSOR
         )
         return model
-    found = _preprocessing(read_json(Path(file)))
+    content = read_json(Path(file))
+    try:
+        found = _preprocessing(content)
+        Preprocessing((1, 1), **found)  # which checks it
+    except (TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+        raise InputError(f"{file} does not say how images are prepared: {first_line(error)}") from None
     for config in (model.config, getattr(model.config, "vision_config", None)):
         if config is not None:
             config.image_preprocessing = found
@@ -174,6 +179,8 @@ def _with_preprocessing(model: Any, name: str, path: Path | None) -> nn.Module:
 
 def _preprocessing(content: dict[str, Any]) -> dict[str, Any]:
     """Fields of `Preprocessing` by a ``preprocessor_config.json``, of which size is the model's."""
+    if content.get("do_flip_channel_order"):
+        raise InputError("it asks for BGR, where frames are RGB")
     # transformers normalises (255·x·factor − mean) / std, and we (x − mean) / std
     scale = 255 * content.get("rescale_factor", 1 / 255) if content.get("do_rescale", True) else 255
     normalizes = content.get("do_normalize", True) and "image_mean" in content and "image_std" in content

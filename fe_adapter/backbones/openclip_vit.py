@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fe_adapter.backbones import timm_vit
 from fe_adapter.backbones.backbone import CLIP, Adapter, Backbone, Forwards, Preprocessing, interpolation_named, pair
 from fe_adapter.errors import InputError
+from fe_adapter.libraries import quiet
 
 NAME = EXTRA = "openclip"
 REFUSED: dict[str, str] = {}
@@ -62,13 +63,15 @@ def build(name: str, pretrained: bool, path: Path | None, args: dict[str, Any]) 
 
     architecture, _, tag = name.partition("/")
     if name.startswith("hf-hub:"):
-        return open_clip.create_model(name, load_weights=pretrained, **args).visual
+        with quiet("root"):  # it raises what it logs
+            return open_clip.create_model(name, load_weights=pretrained, **args).visual
     if architecture not in open_clip.list_models():
         raise InputError(f"open_clip has no model {architecture!r}; see open_clip.list_models()")
     if pretrained and not tag:
         raise InputError(f"openclip:{name} names no pretrained weights; write openclip:{architecture}/TAG")
     source = str(path) if path is not None else tag if pretrained else None
-    model = open_clip.create_model(architecture, pretrained=source, load_weights=source is not None, **args)
+    with quiet("root"):
+        model = open_clip.create_model(architecture, pretrained=source, load_weights=source is not None, **args)
     return model.visual
 
 

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from fe_adapter.cli.fields import Fields
-from fe_adapter.cli.options import Data, Device, Run, Weights, find_device, words
+from fe_adapter.cli.options import Data, Device, Precision, Run, Weights, find_device, words
 from fe_adapter.cli.tables import show_published, show_recalls
 from fe_adapter.data.recipe import ClipRecipe
 from fe_adapter.data.views import MultiView, Views
@@ -35,6 +35,7 @@ def eval(
     ] = None,
     recipe: Annotated[TrainConfig, Fields(only=("batch_size", "num_workers"))],
     clips: Annotated[ClipRecipe, Fields(only=("on_error", "tier", "fold", "frames_folder", "lists_folder"))],
+    precision: Precision = "auto",
     device: Device = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print the metrics as JSON.")] = False,
 ) -> None:
@@ -55,7 +56,9 @@ def eval(
     shown = dataset if views is None else MultiView(dataset, views)
     on_test = clips.select_on_test and dataset.split_name == "test" and model_folder.name != "last"
     about = {"views": None if views is None else str(views), "select_on_test": on_test}
-    evaluation = evaluate(model, shown, batch_size=recipe.batch_size, num_workers=recipe.num_workers)
+    evaluation = evaluate(
+        model, shown, batch_size=recipe.batch_size, num_workers=recipe.num_workers, precision=precision
+    )
     evaluation = dataclasses.replace(evaluation, about=about)
     folder = out or run_folder / "eval"
     evaluation.save(folder)

@@ -119,6 +119,11 @@ def _integers(text: str) -> int | tuple[int, ...] | None:
     return numbers if len(numbers) > 1 else numbers[0]
 
 
+def read_num_workers(text: str) -> int | str:
+    """``4``, or a word: ``auto``."""
+    return int(text) if re.fullmatch(r"-?[0-9]{1,20}", text) else text  # `check_num_workers` knows the word
+
+
 class Written(typing.NamedTuple):
     """A field whose value is written in some way, and how that is read."""
 
@@ -129,6 +134,7 @@ class Written(typing.NamedTuple):
 WRITTEN = {
     "kernel_size": Written(read_kernel_size, "K|K,KH,KW"),
     "dilation": Written(read_dilation, "dynamic|N|N,N,…|T,H,W;…"),
+    "num_workers": Written(read_num_workers, "auto|N"),
     "positions": Written(lambda text: tuple(text.split(",")), "attn|mlp|attn,mlp"),
     "tracker": Written(lambda text: None if text == "none" else text, "tensorboard|wandb|none"),
 }

@@ -20,7 +20,6 @@ from fe_adapter.cli.fields import Fields
 from fe_adapter.config import FEAdapterConfig
 from fe_adapter.data.layouts import LAYOUTS
 from fe_adapter.errors import InputError, first_line
-from fe_adapter.memory.policies import is_in_bf16
 
 ADAPTER_FIELDS = ("bottleneck", "kernel_size", "dilation", "positions")
 # names of files and classes are no markup, and their paths stay in one line
@@ -54,6 +53,7 @@ LastBlocks = Annotated[
     int | None, typer.Option(help="Adapters in the last K blocks; default all.", rich_help_panel="Adapter")
 ]
 Adapter = Annotated[FEAdapterConfig, Fields("Adapter", only=ADAPTER_FIELDS)]
+Precision = Annotated[str, typer.Option(help="no, bf16, fp16, or auto: bf16 where a GPU has it.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")]
 
 
@@ -114,14 +114,6 @@ def find_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise InputError(f"--device {name}: {first_line(error)}") from None
     return device
-
-
-def find_precision(name: str, memory_policy: str | None) -> str:
-    """The precision meant; "auto" is bf16 autocast where a GPU has it, but for a backbone in bf16 itself."""
-    if name != "auto":
-        return name
-    has_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-    return "bf16" if has_bf16 and not is_in_bf16(memory_policy) else "no"
 
 
 def read_json_object(option: str, text: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from rich.progress import track
 from rich.table import Table
 
 from fe_adapter.cli.fields import Fields
-from fe_adapter.cli.options import Device, Run, Weights, find_device, show, words
+from fe_adapter.cli.options import Device, Precision, Run, Weights, find_device, show, words
 from fe_adapter.files import check_folder, printable
 from fe_adapter.sharing.folder import find_model, load_classifier
 from fe_adapter.train.config import TrainConfig
@@ -36,6 +36,7 @@ def predict(
         float | None, typer.Option(help="Say 'unsure' where no class is as probable as this, in (0, 1].")
     ] = None,
     recipe: Annotated[TrainConfig, Fields(only=("batch_size",))],
+    precision: Precision = "auto",
     device: Device = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
@@ -62,7 +63,13 @@ def predict(
         transient=True,
     ):
         prediction = predict_video(
-            model, info, window=window, step=step, batch_size=recipe.batch_size, unsure_below=unsure_below
+            model,
+            info,
+            window=window,
+            step=step,
+            batch_size=recipe.batch_size,
+            precision=precision,
+            unsure_below=unsure_below,
         )
         prediction.save(stem)  # whatever happens to the next one
         predictions.append(prediction)

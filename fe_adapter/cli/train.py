@@ -17,7 +17,6 @@ from fe_adapter.cli.options import (
     Data,
     LastBlocks,
     find_device,
-    find_precision,
     in_last_blocks,
     read_json_object,
     use_config_file,
@@ -27,9 +26,10 @@ from fe_adapter.config import FEAdapterConfig
 from fe_adapter.data.protocol import ClipDataset
 from fe_adapter.data.recipe import ClipRecipe, summary_of
 from fe_adapter.errors import InputError, Terminated
-from fe_adapter.memory.policies import check_device, replace_memory_policy
+from fe_adapter.memory.policies import check_device, is_in_bf16, replace_memory_policy
 from fe_adapter.models.adaptation import trainable_summary
 from fe_adapter.models.classifier import VideoClassifier, expected_frames
+from fe_adapter.models.inference import chosen_precision
 from fe_adapter.train.config import TrainConfig
 from fe_adapter.train.settings import settings_written
 
@@ -100,7 +100,8 @@ def train(
         raise InputError("--mixup and --cutmix mix frames, of which --cache-features keeps none; leave out either")
     if memory is not None and recipe.memory_policy is not None:
         raise InputError("--memory picks the policy; leave --memory-policy out")
-    recipe = dataclasses.replace(recipe, precision=find_precision(precision, recipe.memory_policy))
+    precision = chosen_precision(precision, find_device("auto"), is_in_bf16(recipe.memory_policy))
+    recipe = dataclasses.replace(recipe, precision=precision)
     check_device(recipe.memory_policy)
     check_tracker(recipe.tracker)
     adapter = in_last_blocks(adapter, last_blocks)

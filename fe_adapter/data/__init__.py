@@ -1,6 +1,7 @@
 """Videos, clips and data sets."""
 
 from fe_adapter.data.datasets import VideoCSV, VideoDataset, VideoFolder, open_dataset
+from fe_adapter.data.feed import Feed
 from fe_adapter.data.listing import Clip
 from fe_adapter.data.loader import make_loader
 from fe_adapter.data.protocol import ClipDataset
@@ -16,6 +17,7 @@ __all__ = [
     "ClipDataset",
     "ClipRecipe",
     "EvalTransform",
+    "Feed",
     "FrameSampler",
     "MultiView",
     "TrainTransform",

@@ -29,7 +29,7 @@ from fe_adapter.data.listing import (
 from fe_adapter.data.reading import check_frames, probe, read_frames
 from fe_adapter.data.sampling import FrameSampler, derive_seed
 from fe_adapter.data.sources import read_source
-from fe_adapter.data.transforms import EvalTransform
+from fe_adapter.data.transforms import EvalTransform, compact
 from fe_adapter.data.video import VideoInfo
 from fe_adapter.data.votes import shares
 from fe_adapter.errors import InputError
@@ -112,6 +112,11 @@ class VideoDataset(Dataset[dict[str, Any]]):
         return self._is_training or not isinstance(self.transform, (EvalTransform, type(None)))
 
     @property
+    def in_memory(self) -> bool:
+        """Whether the frames of a video are kept once they are decoded."""
+        return self._frames is not None
+
+    @property
     def clip_seconds(self) -> float:
         """Median time that a clip spans in its video, in seconds."""
         return float(np.median([self.sampler.seconds(self._infos[clip.path], clip.window) for clip in self.clips]))
@@ -120,18 +125,33 @@ class VideoDataset(Dataset[dict[str, Any]]):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        seed = derive_seed(self._seed, self._epoch, index)
-        video = self.frames(index, np.random.default_rng(seed) if self._is_training else None)
-        if self.transform is not None:
-            video = self.transform(video, seed)
-        item = {"video": video, "label": self.labels[index], "path": self.paths[index], "index": index}
-        return item if self.targets is None else item | {"target": self.targets[index]}
+        item, seed = self._untransformed(index)
+        return item if self.transform is None else item | {"video": self.transform(item["video"], seed)}
+
+    def unfinished(self, index: int) -> dict[str, Any]:
+        """The item, but for what `transforms.finish` has to do to ``video`` by the item's ``edit``, on any device.
+
+        There is no ``edit`` where the transform has no `cut`: then nothing is left to do.
+        """
+        cut = getattr(self.transform, "cut", None)
+        if cut is None:
+            return self[index]
+        item, seed = self._untransformed(index)
+        part, edit = cut(item["video"], seed)
+        return item | {"video": compact(part, edit), "edit": edit}
 
     def frames(self, index: int, random: np.random.Generator | None = None, view: tuple[int, int] = (0, 1)) -> Tensor:
         """The frames ``(T, 3, H, W)`` of a clip as they are in the video; options as of `FrameSampler`."""
         clip = self.clips[index]
         info = self._infos[clip.path]
         return self._read(info, self.sampler(info, random, clip.window, view))
+
+    def _untransformed(self, index: int) -> tuple[dict[str, Any], int]:
+        """The item with its frames as they are, and the seed of what chance does to it."""
+        seed = derive_seed(self._seed, self._epoch, index)
+        video = self.frames(index, np.random.default_rng(seed) if self._is_training else None)
+        item = {"video": video, "label": self.labels[index], "path": self.paths[index], "index": index}
+        return item if self.targets is None else item | {"target": self.targets[index]}, seed
 
     def _read(self, info: VideoInfo, indices: list[int]) -> Tensor:
         if self._frames is None:
@@ -222,7 +242,7 @@ def open_dataset(
     if split in own and not (split == "train" and "val" not in own):
         clips = by_split[split]
     elif split in ("train", "val") and pool_name in by_split:
-        clips = held_out(by_split[pool_name], val_fraction, split_seed, of_validation=split == "val")
+        clips = held_out(data, by_split[pool_name], val_fraction, split_seed, of_validation=split == "val")
     elif split is None and None in by_split:
         clips = by_split[None]
     else:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import dataclasses
+import functools
 import io
 import logging
 import os
+import re
+import unicodedata
+from collections.abc import Iterable
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 
@@ -22,12 +28,17 @@ SPLIT_NAMES = {  # in folders and CSV files, whatever their case
     "val": "val", "valid": "val", "validation": "val", "dev": "val",
     "test": "test", "testing": "test",
 }  # fmt: skip
-# what systems and programs leave in folders; whatever begins with a dot is left out as well
+SPLIT_COLUMNS = frozenset({"set", "subset", "partition", "usage", "is_train"})  # beside split and fold in CSV files
+# what systems and programs leave in folders; whatever begins with a dot or with ~$ is left out as well
 FOREIGN = frozenset({
     "__MACOSX", "__pycache__", "@__thumb", "@Recently-Snapshot", "@eaDir", "#recycle", "#snapshot", "$RECYCLE.BIN",
     "System Volume Information", "lost+found",
 })  # fmt: skip
+DELIMITERS = ",;\t|"
 _NO_LABEL = frozenset({"nan", "null", "none", "n/a", "na", "#n/a"})  # what programs write where there is none
+
+
+Rows: TypeAlias = list[tuple[int, dict[str, str]]]  # of a CSV file: the number of a line, and values by column
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,9 +71,10 @@ def list_folder(root: Path) -> list[Clip]:
     Hidden and foreign files and folders are left out.
 
     Raises:
-        InputError: there is no such folder, no class folder in it, or a class without videos.
+        InputError: there is no such folder, no class folder in it, or a class without videos; classes of one name.
     """
     folders = _folders(root)
+    _check_names([folder.name for folder in folders], root)
     clips = []
     for folder in folders:
         files = find_videos(folder)
@@ -81,29 +93,31 @@ def list_folder(root: Path) -> list[Clip]:
 def list_csv(file: Path) -> list[tuple[Clip, str | None]]:
     """The videos of a CSV file and the split of each; paths are relative to the file.
 
-    What spreadsheets make of such a file is read as well: a byte order mark, semicolons or tabs, blanks around values,
-    column names in any case, lines without values at the end.
+    What spreadsheets make of such a file is read as well: UTF-16 and byte order marks, semicolons, tabs or bars, a
+    first line ``sep=;``, blanks around values, column names in any case, lines without values at the end, a backslash
+    in a path. The split may be in a column of another name that holds nothing but names of splits.
 
     Raises:
-        InputError: a missing column, value or file, or a path that is there twice; the line is named.
+        InputError: a missing column, value or file, or a path that is there twice; the line is named. Classes of one
+            name, columns that disagree about splits, or a column such as ``fold`` that names none.
     """
     columns, rows = read_csv(file)
-    for column in ("path", "label"):
-        if columns.count(column) != 1:
+    for column in ("path", "label", "split"):
+        if columns.count(column) > 1 or (column in ("path", "label") and column not in columns):
             found = ", ".join(map(repr, columns)) or "none"
             raise InputError(
                 f"{file} has {'no' if column not in columns else 'more than one'} column {column!r}; it has {found}"
             )
+    of_split = _split_column(file, columns, rows)
     clips: list[tuple[Clip, str | None]] = []
     lines: dict[str, int] = {}
-    for line, values in rows:
-        row = dict(zip(columns, values, strict=False))
-        name, label, written = row.get("path"), row.get("label", ""), row.get("split") or None
+    for line, row in rows:
+        name, label, written = row.get("path"), row.get("label", ""), row.get(str(of_split)) or None
         if not name or not label or label.lower() in _NO_LABEL:
             raise InputError(f"{file}, line {line}: path or label is missing")
         split = None if written is None else SPLIT_NAMES.get(written.lower())
         if written is not None and split is None:
-            raise InputError(f"{file}, line {line}: split {written!r} is none of {', '.join(SPLIT_NAMES)}")
+            raise InputError(f"{file}, line {line}: {of_split} {written!r} is none of {', '.join(SPLIT_NAMES)}")
         path = path_in_csv(file, name)
         if path in lines:
             raise InputError(f"{file}, line {line}: {name} is there already, in line {lines[path]}")
@@ -111,12 +125,16 @@ def list_csv(file: Path) -> list[tuple[Clip, str | None]]:
             raise InputError(f"{file}, line {line}: {name}: no such file")
         lines[path] = line
         clips.append((Clip(path, label), split))
+    _check_names([clip.class_name for clip, _ in clips], file)
     return clips
 
 
 def path_in_csv(file: Path, name: str) -> str:
-    """Where a path in a CSV file leads."""
-    return os.path.normpath(file.parent / name)
+    """Where a path in a CSV file leads, which may be of a Windows machine."""
+    path = os.path.normpath(file.parent / name)
+    if "\\" in name and not os.path.exists(path):  # noqa: PTH110 (a path is a string)
+        return os.path.normpath(file.parent / name.replace("\\", "/"))
+    return path
 
 
 def clips_by_split(data: Path) -> dict[str | None, list[Clip]]:
@@ -141,7 +159,7 @@ def clips_by_split(data: Path) -> dict[str | None, list[Clip]]:
         raise InputError(f"{data}: no such file")
     splits, others = _split_folders(_folders(data))
     if not splits or ("train" not in splits and others):
-        _warn_of_splits(others)
+        _warn_of_splits(data, others)
         return {None: list_folder(data)}
     beside = [folder.name for folder in others if find_videos(folder)]
     if beside:
@@ -159,8 +177,10 @@ def name_of_split(data: Path, split: str) -> str:
     return next(folder.name for folder in _folders(data) if SPLIT_NAMES.get(folder.name.lower()) == split)
 
 
-def held_out(clips: list[Clip], fraction: float, seed: int, of_validation: bool) -> list[Clip]:
-    """The held-out share of every class, at least one clip of it, or the rest.
+def held_out(
+    data: str | os.PathLike[str], clips: list[Clip], fraction: float, seed: int, of_validation: bool
+) -> list[Clip]:
+    """The held-out share of every class of ``data``, at least one clip of it, or the rest.
 
     Where it is known of all clips who is seen, it is a share of the people, and all clips of theirs.
     """
@@ -173,7 +193,9 @@ def held_out(clips: list[Clip], fraction: float, seed: int, of_validation: bool)
     for name in {clip.class_name for clip in clips}:
         paths = sorted(clip.path for clip in clips if clip.class_name == name)
         if len(paths) < 2:
-            raise InputError(f"class {name!r} has one video; it cannot be in both the training and the validation set")
+            raise InputError(
+                f"{data}: class {name!r} has one video; it cannot be in both the training and the validation set"
+            )
         order = np.random.default_rng(seed).permutation(len(paths))
         chosen.update(paths[i] for i in order[: max(1, round(fraction * len(paths)))])
     return [clip for clip in clips if (clip.path in chosen) == of_validation]
@@ -198,20 +220,46 @@ def _split_folders(folders: list[Path]) -> tuple[dict[str, Path], list[Path]]:
             )
         else:
             splits[split] = folder
+    if others and len(folders) > 1 and all(folder.name.lower() in SPLIT_NAMES for folder in folders):
+        raise InputError(
+            f"{others[0].parent} has the splits {', '.join(folder.name for folder in folders)}, but {others[0].name!r} "
+            "holds no class folders, or videos beside them"
+        )
     return splits, others
 
 
-def _warn_of_splits(classes: list[Path]) -> None:
+def _check_names(names: Iterable[str], source: Path) -> None:
+    """Raise `InputError` where two classes would be one to people: happy and Happy, 1 and 01."""
+    seen: dict[str, str] = {}
+    for name in names:
+        visible = "".join(c for c in unicodedata.normalize("NFKC", name) if unicodedata.category(c) != "Cf")
+        plain = " ".join(visible.casefold().split())
+        number = re.fullmatch(r"0*([0-9]+?)(\.0*)?", plain)
+        other = seen.setdefault(number[1] if number else plain, name)
+        if other != name:
+            raise InputError(
+                f"{source} has the classes {other!r} and {name!r}, which differ in case, blanks, zeros or what cannot "
+                "be seen only; give them one name"
+            )
+
+
+def _warn_of_splits(root: Path, classes: list[Path]) -> None:
     """Say so where classes look like splits under names of their own: only folders in them, of the same names."""
     inside = ({folder.name for folder in _folders(path)} for path in classes)  # read as far as it is needed
     names = next(inside, set())
     is_alike = len(classes) > 1 and len(names) > 1 and all(others == names for others in inside)
     holds_clips = any(find_videos(path, deep=False) or any(map(holds_frames, _folders(path))) for path in classes)
     if is_alike and not holds_clips:
-        _log.warning(
-            "the classes %s hold folders of the same names; if they are splits, call them train, val and test",
-            ", ".join(path.name for path in classes),
+        _say_once(
+            f"{root}: the classes {', '.join(path.name for path in classes)} hold folders of the same names; "
+            "if they are splits, call them train, val and test"
         )
+
+
+@functools.cache
+def _say_once(message: str) -> None:
+    """Data are listed for every split that is opened."""
+    _log.warning("%s", message)
 
 
 def _folders(root: Path) -> list[Path]:
@@ -248,26 +296,55 @@ def find_videos(folder: Path, deep: bool = True) -> list[Path]:
 
 
 def _is_ours(name: str) -> bool:
-    return not name.startswith(".") and name not in FOREIGN
+    return not name.startswith((".", "~$")) and name not in FOREIGN
 
 
-def read_csv(file: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """The names of the columns, and of every line that has values its number and values, without blanks around them."""
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise InputError(f"cannot read {file}: {error.strerror or error}") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{file} is no CSV file in UTF-8: {error}") from None
-    header = text.partition("\n")[0].lower()
+def _split_column(file: Path, columns: list[str], rows: Rows) -> str | None:
+    """Which of the columns says the split of a line: the one called so, or one that holds names of splits alone."""
+
+    def splits_in(column: str) -> list[str | None]:
+        return [SPLIT_NAMES.get(row.get(column, "").lower()) for _, row in rows]
+
+    def is_called_so(column: str) -> bool:
+        return column in SPLIT_COLUMNS or "split" in column or "fold" in column
+
+    def names_splits(column: str) -> bool:
+        has_names_alone = all(row.get(column, "").lower() in ("", *SPLIT_NAMES) for _, row in rows)
+        return has_names_alone and (is_called_so(column) or "train" in splits_in(column))
+
+    others = [column for column in columns if column not in ("path", "label", "")]
+    named = [column for column in others if names_splits(column)]
+    meant = [column for column in others if column in named or is_called_so(column)]
+    chosen = "split" if "split" in others else next(iter(named), None)
+    if chosen is None and meant:
+        raise InputError(
+            f"{file} has a column {meant[0]!r} that names no splits; which lines are to train on and which to "
+            "validate on says a column 'split' of train and val"
+        )
+    for column in [column for column in meant if column != chosen]:
+        if column in named and splits_in(column) != splits_in(str(chosen)):
+            raise InputError(
+                f"{file} has the columns {chosen!r} and {column!r}, which name other splits; leave one out"
+            )
+        _say_once(f"{file}: the column {column!r} is not used; splits are those of {chosen!r}")
+    return chosen
+
+
+def read_csv(file: Path) -> tuple[list[str], Rows]:
+    """The names of the columns, and every line that has values, without blanks around them."""
+    text = _text(file)
+    said = re.match(rf'"?sep=([{DELIMITERS}])"?[{DELIMITERS} ]*(?=\r|\n)', text, re.IGNORECASE)  # to Excel
+    text = text if said is None else text[said.end() :]
+    header = next((line.lower() for line in text.splitlines() if line.strip()), "")
     delimiter = next(
-        (mark for mark in ",;\t" if {"path", "label"} <= {part.strip(' "\r') for part in header.split(mark)}), ","
+        (mark for mark in DELIMITERS if {"path", "label"} <= {part.strip(' "') for part in header.split(mark)}), ","
     )
+    delimiter = delimiter if said is None else said[1]
     try:
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
         lines = [(reader.line_num, [value.strip() for value in values]) for values in reader]
     except csv.Error as error:
-        raise InputError(f"{file} is no CSV file in UTF-8: {error}") from None
+        raise InputError(f"{file} is no CSV file: {error}") from None
     lines = [(number, values) for number, values in lines if any(values)]
     if not lines:
         return [], []
@@ -278,4 +355,16 @@ def read_csv(file: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
                 f"{file}, line {number}: {len(values)} values for {len(columns)} columns; "
                 f"quote a value that holds {delimiter!r}"
             )
-    return columns, lines[1:]
+    return columns, [(number, dict(zip(columns, values, strict=False))) for number, values in lines[1:]]
+
+
+def _text(file: Path) -> str:
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot read {file}: {error.strerror or error}") from None
+    is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        return content.decode("utf-16" if is_utf16 else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{file} is no CSV file in UTF-8: {error}") from None

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, cast
 
 import torch
@@ -46,23 +46,48 @@ def make_loader(
         num_workers: processes that decode; 0 decodes in this one.
         start_batch: leave out the first batches without decoding them, to resume within an epoch.
         shard: ``(index, count)``: every count-th batch from index on. All shards have as many batches: where they
-            do not come out even, the last batch is in several.
+            do not come out even, the first batches of the epoch are in them once more.
         indices: those clips alone, in that order; without a sampler.
     """
+    return data_loader(
+        dataset,
+        batches_of(dataset, batch_size, sampler, seed, epoch, start_batch, shard, indices),
+        num_workers=num_workers,
+        seed=seed,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def batches_of(
+    dataset: ClipDataset,
+    batch_size: int,
+    sampler: str | None = None,
+    seed: int = 0,
+    epoch: int = 0,
+    start_batch: int = 0,
+    shard: tuple[int, int] = (0, 1),
+    indices: Sequence[int] | None = None,
+) -> list[list[int]]:
+    """Which clips are in every batch of an epoch, as of `make_loader`."""
     check_choice("sampler", sampler, SAMPLERS)
     check_count("batch_size", batch_size, 1)
     order = _order(dataset, sampler, seed, epoch) if indices is None else list(indices)
     batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
     index, count = shard
-    chosen = [batches[min(i + index, len(batches) - 1)] for i in range(start_batch, len(batches), count)]
+    return [batches[(i + index) % len(batches)] for i in range(start_batch, len(batches), count)]
+
+
+def data_loader(dataset: Any, batches: Iterable[list[Any]], *, num_workers: int, **options: Any) -> DataLoader[Any]:
+    """PyTorch's loader of ``batches``, with our workers; ``options`` are its own, and ``seed``."""
     return DataLoader(
-        cast("Dataset[dict[str, Any]]", dataset),  # of which it needs no more than we do
-        batch_sampler=chosen,
+        cast("Dataset[Any]", dataset),  # of which it needs no more than we do
+        batch_sampler=batches,
         num_workers=num_workers,
         multiprocessing_context=_context() if num_workers else None,
         worker_init_fn=_follow_main_process,
-        generator=torch.Generator().manual_seed(seed),  # or the global one would lose a number to each loader
-        pin_memory=torch.cuda.is_available(),
+        # or the global one would lose a number to each loader
+        generator=torch.Generator().manual_seed(options.pop("seed", 0)),
+        **options,
     )
 
 
@@ -102,6 +127,15 @@ def _follow_main_process(worker: int) -> None:
 def _context() -> Any:
     if sys.platform == "win32":
         return multiprocessing.get_context("spawn")
+    from multiprocessing import forkserver, resource_tracker  # which are not there on Windows
+
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["fe_adapter.data.datasets"])  # so that each worker starts at once
+    # with Ctrl-C blocked from their birth, before they can ignore it; the tracker would unblock it, were it not there
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return context

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import logging
 import os
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,9 @@ from fe_adapter.errors import InputError
 
 _log = logging.getLogger("fe_adapter")
 VIDEO_SUFFIXES = (
-    ".3gp", ".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".ts", ".webm", ".wmv",
+    ".3g2", ".3gp", ".amv", ".asf", ".avi", ".divx", ".dv", ".f4v", ".flv", ".m1v", ".m2t", ".m2ts", ".m2v", ".m4v",
+    ".mjpeg", ".mjpg", ".mk3d", ".mkv", ".mov", ".mp4", ".mpe", ".mpeg", ".mpg", ".mts", ".mxf", ".nut", ".ogm", ".ogv",
+    ".qt", ".rm", ".rmvb", ".ts", ".vob", ".webm", ".wmv", ".wtv", ".y4m",
 )  # fmt: skip
 _MAX_SIDE = 16_384  # pixels
 _SEEK_GAP = 4.0  # seconds between two wanted frames from which seeking beats decoding what lies between
@@ -81,29 +84,39 @@ def probe(path: str | os.PathLike[str]) -> VideoInfo:
     path = os.fspath(path)
     with _opened(path) as (container, stream):
         promised, time_base = stream.frames, stream.time_base
-        packets = [packet for packet in container.demux(stream) if packet.size]
         if container.format.name == "avi":
             promised = 0  # its header counts frames that were dropped, too
-        damaged = sum(packet.is_corrupt for packet in packets)
-        if len(packets) - damaged < promised:
+        times = array("q")  # of the frames that are shown
+        ends: dict[int, int] = {}  # of the streams, in units of their own
+        num_packets = num_damaged = num_shown = 0
+        for packet in container.demux():
+            if packet.size and packet.pts is not None:
+                index = packet.stream.index
+                ends[index] = max(ends.get(index, 0), packet.pts + (packet.duration or 0))
+            if not packet.size or packet.stream.index != stream.index:
+                continue
+            num_packets, num_damaged = num_packets + 1, num_damaged + packet.is_corrupt
+            if not packet.is_discard:
+                num_shown += 1
+                times.extend([] if packet.pts is None else [packet.pts])
+        if num_packets - num_damaged < promised:
             there = _num_packets(path)
             if there < promised:
                 raise InputError(f"{path} is truncated: {there} of {promised} frames are there")
-        elif damaged:
-            _log.warning("%s: %d of %d packets are damaged; what decodes is used", path, damaged, len(packets))
-        _check_length(path, container, packets)
-        shown = [packet.pts for packet in packets if not packet.is_discard]
-        numbered = time_base is None or None in shown or len(set(shown)) < len(shown)
+        elif num_damaged:
+            _log.warning("%s: %d of %d packets are damaged; what decodes is used", path, num_damaged, num_packets)
+        seconds = max(float(ends.get(s.index, 0) * (s.time_base or 0)) for s in container.streams)
+        _check_length(path, container, promised, seconds)
+        pts = np.unique(np.frombuffer(times, np.int64)) if times else np.array([], np.int64)
+        numbered = time_base is None or len(pts) < num_shown
     with _opened(path) as (container, stream):
         first = next(container.decode(stream), None)
-        if first is None or not shown:
+        if first is None or not num_shown:
             raise InputError(f"{path} has no frames")
-        height, width = _display_size(path, first, stream)
+        height, width = _display_size(path, first, stream.sample_aspect_ratio)
         if numbered:
             rate = stream.average_rate or 25
             time_base, pts = 1 / rate, np.arange(1 + sum(1 for _ in container.decode(stream)))
-        else:
-            pts = np.array(sorted(shown), dtype=np.int64)
     return VideoInfo(path, pts, float(time_base), height, width, numbered)
 
 
@@ -115,7 +128,7 @@ def read_frames(video: VideoInfo | str | os.PathLike[str], indices: Sequence[int
         indices: which frames, in any order and as often as wanted; None is all of them.
 
     Returns:
-        uint8 ``(T, 3, H, W)``.
+        uint8 ``(T, 3, H, W)``, channels last in memory.
 
     Raises:
         InputError: as `probe`; or a frame that the file promises cannot be decoded.
@@ -127,16 +140,17 @@ def read_frames(video: VideoInfo | str | os.PathLike[str], indices: Sequence[int
     frames: dict[int, np.ndarray] = {}
     to_rgb = _reformatter()
     with _opened(info.path) as (container, stream):
+        stream.codec_context.thread_count = torch.get_num_threads()  # one in a worker, which has neighbours
         for pts, frame in _decode(container, stream, wanted, info):
             if frame.is_corrupt:
                 raise InputError(f"{info.path} is damaged at {(pts - info.pts[0]) * info.time_base:.2f} s")
-            frames[pts] = _upright(frame, info, to_rgb)
+            frames[pts] = _upright(frame, stream, info, to_rgb)
     if len(frames) < len(wanted):
         missing = next(pts for pts in wanted if pts not in frames)
         at = (missing - info.pts[0]) * info.time_base
         raise InputError(f"{info.path} is damaged: the frame at {at:.2f} s cannot be decoded")
     stacked = np.stack([frames[int(info.pts[i])] for i in chosen])
-    return rearrange(torch.from_numpy(stacked), "t h w c -> t c h w").contiguous()
+    return rearrange(torch.from_numpy(stacked), "t h w c -> t c h w")
 
 
 def check_frames(info: VideoInfo) -> None:
@@ -167,7 +181,7 @@ def _decode(container: Any, stream: Any, wanted: list[int], info: VideoInfo) -> 
         if can_seek and left[0] - position > gap:
             container.seek(left[0], stream=stream)
         seeked, landed = position, False
-        for number, frame in enumerate(container.decode(stream)):
+        for number, frame in enumerate(_decoded(container, stream, None if info.is_numbered else set(left))):
             position = number if info.is_numbered else frame.pts
             if can_seek and not landed and position > left[0]:
                 break  # the seek went too far: this file's index is not to be trusted
@@ -183,6 +197,18 @@ def _decode(container: Any, stream: Any, wanted: list[int], info: VideoInfo) -> 
         if not landed:
             container.seek(int(info.pts[0]), stream=stream)
             can_seek, position = False, seeked
+
+
+def _decoded(container: Any, stream: Any, wanted: set[int] | None) -> Iterator[Any]:
+    """The frames in order; without some of those that are not ``wanted``, where that spares decoding them.
+
+    A frame of H.264 says whether any other one refers to it (ITU-T H.264, 7.4.1: ``nal_ref_idc``). HEVC's means less.
+    """
+    codec = stream.codec_context
+    for packet in container.demux(stream):
+        if wanted is not None and codec.name == "h264":
+            codec.skip_frame = "DEFAULT" if packet.pts is None or packet.pts in wanted else "NONREF"
+        yield from packet.decode()
 
 
 def _num_packets(path: str) -> int:
@@ -207,38 +233,59 @@ def _orientation(path: str, frame: Any) -> tuple[bool, bool, bool]:
     raise InputError(f"{path} asks players to turn it by no multiple of 90 degrees; turn its frames themselves first")
 
 
-def _display_size(path: str, frame: Any, stream: Any) -> tuple[int, int]:
-    """Height and width of ``frame`` as a player shows it."""
-    height, width = frame.height, max(1, round(frame.width * (stream.sample_aspect_ratio or 1)))
+def _display_size(path: str, frame: Any, aspect: Any) -> tuple[int, int]:
+    """Height and width of ``frame`` as a player shows it, by the ``aspect`` of its pixels, width to height."""
+    height, width = frame.height, max(1, round(frame.width * (aspect or 1)))
     if width > _MAX_SIDE:
         raise InputError(f"{path} asks players to stretch it to {width} pixels; its sample aspect ratio is wrong")
     return (width, height) if _orientation(path, frame)[0] else (height, width)
 
 
-def _upright(frame: Any, info: VideoInfo, to_rgb: Callable[..., Any]) -> np.ndarray:
-    """``(H, W, 3)`` uint8 of ``frame``, as a player shows it."""
+def _upright(frame: Any, stream: Any, info: VideoInfo, to_rgb: Callable[..., Any]) -> np.ndarray:
+    """``(H, W, 3)`` uint8 of ``frame``, as a player shows it; one of another shape than the first has black bars."""
     exchanged, mirrored, flipped = _orientation(info.path, frame)
-    height, width = (info.width, info.height) if exchanged else (info.height, info.width)
-    image = to_rgb(frame, width=width, height=height).to_ndarray()
+    height, width = _display_size(info.path, frame, stream.sample_aspect_ratio)
+    if (height, width) != (info.height, info.width):
+        aspect = stream.codec_context.sample_aspect_ratio or stream.sample_aspect_ratio  # which may change, too
+        height, width = _fitted(_display_size(info.path, frame, aspect), info)
+    sides = (width, height) if exchanged else (height, width)
+    image = to_rgb(frame, height=sides[0], width=sides[1]).to_ndarray()
     if exchanged:
         image = image.swapaxes(0, 1)
-    return image[:: -1 if flipped else 1, :: -1 if mirrored else 1]
+    image = image[:: -1 if flipped else 1, :: -1 if mirrored else 1]
+    if (height, width) == (info.height, info.width):
+        return image
+    whole = np.zeros((info.height, info.width, 3), np.uint8)
+    top, left = (info.height - height) // 2, (info.width - width) // 2
+    whole[top : top + height, left : left + width] = image
+    return whole
 
 
-def _check_length(path: str, container: Any, packets: list[Any]) -> None:
-    """Refuse AVI and Matroska files that end before their headers say; other lengths are estimates."""
-    if container.format.name == "avi":
+def _fitted(size: tuple[int, int], info: VideoInfo) -> tuple[int, int]:
+    """``size``, height and width, scaled until it just fits into the frame of a video."""
+    scale = min(info.height / size[0], info.width / size[1])
+    height, width = max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+    is_alike = height > 0.98 * info.height and width > 0.98 * info.width  # 854x480 and 640x360 are one shape
+    return (info.height, info.width) if is_alike else (height, width)
+
+
+def _check_length(path: str, container: Any, num_promised: int, end: float) -> None:
+    """Refuse files that end, in bytes or at ``end`` in seconds, before their headers say; warn where none can say."""
+    kind, size = container.format.name, Path(path).stat().st_size
+    if kind == "avi":
         with Path(path).open("rb") as file:
             promised = 8 + int.from_bytes(file.read(8)[4:], "little")  # the size of the RIFF chunk
-        size = Path(path).stat().st_size
         if size < promised:
             raise InputError(f"{path} is truncated: {size} of {promised} bytes are there")
-    if "matroska" not in container.format.name or container.streams.audio or not container.duration:
-        return
-    timed = [packet for packet in packets if packet.pts is not None]
-    end = max((float((p.pts + (p.duration or 0)) * p.time_base) for p in timed), default=0.0)
-    seconds = container.duration / 1e6
-    if end < 0.99 * seconds - 0.1:
+    if kind == "mpegts" and all(size % length for length in (188, 192, 204)):  # of its packets
+        _log.warning("%s ends within a packet: it may be truncated, and what decodes is used", path)
+    if kind == "asf" and not container.duration:
+        _log.warning("%s does not say how long it is: it may be truncated, and what decodes is used", path)
+    is_fragmented = kind.startswith("mov") and not num_promised
+    is_stated = is_fragmented or any(name in kind for name in ("matroska", "flv", "mxf"))  # or an estimate
+    seconds = (container.duration or 0) / 1e6 if is_stated else 0.0
+    rate = container.streams.video[0].average_rate
+    if end + (1 / rate if rate else 0) < 0.99 * seconds - 0.1:  # a frame may not say how long it lasts
         raise InputError(f"{path} is truncated: {end:.1f} of {seconds:.1f} s are there")
 
 

@@ -41,16 +41,15 @@ def csv_votes(file: Path, class_names: Sequence[str]) -> dict[str, dict[str, flo
         InputError: a class has no column, or a value is no number.
     """
     columns, rows = read_csv(file)
-    places = {name: columns.index(name.lower()) for name in class_names if name.lower() in columns}
-    lost = [name for name in class_names if name not in places]
+    lost = [name for name in class_names if name.lower() not in columns]
     if lost:
         raise InputError(f"{file} has no column of votes for {some(lost)}; soft labels need one for every class")
     found = {}
-    for line, values in rows:
-        path = path_in_csv(file, values[columns.index("path")])
+    for line, row in rows:
         try:
-            found[path] = {name: float(values[place] or 0) for name, place in places.items()}
-        except (ValueError, IndexError):
+            votes = {name: float(row.get(name.lower()) or 0) for name in class_names}
+            found[path_in_csv(file, row["path"])] = votes
+        except ValueError:
             raise InputError(f"{file}, line {line}: a vote is no number") from None
     return found
 

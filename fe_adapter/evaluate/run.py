@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fe_adapter.backbones.backbone import unwrapped
-from fe_adapter.data.loader import make_loader, one_line_errors
+from fe_adapter.data.feed import Feed
 from fe_adapter.data.protocol import ClipDataset
 from fe_adapter.distributed import gather, num_processes, process_index
 from fe_adapter.errors import InputError
@@ -22,7 +22,8 @@ from fe_adapter.evaluate.calibration import (
 )
 from fe_adapter.evaluate.metrics import Metrics, confusion_matrix
 from fe_adapter.files import write_csv, write_figure, write_json
-from fe_adapter.models.classifier import VideoClassifier, probabilities
+from fe_adapter.models.classifier import VideoClassifier
+from fe_adapter.models.inference import classify
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,23 +73,26 @@ def evaluate(
     dataset: ClipDataset,
     *,
     batch_size: int = 8,
-    num_workers: int = 0,
+    num_workers: int | str = "auto",
+    precision: str = "auto",
     description: str = "Evaluating",
 ) -> Evaluation:
     """Class probabilities of every clip of ``dataset``, and the metrics.
 
-    The model keeps its device and its training mode; autocast is the caller's. The processes of a distributed run share
-    the clips, each of which counts once, and all get the whole result.
+    The model keeps its device and its training mode. The processes of a distributed run share the clips, each of which
+    counts once, and all get the whole result.
 
     Args:
         dataset: a `VideoFolder` or `VideoCSV`, with the model's classes in the model's order; of a `MultiView`, the
             probabilities of a video are the mean over its views.
         batch_size: clips at a time.
-        num_workers: processes that decode; 0 decodes in this one.
+        num_workers: processes that decode; 0 decodes in this one; "auto" as of `fe_adapter.data.Feed`.
+        precision: of autocast, as of `fe_adapter.models.inference.classify`: "auto" is bf16 on a GPU that has it.
         description: in front of the progress bar; empty for none.
 
     Raises:
-        InputError: the data set has other classes than the model, or no clips.
+        InputError: the data set has other classes than the model, or no clips; an option is out of range; a logit is
+            NaN or infinite.
     """
     from rich.console import Console
     from rich.progress import track
@@ -99,24 +103,23 @@ def evaluate(
         raise InputError("the data set holds no clips to evaluate on")
     device = next(model.parameters()).device
     shard = (process_index(), num_processes())
-    loader = make_loader(dataset, batch_size, num_workers=num_workers, shard=shard)
-    clips: list[tuple[int, str, int, Tensor]] = []
+    feed = Feed(dataset, batch_size, device=device, num_workers=num_workers, shard=shard)
+    shown = track(
+        feed.epoch(), description, len(feed), transient=True, disable=not description, console=Console(stderr=True)
+    )
+    by_index: list[tuple[int, Tensor]] = []
     was_training = model.training
     model.eval()
-    with torch.no_grad():
-        for batch in one_line_errors(
-            track(loader, description, transient=True, disable=not description, console=Console(stderr=True))
-        ):
-            by_clip = probabilities(model, batch["video"].to(device, non_blocking=True))
-            clips += zip(batch["index"].tolist(), batch["path"], batch["label"].tolist(), by_clip, strict=True)
+    for indices, rows in classify(model, ((batch["index"], batch["video"]) for batch in shown), precision):
+        by_index += zip(indices.tolist(), rows, strict=True)
     model.train(was_training)
-    by_index = {index: rest for index, *rest in gather(clips)}  # a batch may be in several shards
+    gathered = dict(gather(by_index))  # a batch may be in several shards
     views = getattr(dataset, "num_views", 1)
-    paths, labels, rows = zip(*(by_index[index] for index in sorted(by_index)), strict=True)
-    paths, label = paths[::views], torch.tensor(labels[::views])
-    probability = torch.stack(rows).unflatten(0, (-1, views)).mean(1) if views > 1 else torch.stack(rows)
+    probability = torch.stack([gathered[index] for index in range(len(dataset))])
+    probability = probability.unflatten(0, (-1, views)).mean(1) if views > 1 else probability
+    label = torch.tensor(dataset.labels)[::views]
     confusion = confusion_matrix(label, probability.argmax(-1), len(inner.class_names))
-    return Evaluation(Metrics(confusion, inner.class_names), paths, label, probability)
+    return Evaluation(Metrics(confusion, inner.class_names), tuple(dataset.paths)[::views], label, probability)
 
 
 def check_classes(model: VideoClassifier, dataset: ClipDataset) -> None:

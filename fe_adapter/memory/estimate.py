@@ -28,6 +28,7 @@ from fe_adapter.memory.checkpointing import HostMemory
 from fe_adapter.memory.measure import SavedStorages
 from fe_adapter.memory.optimizers import check_optimizer, state_bytes, step_bytes
 from fe_adapter.memory.policies import apply_memory_policy
+from fe_adapter.models.inference import PRECISIONS
 from fe_adapter.ops import dispatch, gelu2bit, operator
 
 # What operators of our own run on each device. A GPU has kernels for gelu2bit: they allocate their results only.
@@ -35,7 +36,6 @@ _IMPLEMENTATIONS = {
     "cpu": {**operator.IMPLEMENTATIONS, **gelu2bit.IMPLEMENTATIONS},
     "cuda": operator.IMPLEMENTATIONS,
 }
-PRECISIONS = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 DEVICES = ("cpu", "cuda")
 # What a byte of an operator that is no product costs in FLOPs of one that is: the balance of rates that such operators
 # reach. A choice, for the relative cost of steps only: about 150 GFLOP/s to 10 GB/s, and 300 TFLOP/s to 2 TB/s.
@@ -248,6 +248,10 @@ class _KernelConvolution:
     """What `fe_adapter.kernels.conv` allocates, and nothing else: kernels do not run on fake tensors."""
 
     @staticmethod
+    def cast(weights: Weights, dtype: torch.dtype) -> Tensor:
+        return weights.down.new_empty(weights.flat_starts()[-1], dtype=dtype)
+
+    @staticmethod
     def activated_rows(h: Tensor, weights: Weights, spec: AdapterSpec) -> Tensor:
         return scratch.activated_rows(h, spec)
 
@@ -264,7 +268,7 @@ class _KernelConvolution:
     ) -> ConvGradients:
         sums_h = scratch.hidden_sums(h, scratch.token_programs(h, 0, CONV_ROWS))
         held = state, sums_h  # both there until the gradients are made
-        return scratch.conv_gradients(weights, held[0].da, spec.gradient_dtype)
+        return scratch.conv_gradients(weights, spec.gradient_dtype) if held else None
 
 
 def copy_without_values(model: Any, device: str) -> Any:

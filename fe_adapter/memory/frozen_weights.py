@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from fe_adapter.errors import InputError
 from fe_adapter.layers import FEAdapter
 from fe_adapter.libraries import import_quietly, require
+from fe_adapter.models.origin import rounding
 
 QUANTIZED = ("int8", "nf4")
 _BLOCK = 64  # elements of nf4 that share a scale
@@ -24,15 +25,16 @@ def convert(vit: nn.Module, kind: str) -> None:
     weight themselves, and autograd would keep the unpacked one for backward.
     """
     frozen = _frozen(vit)
-    for module in frozen:
-        if kind == "bf16":
-            _to_bfloat16(module)
-            continue
-        if getattr(module, "q_bias", None) is not None:
-            continue
-        for name, child in module.named_children():
-            if type(child) is nn.Linear and child in frozen:
-                setattr(module, name, PackedLinear(child, kind))
+    with rounding(vit):
+        for module in frozen:
+            if kind == "bf16":
+                _to_bfloat16(module)
+                continue
+            if getattr(module, "q_bias", None) is not None:
+                continue
+            for name, child in module.named_children():
+                if type(child) is nn.Linear and child in frozen:
+                    setattr(module, name, PackedLinear(child, kind))
 
 
 def check(vit: nn.Module, kind: str) -> None:

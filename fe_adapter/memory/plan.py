@@ -15,10 +15,11 @@ from fe_adapter.backbones.backbone import get_blocks
 from fe_adapter.checks import check_choice, check_count
 from fe_adapter.errors import InputError
 from fe_adapter.files import new_figure, write_figure
-from fe_adapter.memory.estimate import PRECISIONS, MemoryEstimate, copy_without_values, estimate_memory
+from fe_adapter.memory.estimate import MemoryEstimate, copy_without_values, estimate_memory
 from fe_adapter.memory.policies import APPROXIMATE, apply_memory_policy, check_memory_policy, is_in_bf16, parse_policy
 from fe_adapter.models.adaptation import adapt, get_adaptation, get_adapters, unadapt
 from fe_adapter.models.classifier import VideoClassifier
+from fe_adapter.models.inference import PRECISIONS
 from fe_adapter.models.prefix import prefix_tokens
 from fe_adapter.ops.gelu2bit import kind_of_gelu
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import logging
 from collections.abc import Iterator
 from typing import Any
@@ -26,6 +25,7 @@ from fe_adapter.errors import InputError
 from fe_adapter.layers import FEAdapter, FusedFEAdapter
 from fe_adapter.models.blocks import get_state, heed_checkpointing, put_adapters, set_around, take_adapters
 from fe_adapter.models.forwards import restore_forwards
+from fe_adapter.models.origin import remember
 
 _log = logging.getLogger("fe_adapter")
 
@@ -40,7 +40,6 @@ class Adaptation:
     embed_dim: int
     num_prefix_tokens: int
     patch_size: tuple[int, int] | None
-    fingerprint: str | None
     trained_before: frozenset[str]  # parameters that asked for a gradient
     training_before: frozenset[str]  # modules in training mode
     parameter_names: frozenset[str]  # of backbone and adapters
@@ -132,7 +131,6 @@ def adapt(
     dilations = config.dilations(len(chosen))
     adapters = [{position: build(d) for position in config.positions} for d in dilations]  # before the model is touched
     before: dict[str, Any] = {
-        "fingerprint": fingerprint(vit),
         "trained_before": frozenset(plain_name(name) for name, p in vit.named_parameters() if p.requires_grad),
         "training_before": frozenset(plain_name(f"{name}.") for name, part in vit.named_modules() if part.training),
     }
@@ -151,6 +149,7 @@ def adapt(
         parameter_names=frozenset(map(plain_name, vit.state_dict())),
         **before,
     )
+    remember(vit)
     if spatial and patch_size is not None:
         vit.register_forward_pre_hook(_follow_grid, with_kwargs=True)
     vit.train = functools.partial(_train_adapters_only, vit)  # type: ignore[method-assign]
@@ -172,7 +171,7 @@ def unadapt(vit: nn.Module) -> nn.Module:
     for key in [key for key, hook in vit._forward_pre_hooks.items() if hook is _follow_grid]:
         del vit._forward_pre_hooks[key]
         vit._forward_pre_hooks_with_kwargs.pop(key, None)
-    del vit.fe_adaptation
+    del vit.fe_adaptation, vit.fe_origin
     del vit.train
     for name, p in vit.named_parameters():
         p.requires_grad_(plain_name(name) in adaptation.trained_before)
@@ -209,6 +208,14 @@ def get_adapters(model: nn.Module) -> list[FEAdapter]:
     return [module for module in model.modules() if isinstance(module, FEAdapter)]
 
 
+def active_adapters(vit: nn.Module) -> Iterator[Any]:
+    """The adapters that run in the adapted ``vit``: asked of its blocks alone, and not of all that is in it."""
+    for block in get_blocks(vit, get_adaptation(vit).blocks_path):
+        state = get_state(block)
+        if state is not None and state.active is not None:
+            yield from (getattr(block, child) for child in state.adapters[state.active].values())
+
+
 def get_adaptation(vit: nn.Module) -> Adaptation:
     """What `adapt` did to ``vit``.
 
@@ -243,23 +250,6 @@ def trainable_summary(model: nn.Module) -> str:
     trained = sum(counts.values())
     parts = ", ".join(f"{kind} {count:,}" for kind, count in counts.items())
     return f"trainable: {trained:,} of {total:,} parameters ({trained / max(1, total):.2%}): {parts}"
-
-
-def fingerprint(vit: nn.Module) -> str | None:
-    """A hash of names, shapes and bf16-rounded values of the backbone's parameters; None where there are no values.
-
-    Freezing in bf16 does not change it. Adapters are left out.
-    """
-    digest = hashlib.blake2b(digest_size=16)
-    parameters = {plain_name(name): p for name, p in unwrapped(vit).named_parameters()}
-    for name, p in sorted(parameters.items()):
-        if any(part.startswith("fe_adapter") for part in name.split(".")):
-            continue
-        if p.is_meta or type(p) not in (nn.Parameter, Tensor):
-            return None
-        digest.update(f"{name} {tuple(p.shape)}".encode())
-        digest.update(p.detach().to("cpu", torch.bfloat16).reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _indices(chosen: tuple[int, ...] | None, num_blocks: int) -> list[int]:

@@ -7,20 +7,21 @@ import dataclasses
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fe_adapter.backbones.backbone import Preprocessing, plain_name, unwrapped
+from fe_adapter.backbones.backbone import Preprocessing, plain_name
 from fe_adapter.backbones.build import build_backbone
 from fe_adapter.backbones.describe import describe_backbone
 from fe_adapter.backbones.probe import check_frames
 from fe_adapter.checks import check_choice, check_count
 from fe_adapter.config import FEAdapterConfig
 from fe_adapter.errors import InputError
-from fe_adapter.models.adaptation import adapt, get_adaptation, get_adapters, set_num_frames
+from fe_adapter.models.adaptation import active_adapters, adapt, get_adaptation, set_num_frames
+from fe_adapter.models.origin import remember
 from fe_adapter.models.prefix import starting_from
 
 _log = logging.getLogger("fe_adapter")
@@ -111,12 +112,13 @@ class VideoClassifier(nn.Module):
         elif is_adapted or config is not None:
             raise InputError(f"tune={tune!r} uses no adapters; leave config out and give a plain vit")
         else:
+            remember(self.vit)
             self.vit.requires_grad_(tune == "full")
         parameter = next(self.vit.parameters())
         self._check_temporal_pool()
-        features = backbone.embed_dim * (self.num_frames if temporal_pool == "concat" else 1)
+        self.embed_dim = backbone.embed_dim
         self.dropout = nn.Dropout(head_dropout)
-        self.head = nn.Linear(features, len(self.class_names), device=parameter.device)
+        self.head = nn.Linear(*self.head_shape()[::-1], device=parameter.device)
         nn.init.trunc_normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
         for name in ("mean", "std"):
@@ -162,7 +164,7 @@ class VideoClassifier(nn.Module):
             start: contextlib.AbstractContextManager[None] = starting_from(self.vit, tokens)
         else:
             images, start = self._normalized(video), contextlib.nullcontext()
-        if any(adapter.num_frames != T for adapter in get_adapters(self.vit)):
+        if self.tune == "adapter" and any(adapter.num_frames != T for adapter in active_adapters(self.vit)):
             set_num_frames(self.vit, T)
         with start:
             features = self._frame_features(self.vit, images).unflatten(0, (B, T))
@@ -180,6 +182,9 @@ class VideoClassifier(nn.Module):
             self.vit.eval()
         return self
 
+    def __prepare_scriptable__(self) -> NoReturn:  # what torch.jit.script asks of every module first
+        raise RuntimeError("torch.jit.script does not know video classifiers; use torch.export")
+
     def extra_repr(self) -> str:
         return f"{len(self.class_names)} classes, num_frames={self.num_frames}, tune={self.tune!r}"
 
@@ -188,6 +193,10 @@ class VideoClassifier(nn.Module):
         own, given = (self.mean, self.std), (self.preprocessing.mean, self.preprocessing.std)
         # by way of fp32, as the buffers themselves came to their dtype
         return all(torch.equal(a.flatten().cpu(), torch.tensor(b).to(a.dtype)) for a, b in zip(own, given, strict=True))
+
+    def head_shape(self) -> tuple[int, int]:
+        """Of the head's weight: classes, and width of the pooled features."""
+        return len(self.class_names), self.embed_dim * (self.num_frames if self.temporal_pool == "concat" else 1)
 
     def _check_temporal_pool(self) -> None:
         if self.temporal_pool == "concat" and self.num_frames < 2:
@@ -232,21 +241,6 @@ class VideoClassifier(nn.Module):
             "note": self.note,
             "temperature": self.temperature,
         }
-
-
-def probabilities(model: Any, video: Tensor) -> Tensor:
-    """``(B, C)`` float32 class probabilities of a batch, on the CPU: the softmax of the logits over the temperature.
-
-    Raises:
-        InputError: a logit is NaN or infinite.
-    """
-    logits = model(video).float()
-    if not logits.isfinite().all():
-        raise InputError(
-            "the model's logits are NaN or infinite; its weights, or the precision it runs in, are not fit"
-        )
-    inner: Any = unwrapped(model)
-    return (logits / inner.temperature).softmax(-1).cpu()
 
 
 def expected_frames(model: VideoClassifier) -> tuple[tuple[int, int], str, float]:

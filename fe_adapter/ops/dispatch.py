@@ -7,10 +7,8 @@ import functools
 import logging
 import os
 from collections.abc import Callable, Iterator
-from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from fe_adapter.checks import BACKENDS, check_choice
@@ -19,18 +17,19 @@ from fe_adapter.kernels.support import unsupported_reasons
 from fe_adapter.ops import eager_conv, products
 
 _log = logging.getLogger("fe_adapter")
+VARIABLES = ("FE_ADAPTER_BACKEND", "FE_ADAPTER_DESIGN")
 
 
 class Implementation(NamedTuple):
-    """One way to compute an adapter: its name, and what it runs in each direction, as `products` says."""
+    """One way to compute an adapter: its name, and what it runs in each direction, as `products.Products` says."""
 
     name: str
-    forward: Callable[..., tuple[Tensor, Tensor]]
+    forward: Callable[..., products.Forward]
     backward: Callable[..., tuple[Tensor | None, Weights]]
 
 
 def choose(backend: str, x: Tensor, weights: Weights, spec: AdapterSpec) -> Implementation:
-    """What serves a call on ``x`` (B, T, L, D): "eager", or a design of the Triton backend.
+    """What serves ``x`` (B, T, L, D) and its like: "eager", or a design of the Triton backend.
 
     ``FE_ADAPTER_BACKEND`` replaces "auto", which takes Triton where it can run and logs a fall-back once.
     ``FE_ADAPTER_DESIGN`` replaces the choice of the launch plans, where Triton serves.
@@ -40,13 +39,13 @@ def choose(backend: str, x: Tensor, weights: Weights, spec: AdapterSpec) -> Impl
         RuntimeError: Triton, or a design of it, was asked for and cannot run; the message lists every reason.
     """
     if _imagined is not None and backend != "eager":
-        return _imagined
+        return _around("imagined", x, spec, _imagined)
     asked_by = "backend='triton'" if backend == "triton" else "FE_ADAPTER_BACKEND=triton"
     if backend == "auto":
         backend = os.environ.get("FE_ADAPTER_BACKEND") or "auto"
         check_choice("FE_ADAPTER_BACKEND", backend, BACKENDS)
     if backend == "eager":
-        return EAGER
+        return _around("eager", x, spec, eager_conv)
     if design := os.environ.get("FE_ADAPTER_DESIGN"):
         check_choice("FE_ADAPTER_DESIGN", design, DESIGNS)
     bottleneck = weights.down.shape[0]
@@ -57,56 +56,44 @@ def choose(backend: str, x: Tensor, weights: Weights, spec: AdapterSpec) -> Impl
         raise RuntimeError(f"{asked_by} cannot run here: {'; '.join(reasons)}. Use auto or eager")
     if reasons:
         _log_fall_back(x.device.type, "; ".join(reasons))
-        return EAGER
-    if x.numel() == 0:
-        return EAGER  # nothing to launch
+    if reasons or x.numel() == 0:  # of an empty batch there is nothing to launch
+        return _around("eager", x, spec, eager_conv)
     from fe_adapter.kernels import plans  # not before it is needed: it imports Triton
 
     if not design:
         design = plans.choose_design(x, spec.compute_dtype, bottleneck, weights.conv)
     elif reasons := plans.refusals(design, x, spec.compute_dtype, bottleneck, weights.conv):
         raise RuntimeError(f"FE_ADAPTER_DESIGN={design} cannot run here: {'; '.join(reasons)}. Use gemm")
-    return _of_design(design)
+    return _of_design(design, x, weights, spec)
 
 
 @contextlib.contextmanager
 def imagine(convolution: products.Convolution) -> Iterator[None]:
     """Within the context adapters run around ``convolution``, whatever the device: for estimates on fake tensors."""
     global _imagined
-    before, _imagined = _imagined, _around("imagined", convolution)
+    before, _imagined = _imagined, convolution
     try:
         yield
     finally:
         _imagined = before
 
 
-def _around(name: str, convolution: products.Convolution) -> Implementation:
-    return Implementation(
-        name, partial(products.forward, convolution=convolution), partial(products.backward, convolution=convolution)
-    )
+_imagined: products.Convolution | None = None
 
 
-EAGER = _around("eager", eager_conv)
-_imagined: Implementation | None = None
+def _around(name: str, x: Tensor, spec: AdapterSpec, convolution: products.Convolution) -> Implementation:
+    adapter = products.Products(x.shape, spec, convolution)
+    return Implementation(name, adapter.forward, adapter.backward)
 
 
-@functools.cache
-def _of_design(design: str) -> Implementation:
+def _of_design(design: str, x: Tensor, weights: Weights, spec: AdapterSpec) -> Implementation:
     from fe_adapter.kernels import conv  # not before they are needed: they import Triton
-    from fe_adapter.ops import fused
+    from fe_adapter.ops.fused import fused
 
-    module, options = (products, {"convolution": conv}) if design == "gemm" else (fused, {"design": design})
-    return Implementation(design, _on_its_device(module.forward, options), _on_its_device(module.backward, options))
-
-
-def _on_its_device(function: Callable, options: dict[str, Any]) -> Callable:
-    """``function`` with the device of its first argument as the current one, which is where Triton launches."""
-
-    def run(z: Tensor, *arguments: Any) -> Any:
-        with torch.cuda.device_of(z):
-            return function(z, *arguments, **options)
-
-    return run
+    if design == "gemm":
+        return _around(design, x, spec, conv)
+    adapter = fused(x, weights, spec, design)
+    return Implementation(design, adapter.forward, adapter.backward)
 
 
 @functools.cache

@@ -26,6 +26,15 @@ Tap = tuple[int, int, int]
 Index = tuple[int | slice, ...]
 
 
+def cast(weights: Weights, dtype: torch.dtype) -> Tensor:
+    """All weights in ``dtype``, flat: see `Weights.views`."""
+    flat = weights.down.new_zeros(weights.flat_starts()[-1], dtype=dtype)
+    for part, p in zip(weights.views(flat), weights, strict=True):
+        if p is not None and part is not None:
+            part.copy_(p)
+    return flat
+
+
 def activated_rows(h: Tensor, weights: Weights, spec: AdapterSpec) -> Tensor:
     """``[φ(c) | 1 | 0 …]`` (B, T, L, R + PAD) of the hidden ``h`` (B, T, N, R), 0 on prefix rows."""
     return _activated(h, weights, spec)[0]

@@ -5,47 +5,99 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fe_adapter.kernels import fused
-from fe_adapter.kernels.spec import AdapterSpec, Weights
+from fe_adapter.kernels import plans
+from fe_adapter.kernels.fused import Launches
+from fe_adapter.kernels.spec import AdapterSpec, Kept, Weights, layout_of
 from fe_adapter.ops import products
+from fe_adapter.ops.products import Forward
+
+_kept = Kept()
 
 
-def forward(x: Tensor, weights: Weights, spec: AdapterSpec, design: str) -> tuple[Tensor, Tensor]:
-    """``y`` (B, T, L, D) like ``x``, and ``h`` (B, T, N, R) in the compute dtype, by one launch of ``design``."""
-    weights = weights.to(spec.compute_dtype)
-    h = products.down(x, weights, spec) if design == "tail" else None
-    return fused.forward(_rows(x), h, weights, spec, design)
+class Fused:
+    """A design for inputs of one kind: shapes, strides, dtypes and alignment of ``x`` (B, T, L, D) and every weight."""
+
+    def __init__(self, x: Tensor, weights: Weights, spec: AdapterSpec, design: str) -> None:
+        self._shape, self._spec, self._is_tail, self._device_type = x.shape, spec, design == "tail", x.device.type
+        self._is_readable, self._are_alone = _is_readable(x), weights.alone() is weights
+        x = x if self._is_readable else x.clone(memory_format=torch.contiguous_format)
+        self._launches = Launches(x, weights.alone(), spec, design)
+        D = x.shape[-1]
+        self._columns = (D, x.shape[:3].numel()), (1, D)  # of contiguous rows (B·T·L, D)
+        if self._is_readable and self._are_alone and not self._is_tail:
+            self.forward = self._launches.forward  # type: ignore[method-assign]  # at once
+        self._dup_dtype = torch.promote_types(spec.compute_dtype, weights.down.dtype)  # which a last kernel rounds
+
+    def forward(self, x: Tensor, weights: Weights, keeps_x: bool) -> Forward:
+        """See `fe_adapter.ops.products.Products.forward`."""
+        launches = self._launches
+        if not self._is_readable:
+            x = x.clone(memory_format=torch.contiguous_format)
+        if not self._are_alone:
+            weights = weights.alone()
+        if not self._is_tail:
+            return launches.forward(x, weights, keeps_x)
+        cast = None if launches.cast is None else launches.cast(weights)
+        rounded = x.to(self._spec.compute_dtype)
+        with torch.autocast(self._device_type, enabled=False):
+            h = products.down(rounded.view(self._shape), weights.views(cast), self._spec)
+        y, h, _, _ = launches.forward(x, weights, False, h, cast)
+        return y, h, rounded if keeps_x else None, cast
+
+    def backward(
+        self,
+        dy: Tensor,
+        x: Tensor | None,
+        y: Tensor | None,
+        h: Tensor | None,
+        cast: Tensor | None,
+        weights: Weights,
+        needs_dx: bool,
+    ) -> tuple[Tensor | None, Weights]:
+        """See `fe_adapter.ops.products.Products.backward`."""
+        if torch.is_autocast_enabled(self._device_type):
+            with torch.autocast(self._device_type, enabled=False):
+                return self.backward(dy, x, y, h, cast, weights, needs_dx)
+        launches, spec = self._launches, self._spec
+        if not self._are_alone:
+            weights = weights.alone()
+        if cast is None and launches.cast is not None:  # it was not kept
+            cast = launches.cast(weights)
+        if not dy.is_contiguous() or dy.data_ptr() % 16:
+            dy = dy.clone(memory_format=torch.contiguous_format)
+        if h is None:
+            assert x is not None
+            h = products.down(x.view(self._shape), weights.views(cast), spec)
+        dy_rows, dphi = dy, None
+        if self._is_tail:
+            dy_rows = dy.to(spec.compute_dtype)
+            dphi = products.activation_gradient(dy_rows.view(self._shape), weights.views(cast), spec)
+        dx, rows, dh_columns, rounded, sums = launches.backward(dy, dphi, h, weights, cast, needs_dx)
+        if x is None:
+            assert y is not None
+            clips = rows.view(*self._shape[:3], -1)
+            x = products.remove_product(y.view(self._shape), clips, weights.views(cast), spec, is_rounded=False)
+        if x.dtype != spec.compute_dtype:
+            x = x.to(spec.compute_dtype)
+        dy_columns = (dy_rows if rounded is None else rounded).as_strided(*self._columns)
+        x_rows = x.reshape(-1, dy.shape[-1])
+        if self._dup_dtype == spec.compute_dtype:
+            dup, ddown = torch.mm(dy_columns, rows), torch.mm(dh_columns, x_rows)
+        else:
+            dup = products.product(dy_columns, rows, self._dup_dtype)
+            ddown = products.product(dh_columns, x_rows, weights.down.dtype)
+        return dx, launches.finish(sums, ddown, dup, weights)
 
 
-def backward(
-    dy: Tensor,
-    x: Tensor | None,
-    y: Tensor | None,
-    h: Tensor | None,
-    weights: Weights,
-    spec: AdapterSpec,
-    needs_dx: bool,
-    design: str,
-) -> tuple[Tensor | None, Weights]:
-    """``dx`` (None if not needed) and the gradients of the weights; see `fe_adapter.ops.products.backward`."""
-    weights = weights.to(spec.compute_dtype)
-    if h is None:
-        assert x is not None
-        h = products.down(x, weights, spec)
-    dy_rows = products.flat(dy, spec)
-    dphi = products.activation_gradient(dy_rows.view(dy.shape), weights, spec) if design == "tail" else None
-    dx, rows, dh, conv = fused.backward(_rows(dy), dphi, h, weights, spec, needs_dx, design)
-    if x is None:
-        assert y is not None
-        x = products.remove_product(y, rows, weights, spec, is_rounded=False)
-    return dx, products.gradients(dy_rows.t() @ rows.flatten(0, 2), dh, x, conv, spec)
+def fused(x: Tensor, weights: Weights, spec: AdapterSpec, design: str) -> Fused:
+    """A `Fused` for such inputs: the one that served them before, if they are kept."""
+    key = design, spec, layout_of(x), *map(layout_of, weights), plans.precision()
+    return _kept.get(key) or _kept.keep(key, Fused(x, weights, spec, design))
 
 
-def _rows(x: Tensor) -> Tensor:
-    """``x`` as the kernels read it: features side by side, tokens aligned, a clip within 32-bit offsets; or a copy."""
+def _is_readable(x: Tensor) -> bool:
+    """Whether the kernels can read it: features side by side, tokens aligned, a clip within 32-bit offsets."""
     strides = x.stride()
     is_aligned = x.data_ptr() % 16 == 0 and all(stride % 16 == 0 for stride in strides[:-1])
     reach = sum((size - 1) * stride for size, stride in zip(x.shape[1:], strides[1:], strict=True))
-    if strides[-1] == 1 and 0 not in strides and is_aligned and reach < 2**31:
-        return x
-    return x.clone(memory_format=torch.contiguous_format)
+    return strides[-1] == 1 and 0 not in strides and is_aligned and reach < 2**31

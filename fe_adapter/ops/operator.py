@@ -8,7 +8,6 @@ settled autocast: it passes the compute dtype. Outputs never alias inputs or eac
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -30,12 +29,6 @@ def _triple(dilation: Sequence[int]) -> tuple[int, int, int]:
     return t, h, w
 
 
-def _without_autocast(device_type: str) -> contextlib.AbstractContextManager:
-    if torch.is_autocast_enabled(device_type):
-        return torch.autocast(device_type, enabled=False)
-    return contextlib.nullcontext()
-
-
 def adapter_forward(
     x: Tensor,
     weights: Sequence[Tensor],
@@ -49,15 +42,30 @@ def adapter_forward(
     recompute: str | None,
     needs_backward: bool,
     backend: str,
-) -> tuple[Tensor, Tensor]:
-    """``y`` like ``x``, and ``h`` (B, T, N, R), empty unless backward wants it."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """``y`` like ``x``; and, empty unless backward wants them, ``h`` (B, T, N, R), ``x`` and the weights as cast.
+
+    ``x`` in the compute dtype, if that is narrower than its own; all weights in it, flat, if theirs is another.
+    """
     distances, grid = _triple(dilation), _pair(grid_size)
-    spec = AdapterSpec(distances, max_dilation, activation, num_prefix_tokens, grid, compute_dtype)
-    with _without_autocast(x.device.type):
-        clips, parameters = as_clips(x, num_frames), Weights(*weights)
-        y, h = choose(backend, clips, parameters, spec).forward(clips, parameters, spec)
-    y = torch.ops.aten._unsafe_view(y, x.shape)  # as for any product that PyTorch reshapes: no view, no copy
-    return y, h if needs_backward and recompute != "hidden" else h.new_empty(0)
+    dtype = weights[0].dtype
+    spec = AdapterSpec(distances, max_dilation, activation, num_prefix_tokens, grid, compute_dtype, dtype)
+    keeps_x = needs_backward and keeps_rounded(x.dtype, compute_dtype, recompute)
+    parameters = Weights(*weights)
+    with torch.cuda.device_of(x):  # where Triton launches
+        implementation = choose(backend, as_clips(x, num_frames), parameters, spec)
+        y, h, rounded, cast = implementation.forward(x, parameters, keeps_x)
+    return (
+        y,
+        h if needs_backward and recompute != "hidden" else h.new_empty(0),
+        h.new_empty(0) if rounded is None else rounded,
+        cast if needs_backward and cast is not None else h.new_empty(0),
+    )
+
+
+def keeps_rounded(dtype: torch.dtype, compute_dtype: torch.dtype, recompute: str | None) -> bool:
+    """Whether backward is given ``x`` as rounded to the compute dtype: all it reads of it, in fewer bytes."""
+    return recompute != "input" and compute_dtype.itemsize < dtype.itemsize
 
 
 def _fake_forward(
@@ -65,9 +73,16 @@ def _fake_forward(
     needs_backward, backend,
 ):  # fmt: skip
     B, T, L, _ = as_clips(x, num_frames).shape
-    keeps_h = needs_backward and recompute != "hidden"
-    shape = (B, T, L - num_prefix_tokens, weights[0].shape[0]) if keeps_h else (0,)
-    return x.new_empty(x.shape), x.new_empty(shape, dtype=compute_dtype)
+
+    def kept(shape, is_kept):
+        return x.new_empty(shape if needs_backward and is_kept else (0,), dtype=compute_dtype)
+
+    return (
+        x.new_empty(x.shape),
+        kept((B, T, L - num_prefix_tokens, weights[0].shape[0]), recompute != "hidden"),
+        kept(x.shape, keeps_rounded(x.dtype, compute_dtype, recompute)),
+        kept((Weights(*weights).flat_starts()[-1],), weights[0].dtype != compute_dtype),
+    )
 
 
 def adapter_backward(
@@ -75,6 +90,7 @@ def adapter_backward(
     x: Tensor | None,
     y: Tensor | None,
     h: Tensor | None,
+    cast: Tensor | None,
     weights: Sequence[Tensor],
     num_frames: int,
     dilation: Sequence[int],
@@ -89,22 +105,17 @@ def adapter_backward(
     """``dx`` (empty if not needed), then the gradient of each weight in the weight's dtype."""
     distances, grid = _triple(dilation), _pair(grid_size)
     spec = AdapterSpec(distances, max_dilation, activation, num_prefix_tokens, grid, compute_dtype, weights[0].dtype)
-    with _without_autocast(dy.device.type):
-        dy_clips = as_clips(dy, num_frames)
-        x, y = (None if z is None else as_clips(z, num_frames) for z in (x, y))
-        parameters = Weights(*weights)
-        implementation = choose(backend, dy_clips, parameters, spec)
-        dx, gradients = implementation.backward(dy_clips, x, y, h, parameters, spec, needs_dx)
-    outputs = [dy.new_empty(0) if dx is None else dx.view(dy.shape)]
-    for weight, gradient in zip(weights, gradients, strict=False):  # a static adapter has no last two
-        assert gradient is not None
-        outputs.append(gradient.to(weight.dtype).contiguous())
-    return outputs
+    parameters = Weights(*weights)
+    with torch.cuda.device_of(dy):
+        implementation = choose(backend, as_clips(dy, num_frames), parameters, spec)
+        dx, gradients = implementation.backward(dy, x, y, h, cast, parameters, needs_dx)
+    outputs = [dy.new_empty(0) if dx is None else dx]
+    return [*outputs, *(gradient.contiguous() for gradient in gradients if gradient is not None)]
 
 
 def _fake_backward(
-    dy, x, y, h, weights, num_frames, dilation, max_dilation, activation, num_prefix_tokens, grid_size, compute_dtype,
-    backend, needs_dx,
+    dy, x, y, h, cast, weights, num_frames, dilation, max_dilation, activation, num_prefix_tokens, grid_size,
+    compute_dtype, backend, needs_dx,
 ):  # fmt: skip
     dx = dy.new_empty(dy.shape) if needs_dx else dy.new_empty(0)
     return [dx, *(weight.new_empty(weight.shape) for weight in weights)]
@@ -116,27 +127,29 @@ backward_op = register(adapter_backward, _fake_backward)
 
 class _Differentiable(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, below: Callable, options: tuple, x: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor]:
-        y, h = below(x, weights, *options)
+    def forward(ctx: Any, below: Callable, options: tuple, x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
+        y, *kept = below(x, weights, *options)
         *spec, recompute, _, backend = options
-        ctx.mark_non_differentiable(h)
+        ctx.mark_non_differentiable(*kept)
         ctx.set_materialize_grads(False)
         ctx.options = *spec, backend
+        h, rounded, cast = kept
         ctx.save_for_backward(
-            None if recompute == "input" else x,
+            None if recompute == "input" else rounded if rounded.numel() else x,
             y if recompute == "input" else None,
             None if recompute == "hidden" else h,
+            cast if cast.numel() else None,
             *weights,
         )
-        return y, h
+        return y, *kept
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         dy, needs_dx = gradients[0], ctx.needs_input_grad[2]
-        x, y, h, *weights = ctx.saved_tensors
+        x, y, h, cast, *weights = ctx.saved_tensors
         if dy is None:
             return None, None, None, *[None] * len(weights)
-        dx, *dweights = backward_op(dy, x, y, h, weights, *ctx.options, needs_dx)
+        dx, *dweights = backward_op(dy, x, y, h, cast, weights, *ctx.options, needs_dx)
         return None, None, dx if needs_dx else None, *dweights
 
 
@@ -157,8 +170,8 @@ class _Once(torch.autograd.Function):
 register_autograd(forward_op, lambda below, x, weights, *options: _Differentiable.apply(below, options, x, *weights))
 register_autograd(
     backward_op,
-    lambda below, dy, x, y, h, weights, *options: list(
-        _Once.apply(below, (dy, x, y, h, weights, *options), dy, x, y, h, *weights)
+    lambda below, dy, x, y, h, cast, weights, *options: list(
+        _Once.apply(below, (dy, x, y, h, cast, weights, *options), dy, x, y, h, cast, *weights)
     ),
 )
 

@@ -11,8 +11,9 @@ Nothing is permuted and nothing is copied that need not be:
   its products are then single GEMMs over the matrix that ``x`` already is: the up-projection adds its bias and the
   residual in the same pass, and column R of the weight's gradient is the bias's.
 
-Saved for backward: ``x`` and ``h``; see ``recompute`` in `fe_adapter.functional.adapter`. Convolutions accumulate in
-fp32 where the compute dtype is narrower, and are rounded once.
+Saved for backward: ``x``, in the compute dtype if that is narrower, and ``h``; see ``recompute`` in
+`fe_adapter.functional.adapter`. Convolutions accumulate in fp32 where the compute dtype is narrower, and are rounded
+once.
 """
 
 from __future__ import annotations
@@ -29,6 +30,9 @@ from fe_adapter.kernels.spec import PAD, AdapterSpec, ConvGradients, Weights
 class Convolution(Protocol):
     """What a module of convolutions offers; ``h``, ``dphi`` and ``dc`` are (B, T, N, R), contiguous."""
 
+    def cast(self, weights: Weights, dtype: torch.dtype) -> Tensor:
+        """All weights in ``dtype``, flat: see `Weights.views`."""
+
     def activated_rows(self, h: Tensor, weights: Weights, spec: AdapterSpec) -> Tensor:
         """``[φ(c) | 1 | 0 …]`` (B, T, L, R + PAD) in the dtype of ``h``, 0 on prefix rows."""
 
@@ -43,43 +47,84 @@ class Convolution(Protocol):
         """Write ``dh`` into the first R columns of ``out``'s patch rows; returns the other gradients."""
 
 
-def forward(x: Tensor, weights: Weights, spec: AdapterSpec, convolution: Convolution) -> tuple[Tensor, Tensor]:
-    """``y`` (B, T, L, D) in the dtype of ``x``, and ``h`` (B, T, N, R) in the compute dtype."""
-    weights = weights.to(spec.compute_dtype)
-    h = down(x, weights, spec)
-    rows = convolution.activated_rows(h, weights, spec)
-    return _add_product(x, rows, _up_with_bias(weights), spec), h
+# What a forward pass gives, and leaves for backward: y, like x; h (B, T, N, R) in the compute dtype; x in that dtype,
+# if it was asked for; the weights in it, flat, if their own is another.
+Forward = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
 
 
-def backward(
-    dy: Tensor,
-    x: Tensor | None,
-    y: Tensor | None,
-    h: Tensor | None,
-    weights: Weights,
-    spec: AdapterSpec,
-    needs_dx: bool,
-    convolution: Convolution,
-) -> tuple[Tensor | None, Weights]:
-    """``dx`` (None if not needed) and the gradients of the weights, in the accumulate or compute dtype.
+class Products:
+    """An adapter around ``convolution``, for clips of one ``shape`` (B, T, L, D), which may be given as (B*T, L, D)."""
 
-    ``h`` may be None: it is computed again from ``x``. Or ``x`` may be None: it is computed again from ``y``.
-    """
-    weights = weights.to(spec.compute_dtype)
-    if h is None:
-        assert x is not None
-        h = down(x, weights, spec)
-    dy_rows = flat(dy, spec)
-    dphi = activation_gradient(dy_rows.view(dy.shape), weights, spec)
-    rows, dc, state = convolution.backward_activation(dphi, h, weights, spec)
-    if x is None:
-        assert y is not None
-        x = remove_product(y, rows, weights, spec)
-    dup = dy_rows.t() @ rows.flatten(0, 2)
-    conv = convolution.backward_hidden(dc, h, weights, spec, rows, state)
-    dh = rows[..., : h.shape[-1]]  # took the place of φ(c), which is no longer needed; its prefix rows are zero already
-    dx = _add_product(dy, dh, weights.down, spec) if needs_dx else None
-    return dx, gradients(dup, dh, x, conv, spec)
+    def __init__(self, shape: torch.Size, spec: AdapterSpec, convolution: Convolution) -> None:
+        self._shape, self._spec, self._convolution = shape, spec, convolution
+
+    def forward(self, x: Tensor, weights: Weights, keeps_x: bool) -> Forward:
+        """``x`` of any strides; see `Forward`. ``keeps_x``: return it in the compute dtype."""
+        if torch.is_autocast_enabled(x.device.type):
+            with torch.autocast(x.device.type, enabled=False):
+                return self.forward(x, weights, keeps_x)
+        shape, x = x.shape, x.view(self._shape)
+        spec, rounded = self._spec, x.to(self._spec.compute_dtype) if keeps_x else None
+        weights, cast = self._in_compute_dtype(weights, None)
+        h = down(x if rounded is None else rounded, weights, spec)
+        rows = self._convolution.activated_rows(h, weights, spec)
+        y = torch.ops.aten._unsafe_view(_add_product(x, rows, _up_with_bias(weights), spec), shape)  # no view, no copy
+        return y, h, rounded if rounded is None else rounded.view(shape), cast
+
+    def backward(
+        self,
+        dy: Tensor,
+        x: Tensor | None,
+        y: Tensor | None,
+        h: Tensor | None,
+        cast: Tensor | None,
+        weights: Weights,
+        needs_dx: bool,
+    ) -> tuple[Tensor | None, Weights]:
+        """``dx`` (None if not needed) and the gradients of the weights in their dtype.
+
+        ``h`` may be None: it is computed again from ``x``. Or ``x`` may be None: it is computed again from ``y``. ``x``
+        and ``cast`` may be those of `Forward`.
+        """
+        if torch.is_autocast_enabled(dy.device.type):
+            with torch.autocast(dy.device.type, enabled=False):
+                return self.backward(dy, x, y, h, cast, weights, needs_dx)
+        spec, convolution, dtype = self._spec, self._convolution, weights.down.dtype
+        weights, _ = self._in_compute_dtype(weights, cast)
+        shape, dy = dy.shape, dy.reshape(self._shape)
+        x, y = (None if z is None else z.view(self._shape) for z in (x, y))
+        if h is None:
+            assert x is not None
+            h = down(x, weights, spec)
+        dy_rows = flat(dy, spec)
+        dphi = activation_gradient(dy_rows.view(dy.shape), weights, spec)
+        rows, dc, state = convolution.backward_activation(dphi, h, weights, spec)
+        if x is None:
+            assert y is not None
+            x = remove_product(y, rows, weights, spec)
+        dup = product(dy_rows.t(), rows.flatten(0, 2), dtype)
+        conv = convolution.backward_hidden(dc, h, weights, spec, rows, state)
+        R = h.shape[-1]
+        dh = rows[..., :R]  # took the place of φ(c), which is no longer needed; its prefix rows are zero already
+        dx = _add_product(dy, dh, weights.down, spec).view(shape) if needs_dx else None
+        gradients = Weights(
+            down=product(dh.flatten(0, 2).t(), flat(x, spec), dtype),
+            down_bias=conv.down_bias,
+            conv=conv.conv,
+            conv_bias=conv.conv_bias,
+            up=dup[:, :R].clone(memory_format=torch.contiguous_format),
+            up_bias=dup[:, R].clone(),
+            dilation=conv.dilation,
+            dilation_bias=conv.dilation_bias,
+        )
+        return dx, Weights(*(None if g is None else g.to(dtype) for g in gradients))  # type: ignore[arg-type]
+
+    def _in_compute_dtype(self, weights: Weights, cast: Tensor | None) -> tuple[Weights, Tensor | None]:
+        if weights.down.dtype == self._spec.compute_dtype:
+            return weights.to(self._spec.compute_dtype), None
+        if cast is None:
+            cast = self._convolution.cast(weights, self._spec.compute_dtype)
+        return weights.views(cast), cast
 
 
 def down(x: Tensor, weights: Weights, spec: AdapterSpec) -> Tensor:
@@ -109,19 +154,15 @@ def flat(x: Tensor, spec: AdapterSpec) -> Tensor:
     return x.to(spec.compute_dtype).reshape(-1, x.shape[-1])
 
 
-def gradients(dup: Tensor, dh: Tensor, x: Tensor, conv: ConvGradients, spec: AdapterSpec) -> Weights:
-    """All gradients of the weights, given ``dup`` (D, R + PAD) = dyᵀ·rows and ``dh`` (B, T, L, R), 0 on prefix rows."""
-    R = dh.shape[-1]
-    return Weights(
-        down=dh.flatten(0, 2).t() @ flat(x, spec),
-        down_bias=conv.down_bias,
-        conv=conv.conv,
-        conv_bias=conv.conv_bias,
-        up=dup[:, :R].clone(memory_format=torch.contiguous_format),
-        up_bias=dup[:, R].clone(),
-        dilation=conv.dilation,
-        dilation_bias=conv.dilation_bias,
-    )
+def product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+    """``a @ b`` in ``dtype``; of 16-bit operands a GPU gives fp32 without rounding in between."""
+    if a.dtype != dtype and _has_wide_products(a):
+        return torch.mm(a, b, out_dtype=torch.float32).to(dtype)
+    return torch.mm(a, b).to(dtype)
+
+
+def _has_wide_products(a: Tensor) -> bool:
+    return a.is_cuda and a.dtype.itemsize == 2 and torch.version.hip is None
 
 
 def _up_with_bias(weights: Weights) -> Tensor:
@@ -131,7 +172,7 @@ def _up_with_bias(weights: Weights) -> Tensor:
 
 
 def _product_in_f32(rows: Tensor, matrix: Tensor) -> Tensor:
-    if rows.is_cuda:
+    if _has_wide_products(rows):
         return torch.mm(rows, matrix, out_dtype=torch.float32)
     return rows.float() @ matrix.float()
 

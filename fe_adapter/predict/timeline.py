@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from fe_adapter.data.reading import read_frames
 from fe_adapter.data.sampling import FrameSampler
 from fe_adapter.data.video import VideoInfo
-from fe_adapter.files import any_script, new_figure, printable
+from fe_adapter.files import any_script, new_figure, printable, use_any_font
 
 WIDTH, LEFT, AXES_WIDTH, AXES_HEIGHT = 9.6, 0.7, 6.6, 2.6
 BELOW, ABOVE, GAP = 0.55, 0.4, 0.06  # room for the time axis, for the title, between strip and curves
@@ -188,6 +188,7 @@ def _shortened(figure: Any, text: str, inches: float, size: float) -> str:
     while True:
         shown = text if length == len(text) else text[:length].rstrip() + "…"
         probe.set_text(shown)
+        use_any_font(probe)
         with any_script():
             width = probe.get_window_extent().width / figure.dpi
         if width <= inches or length <= 1:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -17,15 +15,22 @@ from fe_adapter.distributed import full_tensor, is_first_process
 from fe_adapter.errors import InputError, some
 from fe_adapter.files import atomic_write, not_finite, read_as, read_json, read_tensors
 from fe_adapter.memory import frozen_weights
-from fe_adapter.models.adaptation import adapt, get_adaptation, get_adapters, unadapt
+from fe_adapter.models.adaptation import adapt, get_adaptation, unadapt
 from fe_adapter.models.classifier import VideoClassifier
+from fe_adapter.models.origin import get_origin, other_settings, settings_of
+from fe_adapter.sharing.content import (
+    CONFIG_FILE,
+    FORMAT_VERSION,
+    check_finite,
+    content_of,
+    saved_tensors,
+    saves_backbone,
+)
 
 if TYPE_CHECKING:
     from fe_adapter.sharing.schema import AdapterFolder
 
-FORMAT_VERSION = 1
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 MODEL_FOLDERS = ("best", "last")  # of a training run, by preference
 
@@ -34,49 +39,25 @@ def save_adapter(model: nn.Module, folder: Path | str) -> None:
     """Write what training changed in ``model``: an adapted backbone, or a `VideoClassifier` with its head.
 
     The tensors' names are those in the model where nothing in it is compiled, ``vit.…`` for the backbone's side and
-    ``head.…``. Parameters of the backbone that ask for a gradient are written as well; the rest of it is left out,
-    unless its weights are random ones (``weights="none"``), which nobody else has. Both files are written aside before
-    either takes its place: if the disk is full, the previous ones are still there. In a distributed run every process
-    calls it, since parameters may be sharded, and the first one writes.
+    ``head.…``. Of the backbone what trains, or is not what it was when the model was made, is written as well; the rest
+    of it is left out, unless its weights are random ones (``weights="none"``), which nobody else has. Both files are
+    written aside before either takes its place: if the disk is full, the previous ones are still there. In a
+    distributed run every process calls it, since parameters may be sharded, and the first one writes.
 
     Raises:
         InputError: ``model`` has nothing to save, or something that `load_classifier` could not put back; or the folder
             cannot be written to.
     """
     folder, model = Path(folder), unwrapped(model)
-    _check_parts(model)
-    content: dict[str, Any] = {"format_version": FORMAT_VERSION}
-    vit = model.vit if isinstance(model, VideoClassifier) else model
-    saves_backbone = isinstance(model, VideoClassifier) and _saves_backbone(model)
-    if not saves_backbone and (also_trained := _also_trained(vit)):
-        content["also_trained"] = sorted(also_trained)
-    if not saves_backbone or model.tune != "full":
-        content["frozen_weights"] = frozen_weights.kinds_of(vit)
-    if isinstance(model, VideoClassifier):
-        content["classifier"] = model.describe()
-        if model.backbone_name is not None:
-            content["backbone"] = {
-                "name": model.backbone_name,
-                "args": model.backbone_args,
-                "weights": model.backbone_weights,
-            }
-    if not isinstance(model, VideoClassifier) or model.tune == "adapter":
-        adaptation = get_adaptation(vit)
-        content["adapter"] = dataclasses.asdict(adaptation.config)
-        content |= {
-            "num_frames": adaptation.num_frames,
-            "embed_dim": adaptation.embed_dim,
-            "num_prefix_tokens": adaptation.num_prefix_tokens,
-            "backbone_fingerprint": adaptation.fingerprint,
-        }
-    tensors = {name: full_tensor(t.detach()).cpu().contiguous() for name, t in _saved(model).items()}
-    _check_finite(tensors)
+    description, tensors = content_of(model)
+    tensors = {name: full_tensor(t.detach()).cpu().contiguous() for name, t in tensors.items()}
+    check_finite(tensors)
     if not is_first_process():
         return
     from safetensors.torch import save as to_bytes  # not before it is needed: the kernels' checks go without
 
     with atomic_write(folder / CONFIG_FILE) as config_file:
-        config_file.write(json.dumps(content, indent=2).encode() + b"\n")
+        config_file.write(json.dumps(description, indent=2).encode() + b"\n")
         config_file.flush()  # a full disk shows here, before the weights are replaced
         with atomic_write(folder / WEIGHTS_FILE) as weights_file:
             weights_file.write(to_bytes(tensors, {"format": "pt"}))
@@ -128,12 +109,13 @@ def _load_adapter(
     if adaptation.config != config:
         raise InputError(f"{folder} has other adapters than the model: {config}, not {adaptation.config}")
     if strict:
+        _check_shape(vit, content, folder)
         _check_backbone(vit, content, folder)
-    _let_train(vit, content.also_trained, folder)
+    _let_train(vit, content, folder)
     own = {name: t for name, t in tensors.items() if not name.startswith("head.")}
-    backbone = {f"vit.{plain_name(name)}" for name in vit.state_dict()} - set(_saved(vit))
+    backbone = {f"vit.{plain_name(name)}" for name in vit.state_dict()} - set(saved_tensors(vit, content.also_changed))
     own = {name: t for name, t in own.items() if name not in backbone}  # there with ``weights="none"``
-    _load(vit, own, folder, strict)
+    _load(vit, own, content, folder, strict)
 
 
 def load_classifier(
@@ -180,53 +162,16 @@ def load_classifier(
     for name, value in remembered.items():
         setattr(model, name, value)
     if model.tune == "adapter":
-        _check_backbone(model.vit, content, folder, _saves_backbone(model))
+        _check_shape(model.vit, content, folder)
+    _check_backbone(model.vit, content, folder, saves_backbone(model))
     for kind in content.frozen_weights:
         frozen_weights.check(model.vit, kind)
         frozen_weights.convert(model.vit, kind)
-    _let_train(model.vit, content.also_trained, folder)
-    _load(model, read_tensors(folder / WEIGHTS_FILE), folder, strict=True)
+    if content.dtype is not None:
+        model.to(getattr(torch, content.dtype))
+    _let_train(model.vit, content, folder)
+    _load(model, read_tensors(folder / WEIGHTS_FILE), content, folder, strict=True)
     return model.eval()
-
-
-def check_saveable(model: nn.Module) -> None:
-    """Raise `InputError` where something in ``model`` would be trained and not be there when it is loaded again."""
-    _check_parts(model)
-    _check_finite({name: full_tensor(t) for name, t in _saved(model).items()})
-
-
-def _check_parts(model: nn.Module) -> None:
-    """Raise `InputError` where ``model`` is made of other parts than `load_classifier` or `load_adapter` would make."""
-    if isinstance(model, VideoClassifier):
-        if type(model.head) is not nn.Linear or model.head.bias is None:
-            raise InputError(
-                "the head is another one than the classifier made, which no adapter folder could give back"
-            )
-        if not model.has_its_preprocessing():
-            raise InputError("mean or std of the classifier are not those of its preprocessing, which is what is saved")
-        vit, made = model.vit, model.parameter_names
-    else:
-        vit, made = model, get_adaptation(model).parameter_names
-    known = {f"vit.{name}" for name in made} | {"head.weight", "head.bias"}
-    came = [name for name in _saved(model) if name not in known]
-    if came:
-        raise InputError(
-            f"{some(came)} came into the model after it was made (LoRA, say), so that no adapter folder could give "
-            "it back; merge it or take it out first, or save it by the library that put it there"
-        )
-    gone = made - {plain_name(name) for name in vit.state_dict()}
-    if gone:
-        raise InputError(
-            f"{some(f'vit.{name}' for name in sorted(gone))} went out of the model after it was made; "
-            "no adapter folder could say so"
-        )
-
-
-def _check_finite(tensors: Mapping[str, Tensor]) -> None:
-    if infinite := not_finite(tensors):
-        raise InputError(
-            f"{some(infinite)} holds NaN or infinite values, which are not saved; what was saved before stays"
-        )
 
 
 def find_model(run: Path | str) -> Path:
@@ -244,40 +189,14 @@ def find_model(run: Path | str) -> Path:
     raise InputError(f"{run} holds no trained model: neither {CONFIG_FILE} nor best/ nor last/ is in it")
 
 
-def _saved(model: nn.Module) -> dict[str, Tensor]:
-    """The parameters that go into the file, by the file's names."""
-    if not isinstance(model, VideoClassifier):
-        return {f"vit.{name}": t for name, t in (_adapter_parameters(model) | _also_trained(model)).items()}
-    if _saves_backbone(model):
-        vit: dict[str, Tensor] = {plain_name(name): t for name, t in model.vit.state_dict().items()}
-    else:
-        vit = _adapter_parameters(model.vit) | _also_trained(model.vit)
-    head = {f"head.{name}": t for name, t in model.head.state_dict().items()}
-    return {f"vit.{name}": t for name, t in vit.items()} | head
-
-
-def _also_trained(vit: nn.Module) -> dict[str, Tensor]:
-    """The parameters of the backbone itself that train."""
-    adapters = _adapter_parameters(vit)
-    parameters = {plain_name(name): p for name, p in vit.named_parameters() if p.requires_grad}
-    return {name: p for name, p in parameters.items() if name not in adapters}
-
-
-def _let_train(vit: nn.Module, names: list[str], folder: Path) -> None:
+def _let_train(vit: nn.Module, content: AdapterFolder, folder: Path) -> None:
+    """Let train what trained, once all is known to be there that is of the backbone itself."""
     parameters = {plain_name(name): p for name, p in vit.named_parameters()}
-    for name in names:
-        if name not in parameters:
-            raise InputError(f"{folder} trained {name} of the backbone, which this one does not have")
+    tensors = {plain_name(name) for name in vit.state_dict()}
+    for name in [n for n in content.also_trained if n not in parameters] or set(content.also_changed) - tensors:
+        raise InputError(f"{folder} trained {name} of the backbone, which this one does not have")
+    for name in content.also_trained:
         parameters[name].requires_grad_(True)
-
-
-def _saves_backbone(model: VideoClassifier) -> bool:
-    return model.tune == "full" or model.backbone_weights == "none"
-
-
-def _adapter_parameters(vit: nn.Module) -> dict[str, Tensor]:
-    own = {id(p) for adapter in get_adapters(vit) for p in adapter.parameters()}
-    return {plain_name(name): p for name, p in vit.named_parameters() if id(p) in own}
 
 
 def _read_config(folder: Path) -> AdapterFolder:
@@ -297,7 +216,7 @@ def _read_config(folder: Path) -> AdapterFolder:
     return read_as(AdapterFolder, file)
 
 
-def _check_backbone(vit: nn.Module, content: AdapterFolder, folder: Path, saves_backbone: bool = False) -> None:
+def _check_shape(vit: nn.Module, content: AdapterFolder, folder: Path) -> None:
     adaptation = get_adaptation(vit)
     if content.embed_dim != adaptation.embed_dim:
         raise InputError(
@@ -308,7 +227,14 @@ def _check_backbone(vit: nn.Module, content: AdapterFolder, folder: Path, saves_
             f"{folder} was trained on another backbone: {content.num_prefix_tokens} class and register tokens, "
             f"this one has {adaptation.num_prefix_tokens}"
         )
-    expected, fingerprint = None if saves_backbone else content.backbone_fingerprint, adaptation.fingerprint
+
+
+def _check_backbone(vit: nn.Module, content: AdapterFolder, folder: Path, saves_backbone: bool = False) -> None:
+    if other := other_settings(content.backbone_settings, settings_of(vit)):
+        raise InputError(
+            f"{folder} was trained on another backbone: this one has {some(other)}; build it as it was in training"
+        )
+    expected, fingerprint = None if saves_backbone else content.backbone_fingerprint, get_origin(vit).fingerprint
     if expected is not None and fingerprint is not None and expected != fingerprint:
         raise InputError(
             f"{folder} was trained on another backbone, or on other weights of it (fingerprint {expected[:8]}…, "
@@ -316,8 +242,8 @@ def _check_backbone(vit: nn.Module, content: AdapterFolder, folder: Path, saves_
         )
 
 
-def _load(model: nn.Module, tensors: dict[str, Tensor], folder: Path, strict: bool) -> None:
-    expected = _saved(model)
+def _load(model: nn.Module, tensors: dict[str, Tensor], content: AdapterFolder, folder: Path, strict: bool) -> None:
+    expected = saved_tensors(model, content.also_changed)
     missing, extra = sorted(set(expected) - set(tensors)), sorted(set(tensors) - set(expected))
     file = folder / WEIGHTS_FILE
     if strict and missing:
@@ -333,7 +259,8 @@ def _load(model: nn.Module, tensors: dict[str, Tensor], folder: Path, strict: bo
         raise InputError(
             f"{file}: {others[0]} is {tensors[others[0]].dtype}; it must be floating point of 16 bits or more"
         )
-    if infinite := not_finite({name: tensors[name] for name in expected if name in tensors}):
+    # as what they are loaded into: 1e300 is finite in fp64 only
+    if infinite := not_finite({name: tensors[name].to(t.dtype) for name, t in expected.items() if name in tensors}):
         raise InputError(f"{file}: {infinite[0]} holds NaN or infinite values; the training it is of went wrong")
     prefix = "" if isinstance(model, VideoClassifier) else "vit."
     names = {prefix + plain_name(name): name for name in model.state_dict()}

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, field_validator, model_validator
 
+from fe_adapter.backbones.backbone import MAX_MEAN, MAX_STD, MIN_CROP, MIN_STD
 from fe_adapter.backbones.build import MAX_SIDE, check_args
 from fe_adapter.checks import MAX_FRAMES, MAX_WIDTH
 from fe_adapter.config import FEAdapterConfig
@@ -20,7 +21,8 @@ Frames = Annotated[int, Field(ge=1, le=MAX_FRAMES)]
 Width = Annotated[int, Field(ge=1, le=MAX_WIDTH)]
 Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
 Seconds = Annotated[float, Field(gt=0, le=1e6)]
-Std = Annotated[float, Field(gt=0)]
+Mean = Annotated[float, Field(ge=-MAX_MEAN, le=MAX_MEAN)]
+Std = Annotated[float, Field(ge=MIN_STD, le=MAX_STD)]
 
 
 class Part(BaseModel):
@@ -33,10 +35,10 @@ class PreprocessingPart(Part):
     """What the backbone expects of an image, as `Preprocessing` has it."""
 
     size: tuple[Side, Side]
-    mean: tuple[float, float, float]
+    mean: tuple[Mean, Mean, Mean]
     std: tuple[Std, Std, Std]
     interpolation: Literal["bilinear", "bicubic", "nearest"] = "bilinear"
-    crop: Annotated[float, Field(gt=0, le=1)] = 1.0
+    crop: Annotated[float, Field(ge=MIN_CROP, le=1)] = 1.0
 
 
 class ClipSamplingPart(Part):
@@ -121,7 +123,10 @@ class AdapterFolder(Part):
     backbone_fingerprint: Name | None = None
     backbone: BackbonePart | None = None
     classifier: ClassifierPart | None = None
+    dtype: Literal["float16", "bfloat16", "float64"] | None = None
+    backbone_settings: dict[str, Any] = {}
     also_trained: list[Name] = []
+    also_changed: list[Name] = []
     frozen_weights: list[Literal["bf16", "int8", "nf4"]] = []
 
     @field_validator("backbone", "classifier")

@@ -6,11 +6,11 @@ import dataclasses
 import math
 import re
 
-from fe_adapter.checks import MAX_CLIPS, MAX_WORKERS, check_choice, check_count
+from fe_adapter.checks import MAX_CLIPS, check_choice, check_count, check_num_workers
 from fe_adapter.errors import InputError
-from fe_adapter.memory.estimate import PRECISIONS
 from fe_adapter.memory.optimizers import check_optimizer
 from fe_adapter.memory.policies import parse_policy
+from fe_adapter.models.inference import PRECISIONS
 
 SAMPLERS = ("shuffle", "balanced")
 LOSSES = ("cross_entropy", "class_balanced", "focal")
@@ -40,7 +40,8 @@ class TrainConfig:
         mixup: blend pairs of clips, by shares of a Beta(a, a) distribution; 0 does not.
         cutmix: put a part of one clip into another, likewise; with both, each batch has one of them.
         sampler: "shuffle", or "balanced": every class equally often.
-        num_workers: processes that decode; 0 decodes in this one.
+        num_workers: processes that decode; 0 decodes in this one. "auto" is one a core on a GPU, at most 8; on a CPU
+            none, or one after an epoch that waited a fifth of its time.
         save_every: steps between checkpoints.
         seed: the seed of the data order, the augmentation and dropout.
         without_lost_files: when a run is resumed, go on without the videos that are gone.
@@ -70,7 +71,7 @@ class TrainConfig:
     precision: str = "no"
     memory_policy: str | None = None
     sampler: str = "shuffle"
-    num_workers: int = 0
+    num_workers: int | str = "auto"
     save_every: int = 200
     seed: int = 0
     without_lost_files: bool = False
@@ -83,7 +84,7 @@ class TrainConfig:
             check_count(name, getattr(self, name), 1)
         for name in ("batch_size", "accumulate"):
             check_count(name, getattr(self, name), 1, MAX_CLIPS)
-        check_count("num_workers", self.num_workers, 0, MAX_WORKERS)
+        check_num_workers(self.num_workers)
         check_count("seed", self.seed, 0)
         if self.seed >= 2**32:
             raise InputError(f"seed={self.seed} is too large; it must be below 2^32")

@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -25,14 +25,14 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from fe_adapter.data.datasets import VideoDataset
-from fe_adapter.data.loader import make_loader, one_line_errors
+from fe_adapter.data.feed import Feed
 from fe_adapter.data.packed import file_of
 from fe_adapter.errors import InputError
 from fe_adapter.files import atomic_write, make_folder, read_as
-from fe_adapter.memory.estimate import PRECISIONS
 from fe_adapter.memory.frozen_weights import describe_storage
-from fe_adapter.models.adaptation import get_adaptation
 from fe_adapter.models.classifier import VideoClassifier
+from fe_adapter.models.inference import PRECISIONS
+from fe_adapter.models.origin import digest_of, identity_of, settings_of
 from fe_adapter.models.prefix import prefix_tokens, split_blocks
 
 INDEX = "index.json"
@@ -97,7 +97,7 @@ def cache_features(
     folder: Path | str,
     *,
     batch_size: int = 8,
-    num_workers: int = 0,
+    num_workers: int | str = "auto",
     precision: str = "no",
     progress: bool = True,
 ) -> CachedFeatures:
@@ -111,7 +111,7 @@ def cache_features(
         folder: made if need be; about ``clips · T · L · D`` elements of the backbone's dtype are written, which must
             be free on the disk beforehand.
         batch_size: clips at a time.
-        num_workers: processes that decode.
+        num_workers: processes that decode; "auto" as of `fe_adapter.data.Feed`.
         precision: of the autocast the training will run in: "no", "bf16" or "fp16". Memory policies that round weights
             are to be on the model already.
         progress: show a progress bar.
@@ -134,11 +134,11 @@ def cache_features(
         index = index or Index(identity=identity, clips_per_shard=max(1, _SHARD_BYTES // clip_bytes))
         _check_space(folder, clip_bytes * (len(dataset) - len(index.shards) * index.clips_per_shard))
     per_shard = index.clips_per_shard
+    feed = Feed(dataset, batch_size, device=next(model.parameters()).device, num_workers=num_workers)
     missing = range(len(index.shards), math.ceil(len(dataset) / per_shard))
     for number in track(missing, "Caching features", transient=True, disable=not progress or not missing):
         clips = range(number * per_shard, min(len(dataset), (number + 1) * per_shard))
-        loader = make_loader(dataset, batch_size, num_workers=num_workers, indices=list(clips))
-        content = to_bytes(_shard(loader, tokens))
+        content = to_bytes(_shard(feed.epoch(indices=clips), tokens))
         name = f"shard-{number:05d}.safetensors"
         with atomic_write(folder / name) as file:
             file.write(content)
@@ -148,9 +148,9 @@ def cache_features(
     return CachedFeatures(folder, index, dataset)
 
 
-def _shard(loader: Any, tokens: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+def _shard(batches: Iterable[dict[str, Any]], tokens: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
     shard = {}
-    for batch in one_line_errors(loader):
+    for batch in batches:
         for i, clip in zip(batch["index"].tolist(), tokens(batch["video"]).cpu(), strict=True):
             shard[str(i)] = clip.clone()
     return shard
@@ -164,12 +164,12 @@ def _tokens(model: VideoClassifier, precision: str, video: Tensor) -> Tensor:
 
 
 def _identity(model: VideoClassifier, dataset: VideoDataset) -> dict[str, Any]:
-    adaptation = get_adaptation(model.vit)
     files = "\n".join(
         f"{_file(clip.path)} {clip.window}" if clip.window else _file(clip.path) for clip in dataset.clips
     )
     return {
-        "backbone": adaptation.fingerprint,
+        "backbone": identity_of(model.vit),
+        "settings": digest_of(settings_of(model.vit)),
         "weights": describe_storage(model.vit),
         "first_adapted_block": len(split_blocks(model.vit)[0]),
         "files": hashlib.blake2b(files.encode(), digest_size=16).hexdigest(),

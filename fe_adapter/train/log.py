@@ -57,6 +57,7 @@ class TrainingLog:
             console=Console(stderr=True),
             disable=not (progress and self._main),
         )
+        self._ms = self._waited_ms = 0.0  # of the epoch so far
 
     def __enter__(self) -> TrainingLog:
         position = self._start
@@ -83,16 +84,18 @@ class TrainingLog:
                 self._file.close()
         self._accelerator.end_training()
 
-    def step(self, position: Progress, loss: float, lr: float, grad_norm: float, ms: float) -> None:
-        """An optimizer step: its loss, learning rate, gradient norm, and time in ms."""
-        values = {"loss": loss, "lr": lr, "grad_norm": grad_norm, "ms": ms}
+    def step(self, position: Progress, loss: float, lr: float, grad_norm: float, ms: float, waited_ms: float) -> None:
+        """An optimizer step: its loss, learning rate, gradient norm, time in ms, and how much of it was spent waiting
+        for data, of which the log gets the share."""
+        self._ms, self._waited_ms = self._ms + ms, self._waited_ms + waited_ms
+        values = {"loss": loss, "lr": lr, "grad_norm": grad_norm, "ms": ms, "data_wait": waited_ms / ms}
         self._write({"step": position.step, "epoch": position.epoch, **values})
         self._accelerator.log({f"train/{name}": value for name, value in values.items()}, step=position.step)
         self._bar.update(
             self._task,
             completed=position.epoch * self._num_batches + position.batch,
             epoch=position.epoch + 1,
-            status=f"loss {loss:.3f}  lr {lr:.1e}",
+            status=f"loss {loss:.3f}  lr {lr:.1e}  waited for data {self._waited_ms / self._ms:.0%}",
         )
 
     def memory(self, position: Progress, predicted: int, actual: int) -> None:
@@ -106,7 +109,9 @@ class TrainingLog:
 
     def epoch(self, position: Progress, entry: dict[str, float]) -> None:
         """The end of an epoch; ``entry`` holds its training loss and validation metrics."""
-        self._write({"step": position.step, **entry})
+        waited = {"data_wait": self._waited_ms / self._ms} if self._ms else {}  # none after a resume at its end
+        self._ms = self._waited_ms = 0.0
+        self._write({"step": position.step, **entry, **waited})
         tracked = {f"epoch/{name}": value for name, value in entry.items() if name != "epoch"}
         self._accelerator.log(tracked, step=max(0, position.step - 1))  # the epoch's last, which a resumed run keeps
         shown = "  ".join(
@@ -114,6 +119,7 @@ class TrainingLog:
             for name, value in entry.items()
             if name != "epoch"
         )
+        shown += "".join(f"  waited for data {share:.0%}" for share in waited.values())
         self._bar.console.print(f"epoch {position.epoch + 1}: {shown}") if not self._bar.disable else None
 
     def _write(self, record: dict[str, float]) -> None:

@@ -11,7 +11,7 @@ from fe_adapter.backbones.backbone import unwrapped
 from fe_adapter.errors import InputError
 from fe_adapter.models.adaptation import get_adapters
 from fe_adapter.models.classifier import VideoClassifier
-from fe_adapter.sharing.folder import check_saveable
+from fe_adapter.sharing.content import check_saveable
 from fe_adapter.train.config import TrainConfig
 
 

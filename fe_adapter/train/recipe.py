@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from fe_adapter.data.loader import make_loader, one_line_errors
+from fe_adapter.data.feed import Feed
 from fe_adapter.data.protocol import ClipDataset
 from fe_adapter.data.sampling import FrameSampler, derive_seed
 from fe_adapter.errors import InputError, OutOfMemoryError, TrainingError
@@ -25,8 +25,9 @@ from fe_adapter.memory.measure import measure_peak_memory
 from fe_adapter.memory.optimizers import make_optimizer
 from fe_adapter.memory.plan import smaller_batches
 from fe_adapter.memory.policies import check_device, replace_memory_policy
-from fe_adapter.models.adaptation import fingerprint, get_adaptation
+from fe_adapter.models.adaptation import get_adaptation
 from fe_adapter.models.classifier import VideoClassifier
+from fe_adapter.models.origin import identity_of
 from fe_adapter.sharing.folder import save_adapter
 from fe_adapter.train.config import TrainConfig
 from fe_adapter.train.log import TrainingLog
@@ -190,26 +191,27 @@ class _Run:
         described = self.settings | dataclasses.asdict(config)
         self.log = TrainingLog(out, self.accelerator, self.position, config, described, self.num_batches, progress)
         self.step_ms: list[float] = []
+        self.feed = Feed(
+            train_set,
+            config.batch_size,
+            device=self.accelerator.device,
+            sampler=config.sampler,
+            seed=config.seed,
+            num_workers=config.num_workers,
+            shard=(self.accelerator.process_index, world),  # which share batches out one by one
+        )
+        held.callback(self.feed.close)
 
     def train_epoch(self) -> None:
         """Every batch of the epoch that the position has not passed yet."""
         position = self.position
         if position.batch == self.num_batches:
             return
-        self.train_set.set_epoch(position.epoch)
-        loader = make_loader(
-            self.train_set,
-            self.config.batch_size,
-            sampler=self.config.sampler,
-            seed=self.config.seed,
-            epoch=position.epoch,
-            num_workers=self.config.num_workers,
-            start_batch=position.batch * self.world,  # which share them out one by one
-        )
         self.prepared.train()
-        start, step_loss = time.perf_counter(), 0.0
+        start, step_loss, waited = time.perf_counter(), 0.0, 0.0
         with StopSignal() as stop:
-            for batch in one_line_errors(_on_device(loader, self.accelerator)):
+            for batch in self.feed.epoch(position.epoch, start_batch=position.batch * self.world):
+                waited += self.feed.waited
                 share = self._share_of_step(len(batch["label"]))
                 run_batch = self._measured_batch if self._wants_peak() else self._batch
                 loss, norm = run_batch(batch, share)
@@ -218,8 +220,8 @@ class _Run:
                 if not self.accelerator.sync_gradients:
                     continue
                 self.step_ms.append(1e3 * (time.perf_counter() - start))
-                self.log.step(position, step_loss, self.schedule(position.step), norm, self.step_ms[-1])
-                start, step_loss = time.perf_counter(), 0.0
+                self.log.step(position, step_loss, self.schedule(position.step), norm, self.step_ms[-1], 1e3 * waited)
+                start, step_loss, waited = time.perf_counter(), 0.0, 0.0
                 position.step += 1
                 if position.step % self.config.save_every == 0 or position.batch == self.num_batches or stop.requested:
                     self.save()
@@ -234,10 +236,14 @@ class _Run:
             clips = min(clips, len(self.train_set) - first * self.config.batch_size)
         return num_clips / clips
 
+    def _ends_step(self) -> bool:
+        """Whether a step of the optimizer follows the present batch."""
+        batch = self.position.batch + 1
+        return batch % self.config.accumulate == 0 or batch == self.num_batches
+
     def _wants_peak(self) -> bool:
         """Whether this is the last batch of the second step: all that there can be is there."""
-        is_last = (self.position.batch + 1) % self.config.accumulate == 0
-        return self.expected_peak is not None and len(self.step_ms) == 1 and is_last
+        return self.expected_peak is not None and len(self.step_ms) == 1 and self._ends_step()
 
     def _measured_batch(self, batch: dict[str, Any], share: float) -> tuple[float, float]:
         """Run `_batch`, and put the peak of its memory into the log."""
@@ -256,7 +262,8 @@ class _Run:
         position, norm = self.position, math.nan
         turn = position.batch * self.world + self.accelerator.process_index
         torch.manual_seed(derive_seed(self.config.seed, position.epoch, turn))  # of dropout
-        with self.accelerator.accumulate(self.prepared):
+        self.accelerator.sync_gradients = self._ends_step()
+        with contextlib.nullcontext() if self._ends_step() else self.accelerator.no_sync(self.prepared):
             video, target = self.criterion.prepare(batch)
             loss = self.criterion(self.prepared(video).float(), target)
             value = self.accelerator.reduce(loss.detach(), "mean").item()
@@ -289,14 +296,14 @@ class _Run:
         entry = {"epoch": position.epoch, "train_loss": position.loss_sum / self.num_batches}
         if self.val_set is not None:
             self.model.temperature = 1.0
-            with self.accelerator.autocast():
-                evaluation = evaluate(
-                    self.model,
-                    self.val_set,
-                    batch_size=self.config.batch_size,
-                    num_workers=self.config.num_workers,
-                    description="",
-                )
+            evaluation = evaluate(
+                self.model,
+                self.val_set,
+                batch_size=self.config.batch_size,
+                num_workers=self.config.num_workers,
+                precision=self.config.precision,
+                description="",
+            )
             metrics = evaluation.metrics
             self.model.temperature = fit_temperature(evaluation.probabilities, evaluation.labels)
             if metrics.uar > max((past["uar"] for past in position.history), default=-1):
@@ -330,10 +337,9 @@ def _identity(model: VideoClassifier, train_set: ClipDataset) -> dict[str, Any]:
     """What must be the same for a run to go on: the model, the data and what is made of it, as JSON values."""
     described = {name: value for name, value in model.describe().items() if name not in REMEMBERED}
     if model.tune == "adapter":
-        adaptation = get_adaptation(model.vit)
-        described |= {"adapter": dataclasses.asdict(adaptation.config), "backbone": adaptation.fingerprint}
-    elif model.tune == "head":
-        described["backbone"] = fingerprint(model.vit)
+        described["adapter"] = dataclasses.asdict(get_adaptation(model.vit).config)
+    if model.tune != "full":
+        described["backbone"] = identity_of(model.vit)
     files = "\n".join(f"{Path(path).name} {y}" for path, y in zip(train_set.paths, train_set.labels, strict=True))
     return json.loads(
         json.dumps(
@@ -361,20 +367,6 @@ def _accelerator(config: TrainConfig, out: Path) -> Any:
         gradient_accumulation_steps=config.accumulate,
         log_with=config.tracker,
         project_dir=out,
-    )
-
-
-def _on_device(loader: Any, accelerator: Any) -> Any:
-    """The loader, its share for this process, on this process's device."""
-    from accelerate.data_loader import prepare_data_loader
-
-    return prepare_data_loader(
-        loader,
-        accelerator.device,
-        num_processes=accelerator.num_processes,
-        process_index=accelerator.process_index,
-        put_on_device=True,
-        rng_types=[],  # the order is a function of seed and epoch, the same in every process
     )
 
 

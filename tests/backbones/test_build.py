@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from fe_adapter import VideoClassifier
 from fe_adapter.backbones import Preprocessing, build_backbone, describe_backbone
+from fe_adapter.backbones.describe import LIBRARIES
 from fe_adapter.errors import InputError
 from tests.models.test_classifier import ARGS, NAME, classifier, video
 from tests.vits import build
@@ -45,6 +46,25 @@ def test_bad_names_and_weights_are_refused(tmp_path):
         with pytest.raises(InputError, match=message) as caught:
             VideoClassifier.from_name(name, 2, weights=weights, num_frames=2)
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"junk", b"version https://git-lfs.github.com/spec/v1\n", b"\x89HDF\r\n\x1a\n"]
+)
+@pytest.mark.parametrize("name", ["w.safetensors", "w.pth", "w"])
+def test_what_is_no_weights_file_is_said(content, name, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=r"cannot be read: it is neither a safetensors nor a torch\.save file"):
+        build_backbone(NAME, tmp_path / name, ARGS)
+
+
+def test_weights_files_are_known_by_what_is_in_them(tmp_path):
+    state = backbone(NAME).state_dict()
+    save_file(state, tmp_path / "w.pth")
+    torch.save(state, tmp_path / "w.safetensors")
+    for name in ("w.pth", "w.safetensors"):
+        loaded = build_backbone(NAME, tmp_path / name, ARGS).state_dict()
+        assert all(torch.equal(loaded[key], value) for key, value in state.items())
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "pth"])
@@ -239,6 +259,22 @@ def test_rescaling_is_part_of_mean_and_std(changes, mean, std, tmp_path):
     assert found.std == pytest.approx(std)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"image_std": [0, 1, 1]}, {"image_std": [1]}, {"image_std": ["a", "b", "c"]}, {"image_mean": None},
+        {"rescale_factor": 0}, {"rescale_factor": "x"}, {"resample": [3]}, {"size": 0}, {"size": -5},
+        {"do_flip_channel_order": True},
+    ],
+)  # fmt: skip
+def test_a_preprocessor_config_that_cannot_be_is_refused_by_name(changes, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    transformers.ViTModel(transformers.ViTConfig(**HF, image_size=32)).save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(PREPROCESSOR | changes))
+    with pytest.raises(InputError, match=r"preprocessor_config\.json does not say how images are prepared: "):
+        build_backbone("hf:owner/vit", tmp_path, {})
+
+
 def test_timm_and_torchvision_say_how_their_weights_see_images():
     assert describe_backbone(build_backbone("timm:vit_tiny_patch16_224", None, {})).preprocessing == Preprocessing(
         (224, 224), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "bicubic", 0.9
@@ -246,6 +282,86 @@ def test_timm_and_torchvision_say_how_their_weights_see_images():
     pytest.importorskip("torchvision")
     found = describe_backbone(build_backbone(TORCHVISION, None, {"image_size": 32})).preprocessing
     assert (found.interpolation, found.crop) == ("bilinear", 224 / 256)
+
+
+@pytest.mark.parametrize(
+    ("wrapped", "said"),
+    [
+        (lambda own, other: {"model": own, "model_ema": other, "epoch": 3}, "hold model, model_ema, of which model is"),
+        (lambda own, other: {"state_dict_ema": other, "state_dict": own}, "of which state_dict is taken"),
+        (
+            lambda own, other: {
+                "student": renamed("module.backbone.")(other), "teacher": renamed("backbone.")(own), "dino_loss": {},
+                "optimizer": {"state": {0: {"exp_avg": torch.zeros(1)}}, "param_groups": []},
+            },
+            "hold student, teacher, of which teacher is taken",
+        ),
+        (lambda own, other: {"teacher": renamed("backbone.")(own)}, None),
+        (
+            lambda own, other: {**renamed("student.backbone.")(other), **renamed("teacher.backbone.")(own)},
+            "student.backbone.blocks.0.attn.proj.bias",
+        ),
+        (lambda own, other: {**renamed("ema.")(other), **renamed("model.")(own)}, "ema.blocks.0.attn.proj.bias"),
+        (lambda own, other: renamed("student.")(own), None),
+        (lambda own, other: {"net": own, "epoch": 3}, None),
+        (lambda own, other: {"checkpoint": {"model": own, "ema": other}}, "of which checkpoint.model is taken"),
+    ],
+)  # fmt: skip
+def test_which_of_several_models_in_a_file_is_taken_is_said(wrapped, said, tmp_path, caplog):
+    own, other = (backbone(NAME).state_dict() for _ in range(2))
+    torch.save(wrapped(own, other), tmp_path / "weights.pth")
+    caplog.clear()
+    loaded = build_backbone(NAME, tmp_path / "weights.pth", ARGS).state_dict()
+    assert all(torch.equal(loaded[key], value) for key, value in own.items())
+    assert caplog.text == "" if said is None else said in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"encoder": {"a": torch.zeros(1)}, "predictor": {"a": torch.zeros(1)}}, "several models, encoder, predictor"),
+        ({"optimizer": {"state": {0: {"a": torch.zeros(1)}}}}, "are no dictionary of tensors"),
+        ({"a": torch.zeros(1), "epoch": 3}, "are no dictionary of tensors"),
+        ({}, "are no dictionary of tensors"),
+        ([torch.zeros(1)], "are no dictionary of tensors"),
+    ],
+)
+def test_a_file_without_one_model_is_refused(content, message, tmp_path):
+    torch.save(content, tmp_path / "weights.pth")
+    with pytest.raises(InputError, match=message):
+        build_backbone(NAME, tmp_path / "weights.pth", ARGS)
+
+
+@pytest.mark.parametrize("answers", [True, False])
+@pytest.mark.parametrize(
+    ("name", "weights", "asks"),
+    [(NAME, "pretrained", True), (NAME, None, False), ("timm:hf_hub:owner/vit", None, True),
+     ("openclip:ViT-B-16/openai", "pretrained", True), ("hf:owner/vit", None, True), ("hf:vit", None, False)],
+)  # fmt: skip
+def test_the_hub_is_asked_once_and_then_left_alone(name, weights, asks, answers, monkeypatch):
+    hub = pytest.importorskip("huggingface_hub")
+    asked, modes = [], []
+
+    class Session:
+        def head(self, url, timeout):
+            asked.append((url, timeout))
+            if not answers:
+                raise OSError("Name or service not known")
+
+    def build(*args):
+        modes.append(hub.constants.HF_HUB_OFFLINE)
+        logging.getLogger("huggingface_hub.utils").warning("Retrying in 8s [Retry 4/5].")
+        raise OSError("cannot find it in the cache")
+
+    library = next(library for library in LIBRARIES if name.startswith(library.NAME))
+    monkeypatch.setattr(library, "build", build)
+    monkeypatch.setattr(hub.utils, "get_session", Session)
+    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", False)
+    with pytest.raises(InputError, match="cannot find it in the cache"):
+        build_backbone(name, weights, {})
+    assert asked == ([(hub.constants.ENDPOINT, hub.constants.HF_HUB_ETAG_TIMEOUT)] if asks else [])
+    assert modes == [asks and not answers]
+    assert not hub.constants.HF_HUB_OFFLINE
 
 
 def test_without_a_network_one_line_names_the_way_out(monkeypatch, caplog):
@@ -262,11 +378,15 @@ def test_without_a_network_one_line_names_the_way_out(monkeypatch, caplog):
     assert not caplog.text
 
 
+@pytest.mark.filterwarnings("ignore")  # of sparse tensors
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda t: t * float("nan"), "is no dense tensor of finite real numbers"),
         (lambda t: t.to(torch.complex64), "is no dense tensor of finite real numbers"),
+        (lambda t: t.to_sparse(), "is no dense tensor of finite real numbers"),
+        (lambda t: t.to("meta"), "is no dense tensor of finite real numbers"),
+        (lambda t: t.double() * 1e300, "holds values beyond torch.float32"),
         (lambda t: t.to(torch.int8), "is torch.int8, without what it was scaled by"),
     ],
 )

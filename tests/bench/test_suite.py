@@ -45,7 +45,7 @@ def test_the_command_line_says_what_is_wrong(tmp_path):
     run = partial(bench_app, standalone_mode=False)
     with pytest.raises(InputError, match="no point of layer has 'B=77' in its name"):
         run(["layer", "--quick", "--point", "B=77"])
-    with pytest.raises(InputError, match="case 'nothing' is none of block, ladder, layer, step"):
+    with pytest.raises(InputError, match="case 'nothing' is none of block, feed, ladder, layer, step"):
         run(["compare", "HEAD~1", "HEAD", "--case", "nothing"])
     out = tmp_path / "layer.json"
     run(["layer", "--quick", "--out", str(out)])

@@ -94,6 +94,7 @@ EVAL = {
     "--batch-size": NO_COUNT,
     "--num-workers": ("-1", "x", "", "1.5", "99999999999", "100000"),
     "--on-error": ("x", ""),
+    "--precision": ("x", ""),
     "--device": ("x", "", "cuda:99", "meta", "cpu:x"),
     "--weights": ("nofile.safetensors", ""),
     "--num-frames": ("8",),
@@ -104,6 +105,7 @@ PREDICT = {
     "--window": (*NO_NUMBER, "0", "-inf"),
     "--step": (*NO_NUMBER, "0"),
     "--batch-size": NO_COUNT,
+    "--precision": ("x", ""),
     "--device": ("x", "", "cuda:99", "meta"),
     "--weights": ("nofile.safetensors", "pretrained"),
     "--split": ("test",),
@@ -230,7 +232,11 @@ CSV = {
     "some splits": b"path,label,split\nVIDEO,a,train\nOTHER,b,\n",
     "no train": b"path,label,split\nVIDEO,a,test\nOTHER,b,test\n",
     "not UTF-8": b"path,label\n\xff\xfe,a\n",
-    "UTF-16": "path,label\nVIDEO,a\n".encode("utf-16"),
+    "UTF-16, torn": "path,label\nVIDEO,a\nOTHER,b\n".encode("utf-16")[:-1],
+    "UTF-16 without a mark": "path,label\nVIDEO,a\nOTHER,b\n".encode("utf-16-le"),
+    "two spellings": b"path,label\nVIDEO,Happy\nOTHER,happy\n",
+    "folds": b"path,label,fold\nVIDEO,a,1\nOTHER,b,2\n",
+    "two columns of splits": b"path,label,split,set\nVIDEO,a,train,val\nOTHER,b,val,train\n",
     "NUL": b"path,label\n\x00\x00\x00,a\n",
     "NUL in a name": b"path,label\nx\x00y.mp4,a\n",
     "an open quote": b'path,label\n"VIDEO,a\n',
@@ -269,13 +275,17 @@ CONFIG = {  # adapter_config.json: where, and what is put there
     "classifier.clip_sampling": (1, {}, {"sampling": "x", "stride": 1, "val_fraction": 0.2}),
     "classifier.preprocessing": (None, 1, {}),
     "classifier.preprocessing.size": (None, 48, [48], [0, 48], [48, 48, 48], [10**9, 48], ["48", "48"], [1.5, 48]),
-    "classifier.preprocessing.mean": (None, 0.5, [0.5], "abc", ["a", "b", "c"], [float("nan")] * 3),
-    "classifier.preprocessing.std": (None, [0, 1, 1], [-1, 1, 1], [1, 1], [float("inf")] * 3),
+    "classifier.preprocessing.mean": (None, 0.5, [0.5], "abc", ["a", "b", "c"], [float("nan")] * 3, [1e39, 0, 0]),
+    "classifier.preprocessing.std": (None, [0, 1, 1], [-1, 1, 1], [1, 1], [float("inf")] * 3, [1e-40] * 3, [1e39] * 3,
+                                     [5e-324, 1, 1]),
     "classifier.preprocessing.interpolation": (None, 1, "x"),
-    "classifier.preprocessing.crop": (0, 2, "x"),
+    "classifier.preprocessing.crop": (0, 2, "x", 1e-300),
+    "backbone_settings": (None, "x", [1], {"blocks.*.attn.num_heads": 4}, {"blocks.*.norm1.eps": [1e-6, 1e-3]}),
+    "also_changed": (None, "x", [1], ["x"], ["head.weight"]),
+    "dtype": ("float32", "float8", 1, []),
     "also_trained": (None, "x", [1], ["x"]),
     "frozen_weights": (None, "x", ["x"]),
-}
+}  # fmt: skip
 CHECKPOINT = {  # the checkpoint's metadata
     "format": (None, 0, 2, "1", 1.5, True),
     "position": (None, 1, [], {}, {"x": 1}),
@@ -436,7 +446,7 @@ def test_a_csv_file_is_refused(refused, world, tmp_path, content):
     for name, path in (("VIDEO", "onset/0000.mp4"), ("OTHER", "offset/0000.mp4"), ("FILE", "../file")):
         content = content.replace(name.encode(), str(folder / path).encode())
     (tmp_path / "list.csv").write_bytes(content)
-    refused("train", tmp_path / "list.csv", *BACKBONE, *FAST, "--out", "OUT")
+    assert "list.csv" in refused("train", tmp_path / "list.csv", *BACKBONE, *FAST, "--out", "OUT")
 
 
 @each(CONFIG)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import os
+import weakref
 from fractions import Fraction
 
 import pytest
 import torch
 
-from fe_adapter.data import FrameSampler, probe, read_frames
+from fe_adapter.data import FrameSampler, probe, read_frames, video
 from fe_adapter.errors import InputError
 from tests.videos import (
+    change_size,
     corner,
     display_matrix,
     levels,
@@ -149,6 +151,101 @@ def test_names_with_a_colon_are_files(tmp_path, monkeypatch):
     assert levels(read_frames("a:b.mp4")) == [0, 1, 2]
 
 
+FRAGMENTS = {"movflags": "frag_keyframe+empty_moov"}
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("video.flv", {"codec": "flv1"}), ("video.flv", {}), ("video.mp4", {"container": FRAGMENTS}),
+     ("video.mxf", {"codec": "mpeg2video", "fps": 25}), ("video.webm", {"codec": "libvpx"})],
+)  # fmt: skip
+def test_a_file_that_ends_before_its_header_says_is_truncated(name, options, tmp_path):
+    path = make_video(tmp_path / name, num_frames=31, **options)
+    assert len(read_frames(path)) == 31
+    with pytest.raises(InputError, match=r"is truncated: .* s are there"):
+        probe(cut(path, 0.6))
+
+
+def test_sound_hides_no_truncation(tmp_path):
+    path = make_video(tmp_path / "video.mkv", num_frames=31, has_sound=True)
+    assert probe(path).num_frames == 31
+    with pytest.raises(InputError, match=r"is truncated: .* s are there"):
+        probe(cut(path, 0.6))
+
+
+@pytest.mark.parametrize("fps", [1, 2])
+@pytest.mark.parametrize(("suffix", "codec"), [(".flv", "flv1"), (".mkv", "libx264"), (".mp4", "libx264")])
+def test_few_frames_a_second_are_no_truncation(fps, suffix, codec, tmp_path):
+    path = make_video(tmp_path / f"video{suffix}", num_frames=5, fps=fps, codec=codec)
+    assert probe(path).num_frames == 5
+
+
+def test_a_transport_stream_that_ends_within_a_packet_is_said_to(tmp_path, caplog):
+    path = make_video(tmp_path / "video.ts", num_frames=24)
+    probe(path)
+    assert not caplog.text
+    os.truncate(path, path.stat().st_size // 188 // 2 * 188 + 100)
+    probe(path)
+    assert f"{path} ends within a packet: it may be truncated" in caplog.text
+
+
+def test_looking_at_a_video_keeps_no_packet_of_it(tmp_path, monkeypatch):
+    path = make_video(tmp_path / "video.mkv", num_frames=30)
+    alive, most = weakref.WeakSet(), 0
+
+    class Packet:  # PyAV's own have no weak references
+        def __init__(self, packet):
+            self.packet = packet
+            alive.add(self)
+
+        def __getattr__(self, name):
+            return getattr(self.packet, name)
+
+    class Container:
+        def __init__(self, container):
+            self.container = container
+
+        def __getattr__(self, name):
+            return getattr(self.container, name)
+
+        def demux(self, *streams):
+            nonlocal most
+            for packet in self.container.demux(*streams):
+                yield Packet(packet)
+                most = max(most, len(alive))
+
+    @contextlib.contextmanager
+    def opened(path, **options):
+        with real(path, **options) as (container, stream):
+            yield Container(container), stream
+
+    real = video._opened
+    monkeypatch.setattr(video, "_opened", opened)
+    assert probe(path).num_frames == 30
+    assert most <= 2
+
+
+@pytest.mark.parametrize(
+    ("sizes", "place"),
+    [
+        ([(64, 48)], (0, 48, 14, 50)),  # portrait in landscape: 48 high and 36 wide
+        ([(24, 64)], (12, 36, 0, 64)),
+        ([(96, 128)], (0, 48, 0, 64)),  # of the same shape
+        ([(95, 128)], (0, 48, 0, 64)),
+    ],
+)
+def test_a_frame_of_another_shape_is_not_squeezed(sizes, place, tmp_path):
+    path = change_size(tmp_path / "video.mjpg", (48, 64), *sizes)
+    frames = read_frames(path)
+    assert frames.shape[-2:] == (48, 64)
+    top, bottom, left, right = place
+    inside = torch.zeros(48, 64, dtype=torch.bool)
+    inside[top:bottom, left:right] = True
+    assert frames[0].min() > 100
+    assert frames[-1][:, inside].min() > 100
+    assert (frames[-1][:, ~inside] == 0).all()
+
+
 def test_an_avi_that_drops_frames_is_whole(tmp_path):
     times = [0, 1, 2, 6, 7, 12]
     path = make_video(tmp_path / "video.avi", num_frames=6, times=times, codec="mpeg4")
@@ -237,3 +334,14 @@ def test_titles_may_be_in_any_encoding(tmp_path):
     path = make_video(tmp_path / "video.mp4", num_frames=3, title="Sc?ne d'ete")
     path.write_bytes(path.read_bytes().replace(b"Sc?ne", b"Sc\xe8ne"))
     assert levels(read_frames(path)) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("options", [{}, {"bf": "0"}, {"bf": "8", "b-pyramid": "none"}], ids=str)
+def test_any_frames_are_those_of_the_whole_video(tmp_path, options):
+    """Frames that nothing refers to are not decoded where they are not asked for."""
+    path = make_video(tmp_path / "video.mp4", num_frames=30, x264=options)
+    whole = read_frames(path)
+    for count in (1, 2, 5, 12):
+        chosen = torch.randperm(30, generator=torch.Generator().manual_seed(count))[:count].tolist()
+        assert torch.equal(read_frames(path, chosen), whole[chosen])
+    assert all(torch.equal(read_frames(path, [i]), whole[[i]]) for i in range(30))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fe_adapter.cli import app as cli
-from fe_adapter.data import FrameSampler, open_dataset
+from fe_adapter.data import Feed, FrameSampler, open_dataset
 from fe_adapter.errors import InputError
 from tests.published import make_dfew, make_frames, make_ravdess, openpyxl, write
 
@@ -81,3 +81,9 @@ def test_votes_that_are_none_are_refused(table, tmp_path, dfew):
         (dfew / "Annotation/annotation.xlsx").write_bytes(content)
         with pytest.raises(InputError, match="is not the published table of votes"):
             opened(f"dfew:{dfew}", fold=1)
+
+
+def test_targets_come_with_the_batches_of_a_feed(table):
+    dataset = opened(table)
+    batches = list(Feed(dataset, 3, num_workers=0).epoch(0))
+    assert torch.equal(torch.cat([batch["target"] for batch in batches]), dataset.targets)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from fe_adapter import files
 from fe_adapter.evaluate.metrics import Metrics, confusion_matrix
 
 
@@ -49,3 +50,28 @@ def test_files(tmp_path):
     rows = list(csv.reader((tmp_path / "confusion.csv").read_text().splitlines()))
     assert rows == [["true \\ predicted", "calm, mostly", "happy"], ["calm, mostly", "3", "1"], ["happy", "0", "2"]]
     assert (tmp_path / "confusion.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_names_in_other_scripts_take_any_font_that_has_them(tmp_path, caplog, recwarn):
+    """Matplotlib brings a font with script letters, which its default font has not."""
+    pytest.importorskip("matplotlib")
+    figure, axes = files.new_figure(4, 1)
+    letters = axes.text(0, 0, "\U0001d49e\U0001d49f")
+    files.write_figure(figure, tmp_path / "letters.png")
+    assert len(letters.get_fontfamily()) == 2
+    assert not caplog.text
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_boxes_for_what_no_font_has_are_said_once(times, tmp_path, caplog, monkeypatch):
+    font_manager = pytest.importorskip("matplotlib.font_manager")
+    known = [entry for entry in font_manager.fontManager.ttflist if entry.name == "DejaVu Sans"]
+    monkeypatch.setattr(font_manager.fontManager, "ttflist", known)
+    for cached in (files._say_that_boxes_are_shown, files._fonts_with):
+        cached.cache_clear()
+    for i in range(times):
+        metrics = Metrics(torch.tensor([[3, 1], [0, 2]]), ("悲しみ", f"喜{'び' * i}"))
+        metrics.save(tmp_path)
+    files._fonts_with.cache_clear()
+    assert caplog.text.count("no installed font has some characters of the names") == 1

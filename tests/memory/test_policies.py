@@ -151,7 +151,7 @@ def test_constants_are_derived():
 
 def test_bf16_freezes_the_backbone_alone():
     model = VideoClassifier(build("timm vit"), 3, num_frames=FRAMES, config=FEAdapterConfig(bottleneck=8))
-    fingerprint = model.vit.fe_adaptation.fingerprint
+    fingerprint = model.vit.fe_origin.fingerprint
     parameters = trainable_parameters(model)
     apply_memory_policy(model, "bf16+full")
     assert all(p.dtype == (torch.float32 if p.requires_grad else torch.bfloat16) for p in model.parameters())
@@ -160,7 +160,7 @@ def test_bf16_freezes_the_backbone_alone():
     assert logits.dtype == torch.float32
     logits.sum().backward()
     assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in parameters)
-    from fe_adapter.models.adaptation import fingerprint as again
+    from fe_adapter.models.origin import fingerprint as again
 
     assert again(model.vit) == fingerprint
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import logging
 import pickle
 
@@ -10,14 +11,13 @@ import pytest
 import torch
 from torch import nn
 
-from fe_adapter import FEAdapterConfig, FusedFEAdapter, load_adapter, save_adapter
+from fe_adapter import FEAdapterConfig, FusedFEAdapter, VideoClassifier, load_adapter, save_adapter
 from fe_adapter.backbones.describe import describe_backbone
 from fe_adapter.errors import InputError
 from fe_adapter.memory import measure_saved_memory
 from fe_adapter.models.adaptation import (
     adapt,
     disable_adapters,
-    fingerprint,
     get_adaptation,
     get_adapters,
     print_trainable_parameters,
@@ -26,6 +26,14 @@ from fe_adapter.models.adaptation import (
     unadapt,
 )
 from fe_adapter.models.blocks import get_state, put_adapters
+from fe_adapter.models.origin import (
+    changed_tensors,
+    fingerprint,
+    get_origin,
+    hooked_modules,
+    other_settings,
+    settings_of,
+)
 from tests.vits import BACKBONES, build, size, tokens
 
 T = 2
@@ -256,10 +264,26 @@ def test_counting_parameters(capsys):
 
 def test_fingerprint_survives_bf16_and_sees_other_weights():
     vit = build("timm vit")
-    first = get_adaptation(adapt(copy.deepcopy(vit), num_frames=T)).fingerprint
-    assert get_adaptation(adapt(copy.deepcopy(vit).bfloat16(), num_frames=T)).fingerprint == first
+    first = get_origin(adapt(copy.deepcopy(vit), num_frames=T)).fingerprint
+    assert get_origin(adapt(copy.deepcopy(vit).bfloat16(), num_frames=T)).fingerprint == first
     nn.init.normal_(vit.blocks[1].attn.proj.weight)
-    assert get_adaptation(adapt(vit, num_frames=T)).fingerprint != first
+    assert get_origin(adapt(vit, num_frames=T)).fingerprint != first
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_running_a_backbone_changes_nothing_that_a_folder_tells_it_by(name):
+    vit = build(name)
+    vit = describe_backbone(adapt(vit, config_for(name), num_frames=T)).vit
+    if "fe_adaptation" not in vars(vit):
+        pytest.skip("the transformer is a part of the model")
+    before = get_origin(vit)
+    assert before.settings
+    assert json.loads(json.dumps(before.settings)) == before.settings
+    vit.train()
+    tokens(vit, images_for(name))
+    assert other_settings(before.settings, settings_of(vit)) == []
+    assert changed_tensors(vit) == {}
+    assert hooked_modules(vit) == []
 
 
 def test_a_bf16_backbone_keeps_fp32_adapters():
@@ -421,3 +445,23 @@ def test_what_contradicts_the_model_is_refused(wrong):
 def test_a_bound_of_the_dilation_is_a_finite_number(wrong):
     with pytest.raises(InputError, match=r"max_dilation=.* is no positive number"):
         FEAdapterConfig(max_dilation=wrong)
+
+
+@pytest.mark.filterwarnings("ignore")  # both are deprecated
+@pytest.mark.parametrize("compiler", ["trace", "script"])
+@pytest.mark.parametrize("kind", ["backbone", "classifier", "head"])
+def test_torch_jit_is_refused_in_a_line(compiler, kind):
+    vit = build("timm vit")
+    if kind == "backbone":
+        model = adapt(vit, FEAdapterConfig(bottleneck=8), num_frames=T)
+    else:
+        tune = "head" if kind == "head" else "adapter"
+        model = VideoClassifier(vit, 2, num_frames=T, tune=tune)
+    x = images_for("timm vit") if kind == "backbone" else images_for("timm vit").unflatten(0, (-1, T)).clip(0, 1)
+    example = () if compiler == "script" else (x,)
+    if kind == "head" and compiler == "trace":
+        assert torch.jit.trace(model.eval(), x)(x).shape == (len(x), 2)
+        return
+    with pytest.raises(RuntimeError, match=r"use torch\.export") as caught:
+        getattr(torch.jit, compiler)(model, *example)
+    assert "\n" not in str(caught.value)

@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_conte
 
 from bench.proof.agreement import pair
 from fe_adapter.kernels.spec import AdapterSpec, Weights
-from fe_adapter.ops import operator, products
+from fe_adapter.ops import operator
 from tests.train.distributed_worker import leave
 
 
@@ -155,11 +155,10 @@ def test_a_cuda_graph_could_capture_both_directions(design, dynamic):
     pytest.importorskip("triton", reason="Triton is not installed")
     from bench.proof.ahead import recorded_calls
     from bench.proof.launches import plans_for
-    from fe_adapter.kernels import conv, fused, sums
-    from fe_adapter.ops import fused as fused_operator
+    from fe_adapter.kernels import cast, conv, fused, sums
+    from fe_adapter.ops.fused import Fused
+    from fe_adapter.ops.products import Products
 
-    option = {"convolution": conv} if design == "gemm" else {"design": design}
-    module = products if design == "gemm" else fused_operator
     spec, seen, launched = AdapterSpec((1, 1, 1), 1.5, "gelu", 1, (4, 1), torch.bfloat16), [], []
     for scale in (0.0, 1e4):
         shapes = [(32, 16), (32,), (32, 1, 3, 1, 1), (32,), (16, 32), (16,)] + [(3, 32), (1,)] * dynamic
@@ -167,12 +166,13 @@ def test_a_cuda_graph_could_capture_both_directions(design, dynamic):
         x, dy = scale * torch.randn(2, 2, 2, 5, 16)
         with (
             plans_for("sm_90"),
-            recorded_calls(conv, sums) as a,
+            recorded_calls(cast, conv, sums) as a,
             recorded_calls(fused) as b,
             Operations() as operations,
         ):
-            _, h = module.forward(x, weights, spec, **option)
-            module.backward(dy, x, None, h, weights, spec, needs_dx=True, **option)
+            adapter = Products(x.shape, spec, conv) if design == "gemm" else Fused(x, weights, spec, design)
+            _, h, rounded, copies = adapter.forward(x, weights, True)
+            adapter.backward(dy, rounded, None, h, copies, weights, True)
         seen.append(operations.seen)
         launched.append([(kernel, options) for kernel, _, options in (*a, *b)])
     assert seen[0] == seen[1]

@@ -45,7 +45,7 @@ def test_opcheck_of_the_backward_operator():
     x, dy = torch.randn(2, 2, 3, 5, 6)
     h = torch.randn(2, 3, 4, 4)
     weights = [p.detach() for p in layer.parameters()]
-    arguments = (dy, x, None, h, weights, 3, (1, 1, 1), None, "identity", 1, (4, 1), x.dtype, "eager", True)
+    arguments = (dy, x, None, h, None, weights, 3, (1, 1, 1), None, "identity", 1, (4, 1), x.dtype, "eager", True)
     torch.library.opcheck(torch.ops.fe_adapter.adapter_backward.default, arguments)
 
 

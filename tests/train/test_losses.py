@@ -15,7 +15,7 @@ from fe_adapter.data import EvalTransform, FrameSampler, VideoFolder
 from fe_adapter.demo.dataset import write_videos
 from fe_adapter.errors import InputError
 from fe_adapter.evaluate import evaluate
-from fe_adapter.models.classifier import probabilities
+from fe_adapter.models.inference import classify
 from fe_adapter.train import TrainConfig, fit
 from fe_adapter.train.losses import Criterion, balanced_weights
 
@@ -168,7 +168,8 @@ def test_the_temperature_is_fitted_kept_and_used(videos, tmp_path):
     clip = torch.stack([videos[0]["video"]])
     with torch.no_grad():
         expected = (last(clip) / fitted[-1]).softmax(-1)
-    torch.testing.assert_close(probabilities(last.eval(), clip), expected)
+    ((_, found),) = classify(last.eval(), [(0, clip)])
+    torch.testing.assert_close(found, expected)
     calibrated = evaluate(last, videos, description="")
     last.temperature = 1.0
     plain = evaluate(last, videos, description="")

@@ -178,6 +178,30 @@ def test_workers_change_nothing(videos, tmp_path):
     assert losses(tmp_path / "alone") == losses(tmp_path / "workers")
 
 
+def test_the_log_says_what_share_of_the_time_was_waited_for_data(videos, tmp_path):
+    class Slow(VideoFolder):
+        """Half a second to decode a batch of two, where a step takes some milliseconds."""
+
+        def __getitem__(self, index):
+            time.sleep(0.1)
+            return super().__getitem__(index)
+
+    slow = Slow(videos, class_names=["onset", "offset"], sampler=FrameSampler(4), transform=EvalTransform((48, 48)))
+    slow.paths, slow.labels = slow.paths[4:8], slow.labels[4:8]
+    recipe = dataclasses.replace(RECIPE, max_epochs=1, accumulate=2)
+    fit(model(), slow, None, recipe, out=tmp_path / "slow", progress=False)
+    fit(model(), train_set(videos), None, RECIPE, out=tmp_path / "fast", progress=False)
+    epoch_shares = []
+    for name in ("slow", "fast"):
+        records = [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
+        assert all(0 < record["data_wait"] < 1 for record in records)  # of steps, and of epochs
+        assert records[-1].keys() >= {"train_loss", "data_wait"}
+        epoch_shares.append(records[-1]["data_wait"])
+        if name == "slow":
+            assert records[0]["data_wait"] * records[0]["ms"] > 400  # both batches of the step
+    assert epoch_shares[0] > epoch_shares[1]
+
+
 SCRIPT = """
 import dataclasses, sys, time
 from tests.train import test_recipe as t

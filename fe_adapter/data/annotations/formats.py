@@ -86,8 +86,8 @@ def _read_csv(file: Path, tier: str | None) -> list[Range]:
         if columns.count(column) != 1:
             raise InputError(f"{file} has {'no' if column not in columns else 'more than one'} column {column!r}")
     ranges = []
-    for line, values in rows:
-        row, where = dict(zip(columns, values, strict=False)), f"{file}, line {line}"
+    for line, row in rows:
+        where = f"{file}, line {line}"
         start, end = (_seconds(row.get(name, ""), where) for name in ("start", "end"))
         video = path_in_csv(file, row["path"])
         if not row["path"] or not os.path.exists(video):  # noqa: PTH110 (paths are strings from here on)

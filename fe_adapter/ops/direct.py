@@ -1,0 +1,138 @@
+"""The adapter in eager mode, on plain tensors: what the registered operator does, without its cost to the host.
+
+A call is settled once for its kind: options, dtypes, shapes, strides, alignment, autocast, what the environment says.
+It is then one `torch.autograd.Function` around the implementation that was chosen. Whatever wants to see operators
+(tracing, dispatch modes, tensor subclasses, functorch, forward-mode derivatives) gets the operator instead. The host
+waits for every line of this at every layer of every step: it asks as little as it can.
+"""
+
+from __future__ import annotations
+
+import operator as operators
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+from fe_adapter.kernels.spec import AdapterSpec, Kept, Weights, as_clips, as_weights
+from fe_adapter.ops import operator
+from fe_adapter.ops.dispatch import VARIABLES, choose
+from fe_adapter.ops.operator import keeps_rounded
+
+Settle = Callable[[Tensor, Weights, tuple], tuple[int, AdapterSpec]]
+_MISALIGNED = 15  # the bits of an address that say it is no multiple of 16
+_PLAIN = frozenset((Tensor, nn.Parameter))
+_kept = Kept()
+_environment: Any = getattr(os.environ, "_data", os.environ)  # reading the dictionary below is ten times as fast
+_variables = [os.environ.encodekey(name) if _environment is not os.environ else name for name in VARIABLES]
+_count_modes, _has_function_mode = torch._C._len_torch_dispatch_stack, torch._C._is_torch_function_mode_enabled
+_get_transform, _get_tracing_state = torch._C._functorch.peek_interpreter_stack, torch._C._get_tracing_state
+_get_fp32_precision, _any_requires_grad = torch._C._get_fp32_precision_getter, torch._C._any_requires_grad
+_shape_of, _dtype_of = operators.attrgetter("shape"), operators.attrgetter("dtype")
+_device_of, _is_contiguous = Tensor.get_device, Tensor.is_contiguous
+_stride_of, _address_of = Tensor.stride, Tensor.data_ptr
+
+
+def call(x: Tensor, weights: Weights, options: tuple, settle: Settle) -> Tensor | None:
+    """The adapter of ``weights`` on ``x``; None where more than the result is asked for, or ``x`` holds no values.
+
+    Args:
+        x: (B, T, L, D) or (B*T, L, D).
+        weights: of the adapter.
+        options: those of `fe_adapter.functional.adapter`; the last two are ``recompute`` and ``backend``. After them,
+            whatever else tells one kind of call from another.
+        settle: given all of them, checks them, and returns the frames T of a clip and the spec. Called once for all
+            calls of a kind.
+    """
+    if torch.compiler.is_compiling() or type(x) is not Tensor:
+        return None
+    if x.is_cuda:
+        device_type = "cuda"
+    elif x.is_cpu:
+        device_type = "cpu"
+    else:
+        return None
+    if (
+        _count_modes()
+        or _has_function_mode()
+        or _get_transform() is not None
+        or _get_tracing_state() is not None
+        or forward_ad._current_level >= 0
+    ):
+        return None
+    tensors: tuple[Any, ...] = (x, *weights) if weights.dilation is not None else (x, *weights[:6])
+    autocast = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else None
+    key = (  # flat, and of objects that mostly are there already: to make and compare others takes the host longer
+        *options,
+        autocast,
+        _get_fp32_precision("cuda", "matmul") if autocast is None and x.dtype == torch.float32 else None,
+        *map(_environment.get, _variables),
+        x.stride(),
+        *map(type, tensors),
+        *map(_shape_of, tensors),
+        *map(_dtype_of, tensors),
+        *map(_device_of, tensors),
+        *map(_MISALIGNED.__and__, map(_address_of, tensors)),
+        *(() if all(map(_is_contiguous, tensors[1:])) else map(_stride_of, tensors[1:])),
+    )
+    try:
+        found = _kept.get(key)
+    except TypeError:  # an option has no hash, such as a list
+        found = _Call(x, weights, options, settle)
+    if found is None:
+        if not all(type(t) in _PLAIN for t in tensors):
+            return None
+        found = _kept.keep(key, _Call(x, weights, options, settle))
+    if found.device_index is not None and found.device_index != torch._C._cuda_getDevice():
+        with torch.cuda.device(found.device_index):  # where Triton launches
+            return call(x, weights, options, settle)
+    if torch.is_grad_enabled() and _any_requires_grad(*tensors):
+        return _Direct.apply(found, weights, *tensors)
+    return found.forward(x, weights, False)[0]
+
+
+class _Call:
+    """What is settled of one kind of call."""
+
+    def __init__(self, x: Tensor, weights: Weights, options: tuple, settle: Settle) -> None:
+        num_frames, spec = settle(x, weights, options)
+        self.recompute, backend = options[6:8]
+        self.device_index = x.device.index
+        with torch.cuda.device_of(x):
+            implementation = choose(backend, as_clips(x, num_frames), weights, spec)
+        self.forward, self.backward = implementation.forward, implementation.backward
+        self.keeps_x = keeps_rounded(x.dtype, spec.compute_dtype, self.recompute)
+        self.options = (
+            num_frames, spec.dilation, spec.max_dilation, spec.activation, spec.num_prefix_tokens, spec.grid_size,
+            spec.compute_dtype, backend,
+        )  # fmt: skip
+
+
+class _Direct(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, call: _Call, weights: Weights, x: Tensor, *parameters: Tensor | None) -> Tensor:
+        y, h, rounded, cast = call.forward(x, weights, call.keeps_x)
+        ctx.call = call
+        if call.recompute is None:
+            ctx.save_for_backward(x if rounded is None else rounded, None, h, cast, *parameters)
+        elif call.recompute == "hidden":
+            ctx.save_for_backward(x if rounded is None else rounded, None, None, cast, *parameters)
+        else:
+            ctx.save_for_backward(None, y, h, cast, *parameters)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        call: _Call = ctx.call
+        x, y, h, cast, *parameters = ctx.saved_tensors
+        needs_dx = ctx.needs_input_grad[2]
+        weights = as_weights(parameters) if len(parameters) == 8 else as_weights((*parameters, None, None))
+        if torch.is_grad_enabled():  # a second derivative may be asked for, which the operator refuses
+            tensors = [p for p in weights if p is not None]
+            dx, *found = operator.backward_op(dy, x, y, h, cast, tensors, *call.options, needs_dx)
+            return None, None, dx if needs_dx else None, *found, *[None] * (len(weights) - len(found))
+        dx, gradients = call.backward(dy, x, y, h, cast, weights, needs_dx)
+        return None, None, dx, *gradients

@@ -1,0 +1,34 @@
+"""What layers and steps ask of the host, counted on a CUDA that is not there."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("triton", reason="Triton is not installed")
+
+from bench.host import build
+from bench.host.run import measured
+from fe_adapter.errors import InputError
+
+
+@pytest.fixture(autouse=True)
+def _imitated():
+    if reason := build.obstacle():
+        pytest.skip(f"no CUDA can be imitated here: {reason}")
+
+
+def test_a_layer_makes_few_launches_and_waits_for_none():
+    found = measured("layer", rounds=3)
+    for title, most in (("layer R=384, bf16", 5), ("layer R=384, autocast", 8)):
+        for name in ("static", "dynamic"):
+            assert found[title][name]["launches"] <= most
+            assert found[title][name]["waits"] == 0
+        assert found[title]["st-adapter"]["launches"] >= 30  # or the imitation does not see what is launched
+
+
+def test_what_is_missing_is_said(monkeypatch):
+    monkeypatch.setattr(build.shutil, "which", lambda name: None)
+    with pytest.raises(InputError, match="gcc is not installed"):
+        measured("layer", rounds=1)
+    with pytest.raises(InputError, match="case"):
+        measured("layers", rounds=1)

@@ -1,0 +1,240 @@
+"""What `tests.kernels.test_launch` runs where PyTorch and Triton see a CUDA that is not there: nothing is computed, but
+every launch is real up to the driver, and what it is given can be looked at."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any
+from unittest import mock
+
+import torch
+import triton
+from torch import Tensor
+
+from fe_adapter import FusedFEAdapter
+from fe_adapter.kernels.launch import Launch
+from fe_adapter.ops import direct
+
+B, T, N, D, R = 2, 4, 15, 64, 32
+CASES: dict[str, Callable[[], None]] = {}
+
+
+def case(function: Callable[[], None]) -> Callable[[], None]:
+    CASES[function.__name__] = function
+    return function
+
+
+def make(dtype: torch.dtype = torch.bfloat16, **options: Any) -> tuple[FusedFEAdapter, Tensor]:
+    """A layer whose launches are bound, and an input."""
+    options = {"dilation": "dynamic", **options}
+    layer = FusedFEAdapter(D, R, num_frames=T, device="cuda", dtype=dtype, **options)
+    x = torch.zeros(B * T, N + 1, D, device="cuda", dtype=dtype)
+    for _ in range(3):
+        step(layer, x)
+    return layer, x
+
+
+def step(layer: FusedFEAdapter, x: Tensor) -> None:
+    layer(x.detach().requires_grad_()).backward(torch.zeros(x.shape, device="cuda", dtype=x.dtype))
+
+
+@contextlib.contextmanager
+def recorded() -> Iterator[tuple[list[tuple], list[Any]]]:
+    """The addresses that bound launches are given, and what goes through Triton's JIT instead."""
+    bound: list[tuple] = []
+    others: list[Any] = []
+    run, jit = Launch.run, triton.JITFunction.run
+
+    def record_run(self: Launch, *pointers: int | None) -> None:
+        bound.append(pointers)
+        run(self, *pointers)
+
+    def record_jit(self: Any, *arguments: Any, **options: Any) -> Any:
+        others.append(arguments)
+        return jit(self, *arguments, **options)
+
+    with mock.patch.object(Launch, "run", record_run), mock.patch.object(triton.JITFunction, "run", record_jit):
+        yield bound, others
+
+
+def addresses(layer: FusedFEAdapter) -> set[int]:
+    return {p.data_ptr() for p in layer.parameters()}
+
+
+@case
+def once_bound_nothing_goes_through_the_jit() -> None:
+    layer, x = make()
+    with recorded() as (bound, others):
+        step(layer, x)
+    assert len(bound) == 3, bound  # forward, backward, the sums
+    assert not others
+    assert bound[0][0] == x.data_ptr()
+    assert addresses(layer) <= set(bound[0])
+
+
+@case
+def weights_that_have_moved_are_read_where_they_are() -> None:
+    layer, x = make()
+    before = [p.data for p in layer.parameters()]  # held, or the allocator would give their memory out again
+    old = {p.data_ptr() for p in before}
+    for p in layer.parameters():
+        p.data = p.data.clone()
+    with recorded() as (bound, _):
+        step(layer, x)
+    assert addresses(layer) <= set(bound[0])
+    assert not old & {pointer for pointers in bound for pointer in pointers}
+
+
+@case
+def one_of_many_inputs_is_read_where_it_is() -> None:
+    layer, x = make()
+    others = [torch.zeros_like(x) for _ in range(3)]
+    for z in others:
+        with recorded() as (bound, _):
+            step(layer, z)
+        assert bound[0][0] == z.data_ptr()
+
+
+@case
+def what_is_not_aligned_is_another_kind_of_call() -> None:
+    layer, x = make()
+    odd = torch.zeros(x.numel() + 1, device="cuda", dtype=x.dtype)[1:].view_as(x)
+    assert odd.data_ptr() % 16
+    for _ in range(3):  # which binds that kind's own launches
+        step(layer, odd)
+    with recorded() as (bound, others):
+        step(layer, odd)
+        step(layer, x)
+    assert not others
+    assert odd.data_ptr() not in bound[0]  # but a copy, as the kernels ask for aligned rows
+    assert bound[0][0] % 16 == 0
+    assert bound[3][0] == x.data_ptr()
+    down = layer.down_proj.weight
+    down.data = torch.zeros(down.numel() + 1, device="cuda", dtype=x.dtype)[1:].view_as(down)
+    for _ in range(3):
+        step(layer, x)
+    with recorded() as (bound, _):
+        step(layer, x)
+    assert all(pointer is None or pointer % 16 == 0 for pointer in bound[0])
+
+
+@case
+def other_strides_are_another_kind_of_call() -> None:
+    layer, x = make()
+    apart = torch.zeros(B * T, N + 1, 2 * D, device="cuda", dtype=x.dtype)[..., :D]
+    with recorded() as (bound, others):
+        step(layer, apart)
+        step(layer, x)
+    assert others  # compiled or bound anew, not run with the strides of x
+    assert bound[-3][0] == x.data_ptr()
+
+
+@case
+def a_square_weight_that_is_transposed_in_place_is_noticed() -> None:
+    layer = FusedFEAdapter(D, D, num_frames=T, dilation=1, device="cuda", dtype=torch.bfloat16)
+    x = torch.zeros(B * T, N + 1, D, device="cuda", dtype=torch.bfloat16)
+    for _ in range(3):
+        step(layer, x)
+    weight = layer.down_proj.weight
+    weight.data = weight.data.t()
+    address = weight.data_ptr()
+    with recorded() as (bound, others):
+        step(layer, x)
+    given = {t.data_ptr() for call in others for t in call if isinstance(t, Tensor)} | set(bound[0] if bound else ())
+    assert address not in given  # the kernels want it contiguous: a copy
+
+
+@case
+def another_dtype_is_another_kind_of_call() -> None:
+    layer, x = make()
+    layer.to(torch.float16)
+    with recorded() as (_, others):
+        step(layer, x.half())
+    assert others
+    layer.to(torch.float32)
+    x = x.float()
+    for _ in range(3):
+        with torch.autocast("cuda", torch.bfloat16):
+            step(layer, x)
+    with torch.autocast("cuda", torch.bfloat16), recorded() as (bound, others):
+        step(layer, x)
+    assert not others
+    assert len(bound) == 4  # the weights are cast, once for both directions
+    with recorded() as (_, others), torch.autocast("cuda", torch.float16):
+        step(layer, x)
+    assert others
+
+
+@case
+def the_environment_is_heard_at_any_time() -> None:
+    layer, x = make()
+    with mock.patch.dict(os.environ, FE_ADAPTER_BACKEND="eager"), recorded() as (bound, others):
+        step(layer, x)
+    assert not bound
+    assert not others
+    with mock.patch.dict(os.environ, FE_ADAPTER_DESIGN="gemm"), recorded() as (bound, _):
+        for _ in range(3):
+            step(layer, x)
+    assert bound
+
+
+@case
+def hooks_of_triton_are_told_of_launches() -> None:
+    layer, x = make()
+    told: list[Any] = []
+    triton.knobs.runtime.launch_enter_hook.add(told.append)
+    try:
+        step(layer, x)
+    finally:
+        triton.knobs.runtime.launch_enter_hook.remove(told.append)
+    assert len(told) == 3
+    with recorded() as (bound, others):
+        step(layer, x)
+    assert len(bound) == 3
+    assert not others
+
+
+@case
+def where_triton_launches_otherwise_its_own_way_is_taken() -> None:
+    from triton.backends.nvidia.driver import CudaLauncher
+
+    original = CudaLauncher.__call__
+
+    def otherwise(self: Any, *arguments: Any) -> None:
+        for _ in range(2):
+            original(self, *arguments)
+
+    with mock.patch.object(CudaLauncher, "__call__", otherwise):
+        layer, x = make(activation="silu")  # compiled here for the first time
+        with recorded() as (bound, others):
+            step(layer, x)
+    assert not bound
+    assert len(others) == 3
+
+
+@case
+def a_bounded_number_of_kinds_is_kept() -> None:
+    from fe_adapter.kernels import spec
+
+    layer = FusedFEAdapter(16, 16, num_frames=1, dilation=1)
+    with mock.patch.object(spec, "MOST_KINDS", 4):
+        direct._kept.clear()
+        for n in range(2, 10):
+            layer(torch.zeros(1, n, 16))
+        assert len(direct._kept) == 4
+
+
+if __name__ == "__main__":
+    failed = 0
+    for name in sys.argv[1:] or CASES:
+        try:
+            CASES[name]()
+            print(f"{name}: passed")
+        except Exception:
+            failed += 1
+            print(f"{name}: failed\n{traceback.format_exc()}")
+    sys.exit(failed > 0)
