@@ -27,6 +27,13 @@ def check_choice(name: str, value: object, choices: tuple[str | None, ...]) -> N
         raise InputError(f"{name}={value!r} is not one of {', '.join(map(repr, choices))}")
 
 
+def check_flag(name: str, value: object) -> bool:
+    """``value``, which is True or False; raises `TypeError` otherwise."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}={value!r} is neither True nor False")
+    return value
+
+
 def check_count(name: str, value: object, least: int, most: int | None = None) -> int:
     """``value`` as an int from ``least`` to ``most``; raises `InputError` (beyond them) or `TypeError` (no integer)."""
     try:
@@ -58,7 +65,7 @@ def check_kernel_size(kernel_size: int | tuple[int, int, int]) -> tuple[int, int
         raise InputError(f"kernel_size={kernel_size!r} has {len(sizes)} sizes; give K or (K, kh, kw)")
     for size in sizes:
         if check_count("kernel_size", size, 1, MAX_TAPS) % 2 == 0:
-            raise InputError(f"kernel_size={kernel_size!r} has the even size {size}; taps are centred, so they are odd")
+            raise InputError(f"kernel_size={kernel_size!r} has the even size {size}; kernels have odd sizes")
     return sizes[0], sizes[1], sizes[2]
 
 

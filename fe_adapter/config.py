@@ -16,6 +16,7 @@ from fe_adapter.checks import (
     check_choice,
     check_count,
     check_dilation,
+    check_flag,
     check_kernel_size,
 )
 from fe_adapter.errors import InputError
@@ -32,6 +33,7 @@ class FEAdapterConfig:
             spatial kernel; or a sequence with one of these for each adapted block; or "dynamic": predicted for every
             token.
         max_dilation: upper bound of a dynamic dilation, in frames.
+        causal: look at the present frame and earlier ones alone, so that streams can be predicted frame by frame.
         activation: between convolution and up-projection; one of "identity", "relu", "gelu" (tanh form), "silu".
         positions: where in a block, "attn" (before self-attention), "mlp" (before the MLP), or both.
         blocks: indices of the blocks that get adapters (negative ones count from the end); None is all.
@@ -47,6 +49,7 @@ class FEAdapterConfig:
     kernel_size: int | tuple[int, int, int] = 3
     dilation: Dilation | tuple[int | tuple[int, int, int], ...] = "dynamic"
     max_dilation: float | None = None
+    causal: bool = False
     activation: str = "identity"
     positions: tuple[str, ...] = ("attn",)
     blocks: tuple[int, ...] | None = None
@@ -58,6 +61,7 @@ class FEAdapterConfig:
             check_count("bottleneck", self.bottleneck, 1, MAX_WIDTH)
         check_kernel_size(self.kernel_size)
         object.__setattr__(self, "dilation", self._checked_dilation())
+        check_flag("causal", self.causal)
         check_choice("activation", self.activation, ACTIVATIONS)
         check_choice("recompute", self.recompute, RECOMPUTE)
         check_choice("backend", self.backend, BACKENDS)

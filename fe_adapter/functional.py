@@ -13,6 +13,7 @@ from fe_adapter.checks import (
     check_choice,
     check_count,
     check_dilation,
+    check_flag,
     check_grid_size,
     check_kernel_size,
 )
@@ -36,6 +37,7 @@ def adapter(
     dilation_weight: Tensor | None = None,
     dilation_bias: Tensor | None = None,
     max_dilation: float | None = None,
+    causal: bool = False,
     activation: str = "identity",
     num_prefix_tokens: int = 1,
     grid_size: tuple[int, int] | None = None,
@@ -57,6 +59,7 @@ def adapter(
             ``ELU(a) + 1`` frames, predicted for every token.
         dilation_weight: ``(3, R)``, and ``dilation_bias`` ``(1,)``: predict ``a``; only with "dynamic".
         max_dilation: upper bound of a dynamic dilation, in frames.
+        causal: taps read the present frame and earlier ones alone: ``t``, ``t − d``, … ``t − (K − 1)·d``.
         activation: φ, one of "identity", "relu", "gelu" (tanh form), "silu".
         num_prefix_tokens: P, the class and register tokens in front.
         grid_size: ``(H, W)`` of the patches, needed where ``kh·kw > 1`` and the grid is not square.
@@ -76,7 +79,7 @@ def adapter(
     weights = Weights(
         down_weight, down_bias, conv_weight, conv_bias, up_weight, up_bias, dilation_weight, dilation_bias
     )
-    options = num_frames, dilation, max_dilation, activation, num_prefix_tokens, grid_size, recompute, backend
+    options = num_frames, dilation, max_dilation, causal, activation, num_prefix_tokens, grid_size, recompute, backend
     y = direct.call(x, weights, (*options, *map(type, options)), settle)  # for 1, True and 1.0 are equal
     return call(x, weights, options) if y is None else y
 
@@ -89,7 +92,7 @@ def call(x: Tensor, weights: Weights, options: tuple) -> Tensor:
             "FEAdapter, its plain PyTorch form"
         )
     T, spec = settle(x, weights, options)
-    recompute, backend = options[6:8]
+    recompute, backend = options[7:9]
     tensors = [p for p in weights if p is not None]
     needs_backward = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *tensors))
     y, *_ = operator.forward_op(
@@ -98,6 +101,7 @@ def call(x: Tensor, weights: Weights, options: tuple) -> Tensor:
         T,
         spec.dilation,
         spec.max_dilation,
+        spec.causal,
         spec.activation,
         spec.num_prefix_tokens,
         spec.grid_size,
@@ -111,7 +115,7 @@ def call(x: Tensor, weights: Weights, options: tuple) -> Tensor:
 
 def settle(x: Tensor, weights: Weights, options: tuple) -> tuple[int, AdapterSpec]:
     """`prepare`, of the options of `call`."""
-    *others, recompute, backend = options[:8]
+    *others, recompute, backend = options[:9]
     check_choice("recompute", recompute, RECOMPUTE)
     check_choice("backend", backend, BACKENDS)
     return prepare(x, weights, *others)
@@ -123,11 +127,13 @@ def prepare(
     num_frames: int | None,
     dilation: Dilation,
     max_dilation: float | None,
+    causal: bool,
     activation: str,
     num_prefix_tokens: int,
     grid_size: tuple[int, int] | None,
 ) -> tuple[int, AdapterSpec]:
     """The frames T of a clip and the spec of the call; raises what `adapter` says it raises."""
+    check_flag("causal", causal)
     check_choice("activation", activation, ACTIVATIONS)
     check_grid_size(grid_size)
     check_count("num_prefix_tokens", num_prefix_tokens, 0)
@@ -149,6 +155,7 @@ def prepare(
         grid_size=grid,
         compute_dtype=_compute_dtype(x),
         gradient_dtype=weights.down.dtype,
+        causal=causal,
     )
     return T, spec
 

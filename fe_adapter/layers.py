@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, NoReturn
 
 import torch
@@ -16,12 +17,14 @@ from fe_adapter.checks import (
     check_choice,
     check_count,
     check_dilation,
+    check_flag,
     check_grid_size,
     check_kernel_size,
 )
 from fe_adapter.errors import InputError
-from fe_adapter.kernels.spec import Weights, as_weights
-from fe_adapter.ops import direct, reference
+from fe_adapter.kernels.spec import AdapterSpec, Weights, as_weights
+from fe_adapter.ops import direct, reference, stream
+from fe_adapter.ops.stream import StreamState
 
 
 class DilationProjection(nn.Module):
@@ -51,6 +54,7 @@ class FEAdapter(nn.Module):
         dilation: frames between taps; or ``(t, h, w)``, patches on the grid as well, of a spatial kernel; or "dynamic":
             predicted for every token, 1 at the start.
         max_dilation: upper bound of a dynamic dilation, in frames.
+        causal: taps read the present frame and earlier ones alone, so that `update` can take a stream frame by frame.
         activation: φ, one of "identity", "relu", "gelu" (tanh form), "silu".
         num_prefix_tokens: tokens in front of the patches that are left alone.
         grid_size: patch grid ``(H, W)``; needed where ``kh·kw > 1`` and the grid is not square.
@@ -80,6 +84,7 @@ class FEAdapter(nn.Module):
         kernel_size: int | tuple[int, int, int] = 3,
         dilation: Dilation = "dynamic",
         max_dilation: float | None = None,
+        causal: bool = False,
         activation: str = "identity",
         num_prefix_tokens: int = 1,
         grid_size: tuple[int, int] | None = None,
@@ -97,6 +102,7 @@ class FEAdapter(nn.Module):
         self.kernel_size = check_kernel_size(kernel_size)
         self.dilation = check_dilation(dilation, max_dilation, self.kernel_size)
         self.max_dilation = max_dilation
+        self.causal = check_flag("causal", causal)
         check_choice("activation", activation, ACTIVATIONS)
         self.activation = activation
         self.num_prefix_tokens = check_count("num_prefix_tokens", num_prefix_tokens, 0)
@@ -123,18 +129,60 @@ class FEAdapter(nn.Module):
                 nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor, num_frames: int | None = None) -> Tensor:
-        T, spec = functional.prepare(
-            x,
-            self._weights(),
-            self._frames(x, num_frames),
-            self.dilation,
-            self.max_dilation,
-            self.activation,
-            self.num_prefix_tokens,
-            self.grid_size,
-        )
+        T, spec = self._prepare(x, self._frames(x, num_frames))
         with torch.autocast(x.device.type, enabled=False):  # the compute dtype is settled
             return reference.adapter(x, self._weights(), spec, T)
+
+    def init_state(self, batch_size: int, num_tokens: int) -> StreamState:
+        """What `update` remembers, before the first frame of ``batch_size`` streams of ``num_tokens`` L = P + N.
+
+        It holds as many frames as taps may ask for, R wide; of a dynamic dilation without ``max_dilation`` all there
+        were.
+
+        Raises:
+            InputError: the adapter is not causal; there are no patch tokens.
+        """
+        if not self.causal:
+            raise InputError(
+                "this adapter looks at later frames, which a stream does not have yet; train one with causal=True "
+                "(fe-adapter train --causal)"
+            )
+        B = check_count("batch_size", batch_size, 0)
+        N = check_count("num_tokens", num_tokens, self.num_prefix_tokens + 1) - self.num_prefix_tokens
+        most = stream.most_frames(self.kernel_size[0], self._frames_between(), self.max_dilation)
+        return StreamState.empty((B, N, self.bottleneck), most, self._weights().down.detach())
+
+    @torch.no_grad()
+    def update(self, x: Tensor, state: StreamState) -> tuple[Tensor, StreamState]:
+        """What `forward` would give at the next frame of streams, of all their frames so far.
+
+        Args:
+            x: the frame of every stream (B, L, D).
+            state: as of `init_state` or the last call, whose dtype, device and shape this frame has. It is changed in
+                place; ``state.reset(streams)`` lets streams begin again.
+
+        Returns:
+            Output like ``x``, without a gradient, and ``state``.
+
+        Raises:
+            InputError: the adapter is not causal, or ``state`` is of other frames.
+            ValueError: ``x`` does not fit.
+        """
+        if x.dim() != 3:
+            raise ValueError(f"a frame of streams is (B, L, D); got {tuple(x.shape)}")
+        if not self.causal:
+            self.init_state(len(x), x.shape[1])  # says so
+        _, spec = self._prepare(x, 1)
+        frames = self._frames_between() or 1  # which no clip's length bounds
+        spec = dataclasses.replace(spec, dilation=(frames, *spec.dilation[1:]))
+        with torch.autocast(x.device.type, enabled=False):
+            return stream.update(x, self._weights(), spec, state), state
+
+    def _frames_between(self) -> int | None:
+        """Frames between taps; None where they are predicted."""
+        if isinstance(self.dilation, str):
+            return None
+        return self.dilation[0] if isinstance(self.dilation, tuple) else self.dilation
 
     def __prepare_scriptable__(self) -> NoReturn:  # what torch.jit.script asks of every module first
         raise RuntimeError("torch.jit.script does not know adapters; use torch.export")
@@ -142,11 +190,25 @@ class FEAdapter(nn.Module):
     def extra_repr(self) -> str:
         parts = [f"{self.embed_dim}, {self.bottleneck}, num_frames={self.num_frames}"]
         parts += [f"kernel_size={self.kernel_size}, dilation={self.dilation!r}"]
-        for name, default in (("max_dilation", None), ("activation", "identity"), ("grid_size", None)):
+        defaults = {"max_dilation": None, "causal": False, "activation": "identity", "grid_size": None}
+        for name, default in defaults.items():
             if getattr(self, name) != default:
                 parts.append(f"{name}={getattr(self, name)!r}")
         parts.append(f"num_prefix_tokens={self.num_prefix_tokens}")
         return ", ".join(parts)
+
+    def _prepare(self, x: Tensor, num_frames: int | None) -> tuple[int, AdapterSpec]:
+        return functional.prepare(
+            x,
+            self._weights(),
+            num_frames,
+            self.dilation,
+            self.max_dilation,
+            self.causal,
+            self.activation,
+            self.num_prefix_tokens,
+            self.grid_size,
+        )
 
     def _frames(self, x: Tensor, num_frames: int | None) -> int | None:
         return self.num_frames if num_frames is None and x.dim() == 3 else num_frames
@@ -186,6 +248,7 @@ class FusedFEAdapter(FEAdapter):
             self.num_frames if num_frames is None and x.dim() == 3 else num_frames,
             self.dilation,
             self.max_dilation,
+            self.causal,
             self.activation,
             self.num_prefix_tokens,
             self.grid_size,

@@ -47,7 +47,7 @@ def _conv_fwd_kernel(
     p_h, p_conv, p_conv_bias, p_dilation, p_dilation_bias, p_rows,
     T, N, R, H, W, P, C, dilation_t, dilation_h, dilation_w, max_dilation,
     K: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, ACTIVATION: tl.constexpr, DYNAMIC: tl.constexpr,
-    HAS_MAX: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_R: tl.constexpr,
+    CAUSAL: tl.constexpr, HAS_MAX: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
     """One program: BLOCK_M tokens of one clip, all channels."""
     tiles = tl.cdiv(T * (P + N), BLOCK_M)
@@ -58,11 +58,11 @@ def _conv_fwd_kernel(
     b_d = None
     if DYNAMIC:
         b_d, _ = predict_dilation(
-            p_h, p_dilation, p_dilation_bias, o_t, o_n, m_row, geometry, max_dilation, HAS_MAX, BLOCK_M, BLOCK_R
+            p_h, p_dilation, p_dilation_bias, o_t, o_n, m_row, geometry, max_dilation, HAS_MAX, CAUSAL, BLOCK_M, BLOCK_R
         )
     activation_step(
         p_h, p_conv, p_conv_bias, b_d, p_rows + i_clip * T * (P + N) * C, o_t, o_n, m_row, o_m, m_token, geometry, C,
-        K, KH, KW, ACTIVATION, DYNAMIC, BLOCK_M, BLOCK_R,
+        K, KH, KW, ACTIVATION, DYNAMIC, CAUSAL, BLOCK_M, BLOCK_R,
     )  # fmt: skip
 
 
@@ -71,7 +71,7 @@ def _conv_bwd_activation_kernel(
     p_dphi, p_h, p_conv, p_conv_bias, p_dilation, p_dilation_bias, p_rows, p_dc, p_d, p_da, p_sums,
     T, N, R, H, W, P, C, dilation_t, dilation_h, dilation_w, max_dilation,
     K: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, ACTIVATION: tl.constexpr, DYNAMIC: tl.constexpr,
-    HAS_MAX: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_R: tl.constexpr,
+    CAUSAL: tl.constexpr, HAS_MAX: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
     """One program: BLOCK_M tokens of one clip, all channels. ``p_sums``: (programs, K·KH·KW + 1, R)."""
     tiles = tl.cdiv(T * (P + N), BLOCK_M)
@@ -82,12 +82,12 @@ def _conv_bwd_activation_kernel(
     b_d = None
     if DYNAMIC:
         b_d, b_slope = predict_dilation(
-            p_h, p_dilation, p_dilation_bias, o_t, o_n, m_row, geometry, max_dilation, HAS_MAX, BLOCK_M, BLOCK_R
+            p_h, p_dilation, p_dilation_bias, o_t, o_n, m_row, geometry, max_dilation, HAS_MAX, CAUSAL, BLOCK_M, BLOCK_R
         )
     b_dd = backward_activation_step(
         p_dphi + i_clip * T * N * R, p_h, p_conv, p_conv_bias, b_d, p_rows + i_clip * T * (P + N) * C,
         p_dc + i_clip * T * N * R, p_sums + tl.program_id(0).to(tl.int64) * (K * KH * KW + 1) * R,
-        o_t, o_n, m_row, o_m, m_token, geometry, C, K, KH, KW, ACTIVATION, DYNAMIC, BLOCK_M, BLOCK_R,
+        o_t, o_n, m_row, o_m, m_token, geometry, C, K, KH, KW, ACTIVATION, DYNAMIC, CAUSAL, BLOCK_M, BLOCK_R,
     )  # fmt: skip
     if DYNAMIC:
         o_row = i_clip * T * N + o_t * N + o_n
@@ -99,7 +99,7 @@ def _conv_bwd_activation_kernel(
 def _conv_bwd_hidden_kernel(
     p_dc, p_h, p_conv, p_dilation, p_d, p_da, p_dh, p_sums,
     T, N, R, H, W, P, C, dilation_t, dilation_h, dilation_w,
-    K: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, DYNAMIC: tl.constexpr,
+    K: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, DYNAMIC: tl.constexpr, CAUSAL: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
     """One program: BLOCK_M patches of one clip, all channels. ``p_sums``: (programs, 4, R), dynamic or not."""
@@ -115,7 +115,7 @@ def _conv_bwd_hidden_kernel(
         p_dc, p_h, p_conv, p_dilation, p_d, p_da, p_dh + i_clip * T * (P + N) * C,
         p_sums + tl.program_id(0).to(tl.int64) * 4 * R,
         o_t, o_n, m_row, o_t * (P + N) + P + o_n, Geometry(T, N, R, H, W, dilation_t, dilation_h, dilation_w), C,
-        K, KH, KW, DYNAMIC, BLOCK_M, BLOCK_R,
+        K, KH, KW, DYNAMIC, CAUSAL, BLOCK_M, BLOCK_R,
     )  # fmt: skip
 
 

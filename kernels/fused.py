@@ -85,7 +85,8 @@ def _fused_fwd_kernel(
     p_x, p_down, p_down_bias, p_conv, p_conv_bias, p_dilation, p_dilation_bias, p_up, p_up_bias, p_y, p_h, p_c,
     p_kept,
     tiles, T, N, P, D, R, stride_x_b, stride_x_t, stride_x_l, dilation, max_dilation,
-    K: tl.constexpr, ACTIVATION: tl.constexpr, DYNAMIC: tl.constexpr, HAS_MAX: tl.constexpr, HAS_DOWN: tl.constexpr,
+    K: tl.constexpr, ACTIVATION: tl.constexpr, DYNAMIC: tl.constexpr, CAUSAL: tl.constexpr, HAS_MAX: tl.constexpr,
+    HAS_DOWN: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr, ACCUMULATORS: tl.constexpr, PARTS: tl.constexpr, UP_STAGES: tl.constexpr,
     EVEN: tl.constexpr, PRECISION: tl.constexpr,
@@ -116,11 +117,12 @@ def _fused_fwd_kernel(
         b_d = None
         if DYNAMIC:
             b_d, _ = predict_dilation(
-                p_h, p_dilation, p_dilation_bias, o_t, o_n, m_row, geometry, max_dilation, HAS_MAX, BLOCK_M, BLOCK_S
-            )
+                p_h, p_dilation, p_dilation_bias, o_t, o_n, m_row, geometry, max_dilation, HAS_MAX, CAUSAL,
+                BLOCK_M, BLOCK_S,
+            )  # fmt: skip
         activation_step(
             p_h, p_conv, p_conv_bias, b_d, p_c, o_t, o_n, m_row, o_row, m_row, geometry, R,
-            K, 1, 1, ACTIVATION, DYNAMIC, BLOCK_M, BLOCK_S,
+            K, 1, 1, ACTIVATION, DYNAMIC, CAUSAL, BLOCK_M, BLOCK_S,
         )  # fmt: skip
         tl.debug_barrier()
         up(
@@ -134,8 +136,8 @@ def _fused_bwd_kernel(
     p_dy, p_down, p_conv, p_conv_bias, p_dilation, p_dilation_bias, p_up, p_h, p_dx, p_dc, p_rows, p_dh, p_d, p_da,
     p_sums, p_sums_h, p_kept,
     tiles, T, N, P, D, R, C, stride_dy_b, stride_dy_t, stride_dy_l, dilation, max_dilation,
-    K: tl.constexpr, ACTIVATION: tl.constexpr, DYNAMIC: tl.constexpr, HAS_MAX: tl.constexpr, HAS_DOWN: tl.constexpr,
-    NEEDS_DX: tl.constexpr,
+    K: tl.constexpr, ACTIVATION: tl.constexpr, DYNAMIC: tl.constexpr, CAUSAL: tl.constexpr, HAS_MAX: tl.constexpr,
+    HAS_DOWN: tl.constexpr, NEEDS_DX: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr, ACCUMULATORS: tl.constexpr, PARTS: tl.constexpr, UP_STAGES: tl.constexpr,
     EVEN: tl.constexpr, PRECISION: tl.constexpr,
@@ -177,11 +179,12 @@ def _fused_bwd_kernel(
             p_d += i_clip * T * N
             p_da += i_clip * T * N
             b_d, b_slope = predict_dilation(
-                p_h, p_dilation, p_dilation_bias, o_t, o_n, m_row, geometry, max_dilation, HAS_MAX, BLOCK_M, BLOCK_S
-            )
+                p_h, p_dilation, p_dilation_bias, o_t, o_n, m_row, geometry, max_dilation, HAS_MAX, CAUSAL,
+                BLOCK_M, BLOCK_S,
+            )  # fmt: skip
         b_dd = backward_activation_step(
             p_dc, p_h, p_conv, p_conv_bias, b_d, p_rows, p_dc, p_sums + i_program * (K + 1) * R,
-            o_t, o_n, m_row, o_token, m_row, geometry, C, K, 1, 1, ACTIVATION, DYNAMIC, BLOCK_M, BLOCK_S,
+            o_t, o_n, m_row, o_token, m_row, geometry, C, K, 1, 1, ACTIVATION, DYNAMIC, CAUSAL, BLOCK_M, BLOCK_S,
         )  # fmt: skip
         if DYNAMIC:
             tl.store(p_d + o_row, b_d, m_row)
@@ -189,7 +192,7 @@ def _fused_bwd_kernel(
         tl.debug_barrier()
         backward_hidden_step(
             p_dc, p_h, p_conv, p_dilation, p_d, p_da, p_dh, p_sums_h + i_program * 4 * R, o_t, o_n, m_row, o_token,
-            geometry, R, K, 1, 1, DYNAMIC, BLOCK_M, BLOCK_S,
+            geometry, R, K, 1, 1, DYNAMIC, CAUSAL, BLOCK_M, BLOCK_S,
         )  # fmt: skip
         if NEEDS_DX:
             tl.debug_barrier()

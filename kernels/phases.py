@@ -32,15 +32,16 @@ def _store_rows(p_rows, b_rows, o_out, o_r, C, m_row, m_out, m_column):
 def activation_step(
     p_h, p_conv, p_conv_bias, b_d, p_rows, o_t, o_n, m_row, o_out, m_out, geometry, C,
     K: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, ACTIVATION: tl.constexpr, DYNAMIC: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_R: tl.constexpr,
+    CAUSAL: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
     """Write ``[φ(c) | 1 | 0 …]``, C columns, into the rows ``o_out``, and zeros where a row is no patch."""
     for r0 in range(0, C, BLOCK_R):
         o_r = r0 + tl.arange(0, BLOCK_R)
         m_r = o_r < geometry.R
         b_c = convolve(
-            p_h, p_conv, p_conv_bias, b_d, o_t, o_n, m_row, geometry, o_r, m_r, K, KH, KW, DYNAMIC, BLOCK_M, BLOCK_R
-        )  # [BLOCK_M, BLOCK_R]
+            p_h, p_conv, p_conv_bias, b_d, o_t, o_n, m_row, geometry, o_r, m_r, K, KH, KW, DYNAMIC, CAUSAL,
+            BLOCK_M, BLOCK_R,
+        )  # fmt: skip
         b_out = tl.where(m_r[None, :], activate(b_c, ACTIVATION), (o_r == geometry.R).to(tl.float32)[None, :])
         _store_rows(p_rows, b_out, o_out, o_r, C, m_row, m_out, o_r < C)
 
@@ -49,13 +50,14 @@ def activation_step(
 def backward_activation_step(
     p_dphi, p_h, p_conv, p_conv_bias, b_d, p_rows, p_dc, p_sums, o_t, o_n, m_row, o_out, m_out, geometry, C,
     K: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, ACTIVATION: tl.constexpr, DYNAMIC: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_R: tl.constexpr,
+    CAUSAL: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
     """Write what `activation_step` writes, ``dc``, and the sums of dw (K·KH·KW, R) and dbc (R,) over these rows.
 
     Returns dd (BLOCK_M,), of a dynamic dilation. Taps are read once where registers allow; before an activation, whose
     slope needs ``c``, and with a dynamic dilation twice.
     """
+    PRESENT: tl.constexpr = K - 1 if CAUSAL else K // 2  # the tap that reads the present frame
     READS_ONCE: tl.constexpr = ACTIVATION == "identity" and not DYNAMIC
     R = geometry.R
     o_row = o_t * geometry.N + o_n
@@ -68,8 +70,9 @@ def backward_activation_step(
             b_c = tl.zeros((BLOCK_M, BLOCK_R), tl.float32) + load_f32(p_conv_bias + o_r, m_r)[None, :]
         else:
             b_c = convolve(
-                p_h, p_conv, p_conv_bias, b_d, o_t, o_n, m_row, geometry, o_r, m_r, K, KH, KW, DYNAMIC, BLOCK_M, BLOCK_R
-            )
+                p_h, p_conv, p_conv_bias, b_d, o_t, o_n, m_row, geometry, o_r, m_r, K, KH, KW, DYNAMIC, CAUSAL,
+                BLOCK_M, BLOCK_R,
+            )  # fmt: skip
             _store_rows(p_rows, activate(b_c, ACTIVATION), o_out, o_r, C, m_row, m_out, m_r)
             tl.debug_barrier()  # keeps the compiler from loading the taps of both readings at once, which would spill
         b_dc = load_f32(p_dphi + (o_row * R)[:, None] + o_r[None, :], m_here)  # [BLOCK_M, BLOCK_R]
@@ -81,15 +84,15 @@ def backward_activation_step(
             for i in range(KH):
                 for j in tl.static_range(KW):
                     b_value, b_rise = tap_value(
-                        p_h, k - K // 2, i - KH // 2, j - KW // 2, b_d, o_t, o_n, m_row, geometry, o_r, m_r,
+                        p_h, k - PRESENT, i - KH // 2, j - KW // 2, b_d, o_t, o_n, m_row, geometry, o_r, m_r,
                         KH, KW, DYNAMIC,
                     )  # fmt: skip
                     b_w = load_f32(p_conv + o_r * (K * KH * KW) + (k * KH + i) * KW + j, m_r)  # (BLOCK_R,)
                     if READS_ONCE:
                         b_c += b_value * b_w[None, :]
                     tl.store(p_sums + ((k * KH + i) * KW + j) * R + o_r, tl.sum(b_dc * b_value, 0), m_r)
-                    if DYNAMIC and k != K // 2:
-                        b_dd += (k - K // 2) * tl.sum(b_dc * b_rise * b_w[None, :], 1)
+                    if DYNAMIC and k != PRESENT:
+                        b_dd += (k - PRESENT) * tl.sum(b_dc * b_rise * b_w[None, :], 1)
         if READS_ONCE:
             _store_rows(p_rows, b_c, o_out, o_r, C, m_row, m_out, m_r)
     o_pad = tl.arange(0, PAD_COLUMNS)
@@ -101,21 +104,22 @@ def backward_activation_step(
 @triton.jit
 def backward_hidden_step(
     p_dc, p_h, p_conv, p_dilation, p_d, p_da, p_dh, p_sums, o_t, o_n, m_row, o_out, geometry, C,
-    K: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, DYNAMIC: tl.constexpr,
+    K: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, DYNAMIC: tl.constexpr, CAUSAL: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
     """Write ``dh`` into the rows ``o_out`` of C columns, and the sums over these rows of dh and, dynamic, of dW_δ."""
     T, N, R = geometry.T, geometry.N, geometry.R
+    PRESENT: tl.constexpr = 2 if CAUSAL else 1  # the tap that predicts by the present frame
     for r0 in range(0, R, BLOCK_R):
         o_r = r0 + tl.arange(0, BLOCK_R)
         m_r = o_r < R
         b_dh = convolve_transposed(
-            p_dc, p_conv, p_d, o_t, o_n, m_row, geometry, o_r, m_r, K, KH, KW, DYNAMIC, BLOCK_M, BLOCK_R
+            p_dc, p_conv, p_d, o_t, o_n, m_row, geometry, o_r, m_r, K, KH, KW, DYNAMIC, CAUSAL, BLOCK_M, BLOCK_R
         )  # [BLOCK_M, BLOCK_R]
         if DYNAMIC:
             b_h = rows_at(p_h, o_t, o_n, m_row, geometry, o_r, m_r)
             for j in tl.static_range(3):
-                o_by = o_t + 1 - j  # the frame whose prediction read this one by its tap j
+                o_by = o_t + PRESENT - j  # the frame whose prediction read this one by its tap j
                 b_da = load_f32(p_da + o_by * N + o_n, m_row & (o_by >= 0) & (o_by < T))  # (BLOCK_M,)
                 b_dh += b_da[:, None] * load_f32(p_dilation + j * R + o_r, m_r)[None, :]
                 tl.store(p_sums + (1 + j) * R + o_r, tl.sum(b_da[:, None] * b_h, 0), m_r)
@@ -128,4 +132,5 @@ def conv_flags(weights: Weights, spec: AdapterSpec) -> dict[str, int | bool]:
     """What a launch compiles in of a convolution, besides its activation."""
     K, KH, KW = weights.conv.shape[2:]
     dynamic = weights.dilation is not None
-    return {"K": K, "KH": KH, "KW": KW, "DYNAMIC": dynamic, "HAS_MAX": spec.max_dilation is not None}
+    flags = {"K": K, "KH": KH, "KW": KW, "DYNAMIC": dynamic, "CAUSAL": spec.causal}
+    return flags | {"HAS_MAX": spec.max_dilation is not None}

@@ -108,6 +108,11 @@ class AdapterSpec:
     grid_size: tuple[int, int]  # (H, W); (N, 1) where the kernel has no spatial extent
     compute_dtype: torch.dtype
     gradient_dtype: torch.dtype = torch.float32  # in which the gradients are best made: that of the weights
+    causal: bool = False  # taps read the present frame and earlier ones alone
+
+    def present(self, num_taps: int) -> int:
+        """Which of ``num_taps`` taps in time reads the present frame."""
+        return num_taps - 1 if self.causal else num_taps // 2
 
     @property
     def accumulate_dtype(self) -> torch.dtype:

@@ -3,6 +3,8 @@
     c[t, n] = bc + Σ_k w[k]·h[t + k·d, n]            h, c: (B, T, N, R), one clip here
     d[t, n] = min(ELU(a) + 1, max),  a = b_δ + Σ_j W_δ[j]·h[t + j − 1, n]        (dynamic)
 
+k counts from the tap that reads the present frame: the middle one or, CAUSAL, the last one. So does j.
+
 A row is one patch of one frame: ``o_t`` is its frame, ``o_n`` its patch, ``m_row`` whether it is there, all (BLOCK_M,).
 Channels are ``o_r`` and ``m_r``, (BLOCK_R,); values are blocks of both, [BLOCK_M, BLOCK_R]. ``h`` and everything of its
 shape is contiguous. Real-valued frames are read by linear interpolation, zero outside the clip; slopes are taken from
@@ -53,15 +55,16 @@ def sample(p_h, b_tau, o_n, m_row, geometry, o_r, m_r):
 @triton.jit
 def predict_dilation(
     p_h, p_dilation, p_dilation_bias, o_t, o_n, m_row, geometry, max_dilation, HAS_MAX: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_R: tl.constexpr,
+    CAUSAL: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
     """The dilation of every row and its slope dd/da, both (BLOCK_M,) in fp32."""
+    PRESENT: tl.constexpr = 2 if CAUSAL else 1
     b_a = tl.zeros((BLOCK_M,), tl.float32) + tl.load(p_dilation_bias).to(tl.float32)
     for r0 in range(0, geometry.R, BLOCK_R):
         o_r = r0 + tl.arange(0, BLOCK_R)
         m_r = o_r < geometry.R
         for j in tl.static_range(3):
-            b_h = rows_at(p_h, o_t + (j - 1), o_n, m_row, geometry, o_r, m_r)  # [BLOCK_M, BLOCK_R]
+            b_h = rows_at(p_h, o_t + (j - PRESENT), o_n, m_row, geometry, o_r, m_r)  # [BLOCK_M, BLOCK_R]
             b_a += tl.sum(b_h * load_f32(p_dilation + j * geometry.R + o_r, m_r)[None, :], 1)
     b_d = tl.where(b_a > 0, b_a + 1, tl.exp(tl.where(b_a > 0, 0.0, b_a)))
     b_slope = tl.where(b_a > 0, 1.0, b_d)
@@ -89,7 +92,7 @@ def tap_value(
     p_h, k, i, j, b_d, o_t, o_n, m_row, geometry, o_r, m_r,
     KH: tl.constexpr, KW: tl.constexpr, DYNAMIC: tl.constexpr,
 ):  # fmt: skip
-    """What tap ``(k, i, j)``, counted from the middle, reads [BLOCK_M, BLOCK_R], and the slope of that in its frame."""
+    """What tap ``(k, i, j)``, counted from that at the row itself, reads [BLOCK_M, BLOCK_R], and its slope."""
     o_to, m_to = shifted(o_n, m_row, i, j, geometry, KH, KW)
     if DYNAMIC and k != 0:
         b_value, b_slope = sample(p_h, o_t.to(tl.float32) + k * b_d, o_to, m_to, geometry, o_r, m_r)
@@ -102,7 +105,7 @@ def tap_value(
 @triton.jit
 def convolve(
     p_h, p_conv, p_conv_bias, b_d, o_t, o_n, m_row, geometry, o_r, m_r,
-    K: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, DYNAMIC: tl.constexpr,
+    K: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, DYNAMIC: tl.constexpr, CAUSAL: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
     """``c`` [BLOCK_M, BLOCK_R] in fp32.
@@ -110,13 +113,15 @@ def convolve(
     Rows of a spatial kernel are a loop at run time, here and wherever taps are read: unrolled, the compiler would load
     all 27 of them at once and spill.
     """
+    PRESENT: tl.constexpr = K - 1 if CAUSAL else K // 2
     b_c = tl.zeros((BLOCK_M, BLOCK_R), tl.float32) + load_f32(p_conv_bias + o_r, m_r)[None, :]
     for k in tl.static_range(K):
         for i in range(KH):
             for j in tl.static_range(KW):
                 b_value, _ = tap_value(
-                    p_h, k - K // 2, i - KH // 2, j - KW // 2, b_d, o_t, o_n, m_row, geometry, o_r, m_r, KH, KW, DYNAMIC
-                )
+                    p_h, k - PRESENT, i - KH // 2, j - KW // 2, b_d, o_t, o_n, m_row, geometry, o_r, m_r,
+                    KH, KW, DYNAMIC,
+                )  # fmt: skip
                 b_w = load_f32(p_conv + o_r * (K * KH * KW) + (k * KH + i) * KW + j, m_r)
                 b_c += b_value * b_w[None, :]
     return b_c
@@ -125,7 +130,7 @@ def convolve(
 @triton.jit
 def convolve_transposed(
     p_dc, p_conv, p_d, o_t, o_n, m_row, geometry, o_r, m_r,
-    K: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, DYNAMIC: tl.constexpr,
+    K: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, DYNAMIC: tl.constexpr, CAUSAL: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
     """What the taps send back to every row: ``Σ_k w[k]·dc[t − k·d]``, [BLOCK_M, BLOCK_R] in fp32.
@@ -133,6 +138,7 @@ def convolve_transposed(
     With a dynamic dilation a row hears from every frame s whose tap reaches it, ``hat(s + k·d[s] − t)``: a loop over
     all frames, so that no two programs add to one element.
     """
+    PRESENT: tl.constexpr = K - 1 if CAUSAL else K // 2
     b_dh = tl.zeros((BLOCK_M, BLOCK_R), tl.float32)
     for i in range(KH):
         for j in tl.static_range(KW):
@@ -140,18 +146,18 @@ def convolve_transposed(
             p_w = p_conv + o_r * (K * KH * KW) + i * KW + j
             if DYNAMIC:
                 b_g = rows_at(p_dc, o_t, o_from, m_from, geometry, o_r, m_r)
-                b_dh += b_g * load_f32(p_w + (K // 2) * KH * KW, m_r)[None, :]
+                b_dh += b_g * load_f32(p_w + PRESENT * KH * KW, m_r)[None, :]
                 for s in range(geometry.T):
                     o_s = o_t * 0 + s
                     b_g = rows_at(p_dc, o_s, o_from, m_from, geometry, o_r, m_r)
                     b_d = tl.load(p_d + o_s * geometry.N + o_from, m_from, 1.0)
                     for k in tl.static_range(K):
-                        if k != K // 2:
-                            b_hat = 1 - tl.abs(s + (k - K // 2) * b_d - o_t.to(tl.float32))
+                        if k != PRESENT:
+                            b_hat = 1 - tl.abs(s + (k - PRESENT) * b_d - o_t.to(tl.float32))
                             b_hat = tl.where(b_hat < 0, 0.0, b_hat)
                             b_dh += b_g * b_hat[:, None] * load_f32(p_w + k * KH * KW, m_r)[None, :]
             else:
                 for k in tl.static_range(K):
-                    b_g = rows_at(p_dc, o_t - (k - K // 2) * geometry.dilation_t, o_from, m_from, geometry, o_r, m_r)
+                    b_g = rows_at(p_dc, o_t - (k - PRESENT) * geometry.dilation_t, o_from, m_from, geometry, o_r, m_r)
                     b_dh += b_g * load_f32(p_w + k * KH * KW, m_r)[None, :]
     return b_dh

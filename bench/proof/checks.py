@@ -49,6 +49,8 @@ FORMS: dict[str, tuple[str, dict[str, Any]]] = {  # each at one shape
     "dynamic": ("masks", PLAIN["dynamic"]),
     "dilated": ("no prefix", {"dilation": 3, "kernel_size": 5, "activation": "silu"}),
     "bounded": ("R=128", {"dilation": "dynamic", "max_dilation": 1.39, "activation": "gelu", "recompute": "hidden"}),
+    "causal": ("R=128", {"dilation": 2, "causal": True}),
+    "causal, dynamic": ("R=384", {"dilation": "dynamic", "max_dilation": 2.5, "causal": True, "activation": "silu"}),
     "input": ("R=64", {"dilation": 1, "activation": "relu", "recompute": "input"}),
     "fp32 stream": ("R=384", {"dilation": 2, "stream": torch.float32}),  # under autocast
     "dynamic, fp32 stream": ("masks", {"dilation": "dynamic", "stream": torch.float32}),
@@ -243,7 +245,7 @@ def operators(device: torch.device, design: str, shape: Shape) -> None:
     _, layer = layers(device, design, torch.bfloat16, shape, dilation=1)
     x, dy = (z.unflatten(0, (-1, T)) for z in tokens(device, torch.bfloat16, shape))
     weights = [p.detach() for p in layer.parameters()]
-    spec = (T, (1, 1, 1), None, "identity", P, (N, 1), torch.bfloat16)
+    spec = (T, (1, 1, 1), None, False, "identity", P, (N, 1), torch.bfloat16)
     leaves = [p.clone().requires_grad_() for p in weights]
     utils = ("test_schema", "test_faketensor", "test_autograd_registration")
     op = torch.ops.fe_adapter

@@ -43,12 +43,14 @@ class Case:
     width: int = 768
     max_dilation: float | None = None
     needs_dx: bool = True
+    causal: bool = False
 
     def __str__(self) -> str:
         stream = "" if self.stream_dtype is None else f" in {_short(self.stream_dtype)} stream"
         kernel = "x".join(map(str, self.kernel))
         dilation = "dynamic" if self.dynamic else "static"
         dilation += "" if self.max_dilation is None else " bounded"
+        dilation += " causal" if self.causal else ""
         shape = f"R={self.bottleneck} D={self.width}"
         shape += "" if self.needs_dx else NO_DX
         return f"{_short(self.dtype)}{stream} {dilation} {kernel} {self.activation} {shape}"
@@ -206,7 +208,7 @@ def launches(case: Case, target: str, chosen_only: bool = False) -> list[tuple[s
         return []  # `support` refuses it
     B, T, N, P, D, R = 1, 2, 6, 1, case.width, case.bottleneck  # small, and no multiple of 16, as 8 × 197 are none
     parameters = case.stream_dtype or case.dtype  # under autocast x and the parameters are both wider
-    spec = AdapterSpec((2, 1, 1), case.max_dilation, case.activation, P, (2, 3), case.dtype, parameters)
+    spec = AdapterSpec((2, 1, 1), case.max_dilation, case.activation, P, (2, 3), case.dtype, parameters, case.causal)
     x = torch.empty(B, T, P + N, D, dtype=case.stream_dtype or case.dtype)
     shapes = ((R, D), (R,), (R, 1, *case.kernel), (R,), (D, R), (D,), (3, R), (1,))
     weights = Weights(*(torch.empty(shape, dtype=parameters) for shape in shapes))

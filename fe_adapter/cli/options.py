@@ -21,7 +21,7 @@ from fe_adapter.config import FEAdapterConfig
 from fe_adapter.data.layouts import LAYOUTS
 from fe_adapter.errors import InputError, first_line
 
-ADAPTER_FIELDS = ("bottleneck", "kernel_size", "dilation", "positions")
+ADAPTER_FIELDS = ("bottleneck", "kernel_size", "dilation", "max_dilation", "causal", "positions")
 # names of files and classes are no markup, and their paths stay in one line
 _PLAIN: dict[str, Any] = {"markup": False, "emoji": False, "highlight": False}
 words = Console(

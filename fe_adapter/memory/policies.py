@@ -35,7 +35,7 @@ from fe_adapter.errors import InputError
 from fe_adapter.memory import frozen_weights, xformers
 from fe_adapter.memory.checkpointing import CHECKPOINTS, Checkpoint
 from fe_adapter.models.adaptation import get_adapters
-from fe_adapter.models.blocks import set_around
+from fe_adapter.models.blocks import get_state, set_around
 from fe_adapter.models.forwards import override_forward, restore_forward
 from fe_adapter.ops.gelu2bit import gelu2bit, kind_of_gelu
 
@@ -140,6 +140,12 @@ def parse_policy(policy: str | Sequence[str]) -> list[tuple[str, str | None]]:
 def is_in_bf16(policy: str | None) -> bool:
     """Whether a policy freezes the backbone in bf16, where autocast would only cost memory."""
     return policy is not None and any(name == "bf16" for name, _ in parse_policy(policy))
+
+
+def moves_to_host(model: nn.Module) -> bool:
+    """Whether blocks of ``model`` wait in the host's memory, by policy ``offload``."""
+    arounds = (state.around for module in model.modules() if (state := get_state(module)) is not None)
+    return any(isinstance(around, Checkpoint) and around.kind == "offload" for around in arounds)
 
 
 def check_device(policy: str | None) -> None:

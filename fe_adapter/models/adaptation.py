@@ -119,6 +119,7 @@ def adapt(
             kernel_size=config.kernel_size,
             dilation=dilation,
             max_dilation=config.max_dilation,
+            causal=config.causal,
             activation=config.activation,
             num_prefix_tokens=num_prefix_tokens,
             grid_size=grid_size if spatial else None,

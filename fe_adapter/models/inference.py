@@ -66,7 +66,7 @@ class OnItsWay:
 
     def read(self) -> Tensor:
         """It, once it is there."""
-        if self._arrival is not None:
+        if self._arrival is not None and not self._arrival.query():
             self._arrival.synchronize()
         return self._copy
 

@@ -99,15 +99,15 @@ class _Call:
 
     def __init__(self, x: Tensor, weights: Weights, options: tuple, settle: Settle) -> None:
         num_frames, spec = settle(x, weights, options)
-        self.recompute, backend = options[6:8]
+        self.recompute, backend = options[7:9]
         self.device_index = x.device.index
         with torch.cuda.device_of(x):
             implementation = choose(backend, as_clips(x, num_frames), weights, spec)
         self.forward, self.backward = implementation.forward, implementation.backward
         self.keeps_x = keeps_rounded(x.dtype, spec.compute_dtype, self.recompute)
         self.options = (
-            num_frames, spec.dilation, spec.max_dilation, spec.activation, spec.num_prefix_tokens, spec.grid_size,
-            spec.compute_dtype, backend,
+            num_frames, spec.dilation, spec.max_dilation, spec.causal, spec.activation, spec.num_prefix_tokens,
+            spec.grid_size, spec.compute_dtype, backend,
         )  # fmt: skip
 
 

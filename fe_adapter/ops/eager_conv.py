@@ -104,12 +104,12 @@ def _activation_backward(g: Tensor, c: Tensor | None, activation: str) -> Tensor
 def _conv(h: Tensor, weights: Weights, spec: AdapterSpec, out: Tensor) -> None:
     """Write the convolution c of ``h``, both (B, T, N, R), into ``out``, computing in ``out``'s dtype."""
     w, source, c = _taps_last(weights.conv, out.dtype), _on_grid(h.to(out.dtype), spec), _on_grid(out, spec)
-    torch.addcmul(weights.conv_bias.to(out.dtype), source, w[_middle(w)], out=c)
+    torch.addcmul(weights.conv_bias.to(out.dtype), source, w[_own(w, spec)], out=c)
     for tap, here, there in _integer_taps(w, c, spec, weights):
         c[here].addcmul_(source[there], w[tap])
     if weights.dilation is not None:
         d, _ = predict_dilation(h.to(out.dtype), weights, spec)
-        for tap, _, here, there, z in _interpolating_taps(w, _on_grid(d, spec)):
+        for tap, _, here, there, z in _interpolating_taps(w, _on_grid(d, spec), spec):
             c[here].addcmul_(_by_frame(torch.bmm(_hat(z), _by_position(source[there])), c[here]), w[tap])
 
 
@@ -126,20 +126,20 @@ def _conv_backward(
     dh = _on_grid(out, spec) if out.dtype == dtype else torch.empty_like(g)
     dw, product = torch.empty_like(w), torch.empty_like(g)
 
-    middle = _middle(w)
-    torch.mul(g, w[middle], out=dh)
-    dw[middle] = _dot(g, source, product)
+    own, present = _own(w, spec), spec.present(3)
+    torch.mul(g, w[own], out=dh)
+    dw[own] = _dot(g, source, product)
     for tap, here, there in _integer_taps(w, g, spec, weights):
         dh[there].addcmul_(g[here], w[tap])
         dw[tap] = _dot(g[here], source[there], product)
 
     ddilation = ddilation_bias = None
     if weights.dilation is not None:
-        side = torch.arange(len(w), device=w.device) != len(w) // 2
+        side = torch.arange(len(w), device=w.device) != own[0]
         dw[side] = 0
         d, d_slope = predict_dilation(h, weights, spec)
         dd = torch.zeros_like(d)
-        for tap, k, here, there, z in _interpolating_taps(w, _on_grid(d, spec)):
+        for tap, k, here, there, z in _interpolating_taps(w, _on_grid(d, spec), spec):
             u, gc, hat = _by_position(source[there]), _by_position(g[here]), _hat(z)
             dv = gc * w[tap]  # the gradient of the interpolated values
             dw[tap] += (gc * torch.bmm(hat, u)).sum((0, 1))
@@ -149,9 +149,9 @@ def _conv_backward(
             d_here += k * _by_frame(dtau, d_here[..., None])[..., 0]
         da = dd * d_slope
         reads = da.new_zeros(*da.shape, 3)  # [..., n, j]: the gradient of the prediction that read frame n by tap j
-        reads[:, :-1, :, 0] = da[:, 1:]
-        reads[..., 1] = da
-        reads[:, 1:, :, 2] = da[:, :-1]
+        for j in range(3):
+            by, read = _overlap(da.shape[1], j - present)
+            reads[:, read, :, j] = da[:, by]
         dh += _on_grid(reads @ weights.dilation.to(dtype), spec)
         ddilation = reads.flatten(0, 2).t() @ h.flatten(0, 2)
         ddilation_bias = da.sum().reshape(1)
@@ -171,9 +171,12 @@ def predict_dilation(h: Tensor, weights: Weights, spec: AdapterSpec) -> tuple[Te
     assert weights.dilation is not None
     assert weights.dilation_bias is not None
     taps = h @ weights.dilation.to(h.dtype).t()  # (B, T, N, 3)
-    a = taps[..., 1] + weights.dilation_bias.to(h.dtype)
-    a[:, 1:] += taps[:, :-1, :, 0]
-    a[:, :-1] += taps[:, 1:, :, 2]
+    present = spec.present(3)
+    a = taps[..., present] + weights.dilation_bias.to(h.dtype)
+    for j in range(3):
+        if j != present:
+            by, read = _overlap(h.shape[1], j - present)
+            a[:, by] += taps[:, read, :, j]
     d = torch.where(a > 0, a + 1, a.exp())
     slope = torch.where(a > 0, torch.ones_like(a), d)
     if spec.max_dilation is not None:
@@ -190,9 +193,10 @@ def _taps_last(weight: Tensor, dtype: torch.dtype) -> Tensor:
     return weight.to(dtype)[:, 0].movedim(0, -1).contiguous()  # (R, 1, K, kh, kw) -> (K, kh, kw, R)
 
 
-def _middle(w: Tensor) -> Tap:
+def _own(w: Tensor, spec: AdapterSpec) -> Tap:
+    """The tap that reads the patch itself."""
     K, kh, kw, _ = w.shape
-    return K // 2, kh // 2, kw // 2
+    return spec.present(K), kh // 2, kw // 2
 
 
 def _overlap(size: int, shift: int) -> tuple[slice, slice]:
@@ -202,26 +206,27 @@ def _overlap(size: int, shift: int) -> tuple[slice, slice]:
 
 
 def _integer_taps(w: Tensor, z: Tensor, spec: AdapterSpec, weights: Weights) -> Iterator[tuple[Tap, Index, Index]]:
-    """(tap, outputs, sources) of all taps that read whole frames, the middle one left out."""
+    """(tap, outputs, sources) of all taps that read whole frames, `_own` left out."""
     (K, kh, kw, _), (_, T, H, W, _) = w.shape, z.shape
     (frames, down, across), dynamic = spec.dilation, weights.dilation is not None
-    for tap in itertools.product((K // 2,) if dynamic else range(K), range(kh), range(kw)):
-        if tap != _middle(w):
+    own = _own(w, spec)
+    for tap in itertools.product((own[0],) if dynamic else range(K), range(kh), range(kw)):
+        if tap != own:
             k, i, j = tap
-            t = _overlap(T, (k - K // 2) * frames)
+            t = _overlap(T, (k - own[0]) * frames)
             y, x = _overlap(H, (i - kh // 2) * down), _overlap(W, (j - kw // 2) * across)
             yield tap, (slice(None), t[0], y[0], x[0]), (slice(None), t[1], y[1], x[1])
 
 
-def _interpolating_taps(w: Tensor, d: Tensor) -> Iterator[tuple[Tap, int, Index, Index, Tensor]]:
+def _interpolating_taps(w: Tensor, d: Tensor, spec: AdapterSpec) -> Iterator[tuple[Tap, int, Index, Index, Tensor]]:
     """(tap, k, outputs, sources, z) of the taps at real-valued frames, a few clips at a time.
 
     ``d`` is (B, T, H, W); ``z`` (n, T, T) holds τ_k[t] − n for each of the n positions among the outputs.
     """
     (K, kh, kw, R), (B, T, H, W) = w.shape, d.shape
     frames = torch.arange(T, dtype=d.dtype, device=d.device)
-    num_clips = max(1, _CHUNK // (T * H * W * R))
-    for b, k in itertools.product(range(0, B, num_clips), range(-(K // 2), K // 2 + 1)):
+    num_clips, present = max(1, _CHUNK // (T * H * W * R)), spec.present(K)
+    for b, k in itertools.product(range(0, B, num_clips), range(-present, K - present)):
         if k == 0:
             continue
         clips = slice(b, b + num_clips)
@@ -229,7 +234,7 @@ def _interpolating_taps(w: Tensor, d: Tensor) -> Iterator[tuple[Tap, int, Index,
         for i, j in itertools.product(range(kh), range(kw)):
             y, x = _overlap(H, i - kh // 2), _overlap(W, j - kw // 2)
             z = tau[:, y[0], x[0]].flatten(0, 2)[..., None] - frames
-            yield (k + K // 2, i, j), k, (clips, slice(None), y[0], x[0]), (clips, slice(None), y[1], x[1]), z
+            yield (k + present, i, j), k, (clips, slice(None), y[0], x[0]), (clips, slice(None), y[1], x[1]), z
 
 
 def _by_position(z: Tensor) -> Tensor:

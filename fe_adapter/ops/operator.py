@@ -35,6 +35,7 @@ def adapter_forward(
     num_frames: int,
     dilation: Sequence[int],
     max_dilation: float | None,
+    causal: bool,
     activation: str,
     num_prefix_tokens: int,
     grid_size: Sequence[int],
@@ -49,7 +50,7 @@ def adapter_forward(
     """
     distances, grid = _triple(dilation), _pair(grid_size)
     dtype = weights[0].dtype
-    spec = AdapterSpec(distances, max_dilation, activation, num_prefix_tokens, grid, compute_dtype, dtype)
+    spec = AdapterSpec(distances, max_dilation, activation, num_prefix_tokens, grid, compute_dtype, dtype, causal)
     keeps_x = needs_backward and keeps_rounded(x.dtype, compute_dtype, recompute)
     parameters = Weights(*weights)
     with torch.cuda.device_of(x):  # where Triton launches
@@ -69,8 +70,8 @@ def keeps_rounded(dtype: torch.dtype, compute_dtype: torch.dtype, recompute: str
 
 
 def _fake_forward(
-    x, weights, num_frames, dilation, max_dilation, activation, num_prefix_tokens, grid_size, compute_dtype, recompute,
-    needs_backward, backend,
+    x, weights, num_frames, dilation, max_dilation, causal, activation, num_prefix_tokens, grid_size, compute_dtype,
+    recompute, needs_backward, backend,
 ):  # fmt: skip
     B, T, L, _ = as_clips(x, num_frames).shape
 
@@ -95,6 +96,7 @@ def adapter_backward(
     num_frames: int,
     dilation: Sequence[int],
     max_dilation: float | None,
+    causal: bool,
     activation: str,
     num_prefix_tokens: int,
     grid_size: Sequence[int],
@@ -104,7 +106,8 @@ def adapter_backward(
 ) -> list[Tensor]:
     """``dx`` (empty if not needed), then the gradient of each weight in the weight's dtype."""
     distances, grid = _triple(dilation), _pair(grid_size)
-    spec = AdapterSpec(distances, max_dilation, activation, num_prefix_tokens, grid, compute_dtype, weights[0].dtype)
+    dtype = weights[0].dtype
+    spec = AdapterSpec(distances, max_dilation, activation, num_prefix_tokens, grid, compute_dtype, dtype, causal)
     parameters = Weights(*weights)
     with torch.cuda.device_of(dy):
         implementation = choose(backend, as_clips(dy, num_frames), parameters, spec)
@@ -114,7 +117,7 @@ def adapter_backward(
 
 
 def _fake_backward(
-    dy, x, y, h, cast, weights, num_frames, dilation, max_dilation, activation, num_prefix_tokens, grid_size,
+    dy, x, y, h, cast, weights, num_frames, dilation, max_dilation, causal, activation, num_prefix_tokens, grid_size,
     compute_dtype, backend, needs_dx,
 ):  # fmt: skip
     dx = dy.new_empty(dy.shape) if needs_dx else dy.new_empty(0)

@@ -33,11 +33,12 @@ def adapter(x: Tensor, weights: Weights, spec: AdapterSpec, num_frames: int) -> 
 
 
 def temporal_conv(u: Tensor, weights: Weights, spec: AdapterSpec) -> Tensor:
-    """``c[t] = bc + Σ_k w[k]·u[t + k·d]``, zero outside the clip and outside the patch grid."""
+    """``c[t] = bc + Σ_k w[k]·u[t + k·d]``, zero outside the clip and outside the patch grid; causal: no k above 0."""
     _, T, _, R = u.shape
     K, kh, kw = weights.conv.shape[2:]
     H, W = spec.grid_size
     frames, down, across = spec.dilation  # between taps
+    present = spec.present(K)
     top, left = kh // 2 * down, kw // 2 * across
     grid = F.pad(u.unflatten(2, (H, W)), (0, 0, left, left, top, top))
     t = torch.arange(T, dtype=spec.accumulate_dtype, device=u.device).view(T, 1)
@@ -48,7 +49,7 @@ def temporal_conv(u: Tensor, weights: Weights, spec: AdapterSpec) -> Tensor:
             y, x = i * down, j * across
             v = grid[:, :, y : y + H, x : x + W].reshape(u.shape)
             for k in range(K):
-                c = c + weights.conv[:, 0, k, i, j] * at_frames(v, (t + (k - K // 2) * d).expand(u.shape[:3]))
+                c = c + weights.conv[:, 0, k, i, j] * at_frames(v, (t + (k - present) * d).expand(u.shape[:3]))
     return c.reshape(*u.shape[:3], R)
 
 
@@ -56,8 +57,8 @@ def dilation(u: Tensor, weights: Weights, spec: AdapterSpec) -> Tensor:
     """``d = ELU(a) + 1`` (B, T, N), ``a`` a convolution of three frames, at most ``max_dilation``."""
     assert weights.dilation is not None
     assert weights.dilation_bias is not None
-    T = u.shape[1]
-    padded = F.pad(u, (0, 0, 0, 0, 1, 1))
+    T, present = u.shape[1], spec.present(3)
+    padded = F.pad(u, (0, 0, 0, 0, present, 2 - present))
     a = weights.dilation_bias.to(u.dtype)
     for j in range(3):
         a = a + padded[:, j : j + T] @ weights.dilation[j].to(u.dtype)

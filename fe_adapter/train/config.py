@@ -12,6 +12,7 @@ from fe_adapter.memory.optimizers import check_optimizer
 from fe_adapter.memory.policies import parse_policy
 from fe_adapter.models.inference import PRECISIONS
 
+CAPTURE = ("auto", "on", "off")
 SAMPLERS = ("shuffle", "balanced")
 LOSSES = ("cross_entropy", "class_balanced", "focal")
 TRACKERS = (None, "tensorboard", "wandb")
@@ -39,6 +40,9 @@ class TrainConfig:
         focal_gamma: of "focal": 0 is cross-entropy; the larger, the less clips count that are right already.
         mixup: blend pairs of clips, by shares of a Beta(a, a) distribution; 0 does not.
         cutmix: put a part of one clip into another, likewise; with both, each batch has one of them.
+        capture: run forward, loss and backward as one CUDA graph, which the host queues as one launch: "auto" where it
+            can be, "on", which refuses elsewhere, or "off".
+        compile: run the model by `torch.compile`, whose first steps take minutes.
         sampler: "shuffle", or "balanced": every class equally often.
         num_workers: processes that decode; 0 decodes in this one. "auto" is one a core on a GPU, at most 8; on a CPU
             none, or one after an epoch that waited a fifth of its time.
@@ -70,6 +74,8 @@ class TrainConfig:
     clip_grad_norm: float = 1.0
     precision: str = "no"
     memory_policy: str | None = None
+    capture: str = "auto"
+    compile: bool = False
     sampler: str = "shuffle"
     num_workers: int | str = "auto"
     save_every: int = 200
@@ -103,6 +109,7 @@ class TrainConfig:
         if self.memory_policy is not None:
             parse_policy(self.memory_policy)
         check_optimizer(self.optimizer)
+        check_choice("capture", self.capture, CAPTURE)
         check_choice("sampler", self.sampler, SAMPLERS)
         check_choice("tracker", self.tracker, TRACKERS)
         if not re.fullmatch(r"[^/\\#?%:\x00-\x1f]{1,128}", self.project):

@@ -37,7 +37,7 @@ class Criterion:
     def __init__(self, config: TrainConfig, train_set: ClipDataset) -> None:
         self.config, self.num_classes = config, len(train_set.class_names)
         counts = torch.bincount(torch.tensor(train_set.labels), minlength=self.num_classes).double()
-        self._weights = balanced_weights(counts, config.class_balance_beta)
+        self._weights = balanced_weights(counts, config.class_balance_beta).float()
         self._mixers = _mixers(config)
 
     def prepare(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
@@ -46,6 +46,7 @@ class Criterion:
         Mixing draws from the global generator, which `fit` seeds for every batch.
         """
         video, target = batch["video"], batch.get("target", batch["label"])
+        self._weights = self._weights.to(video.device)  # once: a step that is captured may not copy from the host
         if not self._mixers or len(video) < 2:
             return video, target
         if video.dim() != 5:
@@ -68,7 +69,7 @@ class Criterion:
         shares = shares * (1 - smoothing) + smoothing / self.num_classes
         log_p = logits.log_softmax(-1)
         if self.config.loss == "class_balanced":
-            weights = self._weights.to(logits)
+            weights = self._weights
         else:
             weights = (1 - log_p.exp()) ** self.config.focal_gamma
         return -(weights * shares * log_p).sum(-1).mean()

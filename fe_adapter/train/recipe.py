@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
-import json
+import functools
 import math
 import statistics
 import time
@@ -16,7 +15,7 @@ import torch
 
 from fe_adapter.data.feed import Feed
 from fe_adapter.data.protocol import ClipDataset
-from fe_adapter.data.sampling import FrameSampler, derive_seed
+from fe_adapter.data.sampling import derive_seed
 from fe_adapter.errors import InputError, OutOfMemoryError, TrainingError
 from fe_adapter.evaluate.calibration import fit_temperature
 from fe_adapter.evaluate.run import check_classes, evaluate
@@ -24,24 +23,18 @@ from fe_adapter.files import make_folder, only_one
 from fe_adapter.memory.measure import measure_peak_memory
 from fe_adapter.memory.optimizers import make_optimizer
 from fe_adapter.memory.plan import smaller_batches
-from fe_adapter.memory.policies import check_device, replace_memory_policy
-from fe_adapter.models.adaptation import get_adaptation
+from fe_adapter.memory.policies import check_device, moves_to_host, replace_memory_policy
 from fe_adapter.models.classifier import VideoClassifier
-from fe_adapter.models.origin import identity_of
 from fe_adapter.sharing.folder import save_adapter
 from fe_adapter.train.config import TrainConfig
+from fe_adapter.train.identity import MAY_CHANGE, OF_FILES, clip_sampling, identity
 from fe_adapter.train.log import TrainingLog
 from fe_adapter.train.losses import Criterion
 from fe_adapter.train.optimizers import Schedule, classifier_of, parameter_groups
 from fe_adapter.train.state import CHECKPOINT, Progress, load_training_state, save_training_state
+from fe_adapter.train.step import Late, Step
 from fe_adapter.train.stop import StopSignal
 from fe_adapter.train.trackers import check_tracker
-
-# On resume, without another result but for rounding (and gelu2bit's, if it comes or goes)
-MAY_CHANGE = ("num_workers", "save_every", "tracker", "project", "run_name", "memory_policy", "precision",
-              "batch_size", "accumulate", "without_lost_files")  # fmt: skip
-REMEMBERED = ("clip_seconds", "clip_sampling", "note", "temperature")  # by a model, of its training
-OF_FILES = ("num_clips", "files")  # what is another where files are gone
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,7 +151,7 @@ class _Run:
         if config.memory_policy is not None:
             replace_memory_policy(model, config.memory_policy)
         model.clip_seconds = train_set.clip_seconds  # what predict_video slides over a longer video
-        model.clip_sampling = _clip_sampling(train_set)
+        model.clip_sampling = clip_sampling(train_set)
         make_folder(out)
         self.accelerator = _accelerator(config, out)
         if self.accelerator.is_main_process:
@@ -167,13 +160,15 @@ class _Run:
         self.num_batches = math.ceil(len(train_set) / (config.batch_size * world))
         steps_per_epoch = math.ceil(self.num_batches / config.accumulate)
         self.schedule = Schedule(config, steps_per_epoch, clips_per_step=config.batch_size * config.accumulate * world)
+        if config.compile and given is model:
+            given = torch.compile(model)  # type: ignore[assignment]  # a module as well
         groups = parameter_groups(model, config.weight_decay)
-        optimizer = make_optimizer(config.optimizer, groups, self.schedule.peak)
+        optimizer = make_optimizer(config.optimizer, groups, self.schedule.peak, self.accelerator.device)
         self.prepared, self.optimizer = self.accelerator.prepare(given, optimizer)
         self.trainable = [p for p in model.parameters() if p.requires_grad]
 
         self.settings = {key: value for key, value in dataclasses.asdict(config).items() if key not in MAY_CHANGE}
-        self.settings |= _identity(model, train_set) | {"clips_per_step": self.schedule.clips_per_step}
+        self.settings |= identity(model, train_set) | {"clips_per_step": self.schedule.clips_per_step}
         self.position = Progress()
         self.checkpoint = out / CHECKPOINT
         if self.checkpoint.exists():
@@ -191,6 +186,9 @@ class _Run:
         described = self.settings | dataclasses.asdict(config)
         self.log = TrainingLog(out, self.accelerator, self.position, config, described, self.num_batches, progress)
         self.step_ms: list[float] = []
+        self.step_loss, self.late = 0.0, Late()
+        self.step = Step(self._forward_backward, self.trainable, config.capture, self._obstacle())
+        self.step.is_paused = expected_peak is not None  # what a step needs is measured first: of a graph it cannot be
         self.feed = Feed(
             train_set,
             config.batch_size,
@@ -202,31 +200,63 @@ class _Run:
         )
         held.callback(self.feed.close)
 
+    def _obstacle(self) -> str | None:
+        """Why a step cannot be a CUDA graph, as far as can be known now."""
+        if self.accelerator.device.type != "cuda":
+            return "a CUDA graph needs a GPU"
+        if torch.version.hip is not None:
+            return "graphs of AMD cards have not been tried"
+        if self.world > 1:
+            return "several processes exchange gradients while they are made"
+        if moves_to_host(self.model):
+            return "memory policy offload waits for the host"
+        return None
+
     def train_epoch(self) -> None:
         """Every batch of the epoch that the position has not passed yet."""
         position = self.position
         if position.batch == self.num_batches:
             return
         self.prepared.train()
-        start, step_loss, waited = time.perf_counter(), 0.0, 0.0
+        start, waited = time.perf_counter(), 0.0
         with StopSignal() as stop:
             for batch in self.feed.epoch(position.epoch, start_batch=position.batch * self.world):
                 waited += self.feed.waited
-                share = self._share_of_step(len(batch["label"]))
+                share, ends_step = self._share_of_step(len(batch["label"])), self._ends_step()
                 run_batch = self._measured_batch if self._wants_peak() else self._batch
-                loss, norm = run_batch(batch, share)
-                position.add(loss)
-                step_loss += loss * share
-                if not self.accelerator.sync_gradients:
+                values = run_batch(batch, share)
+                position.batch += 1
+                receive = functools.partial(self._receive, dataclasses.replace(position), share)
+                if not ends_step:
+                    self.late.read(values, receive)
                     continue
                 self.step_ms.append(1e3 * (time.perf_counter() - start))
-                self.log.step(position, step_loss, self.schedule(position.step), norm, self.step_ms[-1], 1e3 * waited)
-                start, step_loss, waited = time.perf_counter(), 0.0, 0.0
+                spent = self.schedule(position.step), self.step_ms[-1], 1e3 * waited
+                self.late.read(values, functools.partial(receive, spent=spent))
+                start, waited = time.perf_counter(), 0.0
                 position.step += 1
                 if position.step % self.config.save_every == 0 or position.batch == self.num_batches or stop.requested:
                     self.save()
                 if stop.requested:
                     stop.stop()
+
+    def _receive(
+        self, at: Progress, share: float, values: list[float], spent: tuple[float, float, float] | None = None
+    ) -> None:
+        """What the device made of a batch, a step late: its loss and, if a step followed, the gradient's norm.
+
+        ``at`` is where the run stood; ``spent``: a step's learning rate, its ms, and those that it waited for data.
+        """
+        self._check_finite("loss", values[0], at)
+        self.position.loss_sum += values[0]
+        self.step_loss += values[0] * share
+        if spent is None:
+            return
+        if self.accelerator.scaler is None:  # which skips such steps itself
+            self._check_finite("gradient", values[1], at)
+        lr, ms, waited_ms = spent
+        self.log.step(at, self.step_loss, lr, values[1], ms, waited_ms)
+        self.step_loss = 0.0
 
     def _share_of_step(self, num_clips: int) -> float:
         """The part that a batch of ``num_clips`` has in the clips of its step, which is short where an epoch ends."""
@@ -245,9 +275,9 @@ class _Run:
         """Whether this is the last batch of the second step: all that there can be is there."""
         return self.expected_peak is not None and len(self.step_ms) == 1 and self._ends_step()
 
-    def _measured_batch(self, batch: dict[str, Any], share: float) -> tuple[float, float]:
+    def _measured_batch(self, batch: dict[str, Any], share: float) -> list[torch.Tensor]:
         """Run `_batch`, and put the peak of its memory into the log."""
-        result: list[tuple[float, float]] = []
+        result: list[list[torch.Tensor]] = []
         there = [*self.model.parameters(), *self.model.buffers(), batch["video"]]
         there += [p.grad for p in self.trainable if p.grad is not None]
         there += [t for state in self.optimizer.state.values() for t in state.values() if isinstance(t, torch.Tensor)]
@@ -255,38 +285,43 @@ class _Run:
         assert self.expected_peak is not None
         self.log.memory(self.position, self.expected_peak, peak)
         self.expected_peak = None
+        self.step.is_paused = False
         return result[0]
 
-    def _batch(self, batch: dict[str, Any], share: float) -> tuple[float, float]:
+    def _batch(self, batch: dict[str, Any], share: float) -> list[torch.Tensor]:
         """Loss of one batch, its gradients added; and the gradient's norm if a step of the optimizer followed."""
-        position, norm = self.position, math.nan
+        position = self.position
         turn = position.batch * self.world + self.accelerator.process_index
         torch.manual_seed(derive_seed(self.config.seed, position.epoch, turn))  # of dropout
         self.accelerator.sync_gradients = self._ends_step()
         with contextlib.nullcontext() if self._ends_step() else self.accelerator.no_sync(self.prepared):
             video, target = self.criterion.prepare(batch)
-            loss = self.criterion(self.prepared(video).float(), target)
-            value = self.accelerator.reduce(loss.detach(), "mean").item()
-            self._check_finite("loss", value)
-            self.accelerator.backward(loss * (share * self.config.accumulate))  # which it divides by
-            if self.accelerator.sync_gradients:
-                norm = self.accelerator.clip_grad_norm_(self.trainable, self.config.clip_grad_norm).item()
-                if self.accelerator.scaler is None:  # which skips such steps itself
-                    self._check_finite("gradient", norm)
+            loss = self.step(video, target, share * self.config.accumulate)
+            values = [self.accelerator.reduce(loss, "mean")]
+            if self._ends_step():
+                values.append(self.accelerator.clip_grad_norm_(self.trainable, self.config.clip_grad_norm))
                 for group in self.optimizer.param_groups:
                     group["lr"] = self.schedule(position.step)
             self.optimizer.step()
-            self.optimizer.zero_grad()
-        return value, norm
+            self.optimizer.zero_grad(set_to_none=not self.step.is_capturing)  # a graph's gradients stay where they are
+        return values
 
-    def _check_finite(self, name: str, value: float) -> None:
+    def _forward_backward(
+        self, video: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | float
+    ) -> torch.Tensor:
+        """The part of a batch that `Step` may capture."""
+        loss = self.criterion(self.prepared(video).float(), target)
+        self.accelerator.backward(loss * weight)  # which divides it by the batches of a step
+        return loss.detach()
+
+    def _check_finite(self, name: str, value: float, at: Progress) -> None:
         if not math.isfinite(value):
             safe = (
                 f"the checkpoint in {self.out} is from before" if self.checkpoint.exists() else "nothing is saved yet"
             )
             advice = "or use precision bf16" if self.config.precision == "fp16" else "or look for NaN in the weights"
             raise TrainingError(
-                f"the {name} is {value} at step {self.position.step}; {safe}. Lower the learning rate (its peak is "
+                f"the {name} is {value} at step {at.step}; {safe}. Lower the learning rate (its peak is "
                 f"{self.schedule.peak:.2g}), warm up longer, {advice}"
             )
 
@@ -314,7 +349,8 @@ class _Run:
         self.save()
 
     def save(self) -> None:
-        """Replace the checkpoint."""
+        """Replace the checkpoint, once what was trained before it is known to be finite."""
+        self.late.flush()
         save_training_state(
             self.checkpoint, self.model, self.optimizer, self.accelerator.scaler, self.position, self.settings
         )
@@ -324,40 +360,11 @@ class _Run:
         save_adapter(self.model, self.out / name)
 
 
-def _clip_sampling(train_set: ClipDataset) -> dict[str, Any] | None:
-    """What testing has to do as training did, where the data set says it."""
-    sampler = train_set.sampler
-    if not isinstance(sampler, FrameSampler):
-        return None
-    val_fraction, origin = getattr(train_set, "val_fraction", None), getattr(train_set, "origin", {})
-    return {"sampling": sampler.sampling, "stride": sampler.stride, "val_fraction": val_fraction, **origin}
-
-
-def _identity(model: VideoClassifier, train_set: ClipDataset) -> dict[str, Any]:
-    """What must be the same for a run to go on: the model, the data and what is made of it, as JSON values."""
-    described = {name: value for name, value in model.describe().items() if name not in REMEMBERED}
-    if model.tune == "adapter":
-        described["adapter"] = dataclasses.asdict(get_adaptation(model.vit).config)
-    if model.tune != "full":
-        described["backbone"] = identity_of(model.vit)
-    files = "\n".join(f"{Path(path).name} {y}" for path, y in zip(train_set.paths, train_set.labels, strict=True))
-    return json.loads(
-        json.dumps(
-            {
-                "model": described,  # its classes are those of the data
-                "num_clips": len(train_set),
-                "files": hashlib.blake2b(files.encode(), digest_size=8).hexdigest(),
-                "frames": repr(train_set.sampler),
-                "transform": repr(train_set.transform),
-            }
-        )
-    )
-
-
 def _accelerator(config: TrainConfig, out: Path) -> Any:
     try:
         from accelerate import Accelerator
         from accelerate.state import AcceleratorState
+        from accelerate.utils import AutocastKwargs
     except ImportError:
         raise InputError("training needs accelerate; pip install 'fe-adapter[train]'") from None
     AcceleratorState._reset_state()  # or the first run of a process would fix the precision of all later ones
@@ -367,6 +374,7 @@ def _accelerator(config: TrainConfig, out: Path) -> Any:
         gradient_accumulation_steps=config.accumulate,
         log_with=config.tracker,
         project_dir=out,
+        kwargs_handlers=[AutocastKwargs(cache_enabled=False)] if torch.cuda.is_available() else [],  # kept in no graph
     )
 
 

@@ -41,11 +41,6 @@ class Progress:
     clips_per_batch: int = 0  # over all processes
     history: list[dict[str, float]] = dataclasses.field(default_factory=list)
 
-    def add(self, loss: float) -> None:
-        """A batch is done."""
-        self.batch += 1
-        self.loss_sum += loss
-
     def count_batches_of(self, clips_per_batch: int, num_batches: int) -> None:
         """Go on with batches of another size, of which an epoch has ``num_batches``, from the same clip on."""
         if self.clips_per_batch not in (0, clips_per_batch):
@@ -155,6 +150,7 @@ def load_training_state(
     shapes = {name: p.shape for name, p in names.items()}
     if {name: t.shape for name, t in saved.items()} != shapes:
         raise InputError(f"{path} is of another model: its trained parameters are not those of this one")
+    is_fused = any(group.get("fused") for group in optimizer.param_groups)
     # in one order: processes that shard a tensor do it together
     parts = {name: name.removeprefix("optimizer.").rpartition(".") for name in sorted(states)}
     for name, (parameter, _, key) in parts.items():
@@ -166,8 +162,9 @@ def load_training_state(
             p.copy_(like(saved[name], p))
     for name, (parameter, _, key) in parts.items():
         p, tensor = names[parameter], states[name]
-        if key == "step":  # on the host, as optimizers keep it
-            optimizer.state[p][key] = tensor if tensor.is_floating_point() else tensor.item()
+        if key == "step":  # on the host, as optimizers keep it; those that are fused, beside the parameter
+            counted = tensor.to(p.device) if is_fused else tensor
+            optimizer.state[p][key] = counted if tensor.is_floating_point() else tensor.item()
         else:
             optimizer.state[p][key] = tensor.to(p.device) if key in OF_OWN_SHAPE else like(tensor, p)
     if scaler is not None and metadata.scaler:

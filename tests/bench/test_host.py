@@ -32,3 +32,13 @@ def test_what_is_missing_is_said(monkeypatch):
         measured("layer", rounds=1)
     with pytest.raises(InputError, match="case"):
         measured("layers", rounds=1)
+
+
+def test_a_captured_step_of_fit_is_few_launches_and_no_wait():
+    pytest.importorskip("timm", reason="timm is not installed")
+    found = measured("fit", rounds=3)["fit ViT-Ti/16 8x8"]
+    assert found["capture=on"]["launches"] <= 25
+    assert found["capture=on"]["launches"] < found["capture=off"]["launches"] / 10
+    for counts in found.values():
+        assert counts["waits"] == 0
+        assert counts["refused"] == 0

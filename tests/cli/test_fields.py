@@ -49,7 +49,8 @@ def test_train_has_the_defaults_of_the_dataclasses():
     assert options["positions"].default == "attn"
     assert (options["flip"].opts, options["flip"].secondary_opts) == (["--flip"], ["--no-flip"])
     assert (options["in_memory"].opts, options["in_memory"].secondary_opts) == (["--in-memory"], [])
-    assert not {"max_dilation", "activation", "blocks", "backend"} & set(options)
+    assert (options["causal"].opts, options["causal"].secondary_opts) == (["--causal"], [])
+    assert not {"activation", "blocks", "backend"} & set(options)
 
 
 @pytest.mark.parametrize(

@@ -255,6 +255,7 @@ CONFIG = {  # adapter_config.json: where, and what is put there
     "adapter.kernel_size": (None, 0, 2, "3", 1.5, 10**9 + 1, [3], [3, 3, 3, 3], [[3], 3, 3], {}, 5),
     "adapter.dilation": (None, 0, "x", 1.5, [], [0], [1, 2, 3, 4], {}, [["x"]], 2),
     "adapter.max_dilation": (0, -1, "x", True, [], float("nan"), float("inf")),
+    "adapter.causal": (None, 1, "x", []),
     "adapter.activation": (None, 1, "x", []),
     "adapter.positions": (None, 1, "x", [], ["attn", "attn"], [1], ["mlp"]),
     "adapter.blocks": (1, "x", [], [0, 0], [99], [0.5], [10**30], [0]),

@@ -85,6 +85,8 @@ FORMS = {
     "static": {"dilation": 1},
     "dilated": {"dilation": 7, "kernel_size": 5, "activation": "silu"},
     "dynamic": {"dilation": "dynamic", "activation": "gelu"},
+    "causal": {"dilation": 2, "kernel_size": 5, "causal": True},
+    "causal dynamic": {"dilation": "dynamic", "max_dilation": 2.5, "causal": True, "activation": "silu"},
     "wide dynamic": {"dilation": "dynamic", "kernel_size": 5, "max_dilation": 1.5, "activation": "relu"},
 }
 for _design in DESIGNS:

@@ -35,6 +35,12 @@ def test_no_spill_tensor_cores_and_every_barrier(case, target):
     assert all(report.async_copy for report in wholes)
 
 
+def test_no_spill_in_causal_kernels():
+    reports = list(cases.compile_cases((cases.Case(dynamic=True, causal=True),), ("sm_90",)))
+    assert len({report.kernel for report in reports}) == 6
+    assert [report for report in reports if cases.problems(report)] == []
+
+
 @pytest.mark.parametrize("target", ARCHS)
 def test_the_table_holds_what_the_plans_may_choose(target):
     """For any R, and any D, which only masks depend on; but for how many tiles of ``c`` stay in shared memory."""

@@ -122,7 +122,7 @@ def test_optimizers_as_measured(optimizer):
     model = nn.Linear(2048, 512)
     estimate = estimate_memory(model, 1, 2048, optimizer=optimizer)
     groups = [{"params": list(model.parameters()), "weight_decay": 0.01}]
-    stepper = make_optimizer(optimizer, groups, 1e-3)
+    stepper = make_optimizer(optimizer, groups, 1e-3, torch.device("cpu"))
 
     def step():
         model(torch.ones(1, 2048)).sum().backward()

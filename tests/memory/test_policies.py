@@ -146,7 +146,8 @@ def test_constants_are_derived():
 
     for kind, gelu in GELUS.items():
         for derived, used in zip(fit(gelu), STEPS[kind], strict=True):
-            assert derived == pytest.approx(used, abs=1e-8)
+            # where a minimum lies is known to the root of the precision of what is least there
+            assert derived == pytest.approx(used, abs=8 * torch.finfo(torch.float64).eps ** 0.5)
 
 
 def test_bf16_freezes_the_backbone_alone():

@@ -24,13 +24,19 @@ def arguments(layer: FusedFEAdapter, x: torch.Tensor, recompute: str | None) -> 
     dilation = {"dynamic": (1, 1, 1), 2: (2, 1, 1)}.get(layer.dilation, layer.dilation)
     grid = layer.grid_size or (x.shape[2] - 1, 1)
     weights = [p.detach().clone().requires_grad_() for p in layer.parameters()]
-    return x, weights, x.shape[1], dilation, None, layer.activation, 1, grid, x.dtype, recompute, True, "eager"
+    spec = dilation, None, layer.causal, layer.activation, 1, grid, x.dtype
+    return x, weights, x.shape[1], *spec, recompute, True, "eager"
 
 
 @pytest.mark.parametrize(
     "options",
-    [{"dilation": 2}, {"dilation": "dynamic"}, {"dilation": (2, 1, 2), "kernel_size": (3, 3, 3), "grid_size": (2, 2)}],
-    ids=["static", "dynamic", "spatial"],
+    [
+        {"dilation": 2},
+        {"dilation": "dynamic"},
+        {"dilation": "dynamic", "causal": True},
+        {"dilation": (2, 1, 2), "kernel_size": (3, 3, 3), "grid_size": (2, 2)},
+    ],
+    ids=["static", "dynamic", "causal", "spatial"],
 )
 @pytest.mark.parametrize("recompute", [None, "hidden", "input"])
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # of opcheck's own making
@@ -45,8 +51,8 @@ def test_opcheck_of_the_backward_operator():
     x, dy = torch.randn(2, 2, 3, 5, 6)
     h = torch.randn(2, 3, 4, 4)
     weights = [p.detach() for p in layer.parameters()]
-    arguments = (dy, x, None, h, None, weights, 3, (1, 1, 1), None, "identity", 1, (4, 1), x.dtype, "eager", True)
-    torch.library.opcheck(torch.ops.fe_adapter.adapter_backward.default, arguments)
+    arguments = (dy, x, None, h, None, weights, 3, (1, 1, 1), None, False, "identity", 1, (4, 1), x.dtype)
+    torch.library.opcheck(torch.ops.fe_adapter.adapter_backward.default, (*arguments, "eager", True))
 
 
 @pytest.mark.parametrize("cls", [FEAdapter, FusedFEAdapter])

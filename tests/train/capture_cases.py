@@ -1,0 +1,148 @@
+"""What `tests.train.test_step` runs where PyTorch sees a CUDA that is not there: graphs are captured, not computed."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import traceback
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fe_adapter.errors import InputError
+from fe_adapter.train.step import Late, Step
+
+CASES: dict[str, Callable[[], None]] = {}
+REASONS: list[str] = []
+OBSTACLE = None
+
+
+class _Keep(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        REASONS.append(record.getMessage())
+
+
+def case(function: Callable[[], None]) -> Callable[[], None]:
+    CASES[function.__name__] = function
+    return function
+
+
+class Model:
+    """A linear layer and a dropout, trained; counts how often Python runs it."""
+
+    def __init__(self, forward: Callable[[Tensor], Tensor] = lambda z: z) -> None:
+        self.layer, self.calls, self.forward = nn.Linear(4, 3, device="cuda"), 0, forward
+
+    def __call__(self, video: Tensor, target: Tensor, weight: Tensor | float) -> Tensor:
+        self.calls += 1
+        loss = F.cross_entropy(F.dropout(self.forward(self.layer(video))), target)
+        (loss * weight).backward()
+        return loss.detach()
+
+    def step(self, capture: str = "auto") -> Step:
+        return Step(self, list(self.layer.parameters()), capture, OBSTACLE)
+
+
+def batch(size: int, width: int = 4) -> tuple[Tensor, Tensor]:
+    return torch.zeros(size, width, device="cuda"), torch.zeros(size, dtype=torch.long, device="cuda")
+
+
+@case
+def a_batch_is_replayed_and_its_gradients_stay_where_they_are() -> None:
+    model = Model()
+    step = model.step()
+    step(*batch(8), 1.0)
+    captured, gradients = model.calls, [p.grad for p in model.layer.parameters()]
+    for _ in range(3):
+        loss = step(*batch(8), 0.5)
+    assert model.calls == captured
+    assert loss.shape == ()
+    assert all(p.grad is g for p, g in zip(model.layer.parameters(), gradients, strict=True))
+
+
+@case
+def a_short_batch_runs_as_it_is_and_few_shapes_are_captured() -> None:
+    model = Model()
+    step = model.step()
+    step(*batch(8), 1.0)
+    captured = model.calls
+    for times in (1, 2):
+        step(*batch(5), 1.0)
+        assert model.calls == captured + times
+    for size in (9, 10):
+        step(*batch(size), 1.0)
+        step(*batch(size), 1.0)
+    assert model.calls == 3 * captured + 2
+    step(*batch(11), 1.0)
+    step(*batch(11), 1.0)
+    assert model.calls == 3 * captured + 4
+    step(*batch(8), 1.0)
+    assert model.calls == 3 * captured + 4
+
+
+@case
+def random_numbers_are_those_of_a_step_that_is_not_captured() -> None:
+    states = []
+    for capture in ("off", "auto"):
+        step = Model().step(capture)
+        for seed in (1, 2):
+            torch.manual_seed(seed)
+            step(*batch(8), 1.0)
+            states.append(torch.cuda.get_rng_state())
+    assert all(torch.equal(a, b) for a, b in zip(states[:2], states[2:], strict=True))
+
+
+@case
+def a_module_that_waits_runs_as_it_is_and_its_line_is_named() -> None:
+    def forward(z: Tensor) -> Tensor:
+        return z * float(z.sum().item() < 0)
+
+    model = Model(forward)
+    step = model.step()
+    for _ in range(2):
+        step(*batch(8), 1.0)
+    assert not step.is_capturing
+    assert sum("synchronizing" in reason and "z.sum().item()" in reason for reason in REASONS) == 1, REASONS
+    with pytest.raises(InputError, match=r"^capture='on' cannot be honoured: .*synchronizing.*item\(\).*$"):
+        Model(forward).step("on")(*batch(8), 1.0)
+
+
+@case
+def what_does_not_fit_runs_as_it_is() -> None:
+    def forward(z: Tensor) -> Tensor:
+        if torch.cuda.is_current_stream_capturing():
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return z
+
+    step = Model(forward).step()
+    for _ in range(2):
+        step(*batch(8), 1.0)
+    assert not step.is_capturing
+    assert sum("does not fit the GPU's memory" in reason for reason in REASONS) == 1, REASONS
+
+
+@case
+def values_are_read_a_step_late() -> None:
+    late, seen = Late(), []
+    for i in range(3):
+        late.read([torch.zeros((), device="cuda")], lambda values, i=i: seen.append((i, len(values))))
+        assert seen == [(k, 1) for k in range(i)]
+    late.flush()
+    assert seen == [(0, 1), (1, 1), (2, 1)]
+
+
+if __name__ == "__main__":
+    logging.getLogger("fe_adapter").addHandler(_Keep())
+    failed = 0
+    for name in sys.argv[1:] or CASES:
+        REASONS.clear()
+        try:
+            CASES[name]()
+            print(f"{name}: passed")
+        except Exception:
+            failed += 1
+            print(f"{name}: failed\n{traceback.format_exc()}")
+    sys.exit(failed > 0)
