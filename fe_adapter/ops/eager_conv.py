@@ -11,6 +11,7 @@ applied to all channels by a GEMM batched over positions: no gather and no scatt
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterator
 
@@ -24,6 +25,7 @@ _CHUNK = 2**20  # elements of the clips whose interpolation is computed at a tim
 
 Tap = tuple[int, int, int]
 Index = tuple[int | slice, ...]
+Part = tuple[tuple[int, int, int], ...]  # dimensions of which not all is meant: which, from where, how much
 
 
 def cast(weights: Weights, dtype: torch.dtype) -> Tensor:
@@ -65,10 +67,11 @@ def _activated(h: Tensor, weights: Weights, spec: AdapterSpec) -> tuple[Tensor, 
     """φ(c) as (B, T, L, R + PAD) with the column of ones, and c (B, T, N, R) where φ's derivative needs it."""
     (B, T, N, R), P = h.shape, spec.num_prefix_tokens
     rows = h.new_empty(B, T, P + N, R + PAD)
-    rows[:, :, :P] = 0
-    rows[..., R:] = 0
-    rows[:, :, P:, R] = 1
-    patches = rows[:, :, P:, :R]
+    rows.narrow(2, 0, P).zero_()
+    rows.narrow(3, R, PAD).zero_()
+    of_patches = rows.narrow(2, P, N)
+    of_patches.select(3, R).fill_(1)
+    patches = of_patches.narrow(3, 0, R)
     if spec.activation == "identity" and h.dtype == spec.accumulate_dtype:
         _conv(h, weights, spec, out=patches)
         return rows, None
@@ -104,9 +107,10 @@ def _activation_backward(g: Tensor, c: Tensor | None, activation: str) -> Tensor
 def _conv(h: Tensor, weights: Weights, spec: AdapterSpec, out: Tensor) -> None:
     """Write the convolution c of ``h``, both (B, T, N, R), into ``out``, computing in ``out``'s dtype."""
     w, source, c = _taps_last(weights.conv, out.dtype), _on_grid(h.to(out.dtype), spec), _on_grid(out, spec)
-    torch.addcmul(weights.conv_bias.to(out.dtype), source, w[_own(w, spec)], out=c)
-    for tap, here, there in _integer_taps(w, c, spec, weights):
-        c[here].addcmul_(source[there], w[tap])
+    by_tap = w.flatten(0, 2).unbind()
+    torch.addcmul(weights.conv_bias.to(out.dtype), source, by_tap[_number(_own(w, spec), w)], out=c)
+    for i, here, there in _integer_taps(w, c, spec, weights):
+        _part(c, here).addcmul_(_part(source, there), by_tap[i])
     if weights.dilation is not None:
         d, _ = predict_dilation(h.to(out.dtype), weights, spec)
         for tap, _, here, there, z in _interpolating_taps(w, _on_grid(d, spec), spec):
@@ -124,19 +128,20 @@ def _conv_backward(
     h = h.to(dtype)
     w, source, g = _taps_last(weights.conv, dtype), _on_grid(h, spec), _on_grid(dc.to(dtype), spec)
     dh = _on_grid(out, spec) if out.dtype == dtype else torch.empty_like(g)
-    dw, product = torch.empty_like(w), torch.empty_like(g)
-
+    product = torch.empty_like(g)
     own, present = _own(w, spec), spec.present(3)
-    torch.mul(g, w[own], out=dh)
-    dw[own] = _dot(g, source, product)
-    for tap, here, there in _integer_taps(w, g, spec, weights):
-        dh[there].addcmul_(g[here], w[tap])
-        dw[tap] = _dot(g[here], source[there], product)
+    by_tap, nothing = w.flatten(0, 2).unbind(), w.new_zeros(w.shape[-1])
+    gradients = [nothing] * len(by_tap)
+    torch.mul(g, by_tap[_number(own, w)], out=dh)
+    gradients[_number(own, w)] = _dot(g, source, product)
+    for i, here, there in _integer_taps(w, g, spec, weights):
+        g_here = _part(g, here)
+        _part(dh, there).addcmul_(g_here, by_tap[i])
+        gradients[i] = _dot(g_here, _part(source, there), product)
+    dw = torch.stack(gradients).view(w.shape)
 
     ddilation = ddilation_bias = None
     if weights.dilation is not None:
-        side = torch.arange(len(w), device=w.device) != own[0]
-        dw[side] = 0
         d, d_slope = predict_dilation(h, weights, spec)
         dd = torch.zeros_like(d)
         for tap, k, here, there, z in _interpolating_taps(w, _on_grid(d, spec), spec):
@@ -186,7 +191,7 @@ def predict_dilation(h: Tensor, weights: Weights, spec: AdapterSpec) -> tuple[Te
 
 
 def _on_grid(z: Tensor, spec: AdapterSpec) -> Tensor:
-    return z.unflatten(2, spec.grid_size)  # (B, T, N, …) -> (B, T, H, W, …), a view
+    return z.view(*z.shape[:2], *spec.grid_size, *z.shape[3:])  # (B, T, N, …) -> (B, T, H, W, …)
 
 
 def _taps_last(weight: Tensor, dtype: torch.dtype) -> Tensor:
@@ -205,17 +210,41 @@ def _overlap(size: int, shift: int) -> tuple[slice, slice]:
     return slice(max(0, -shift), size - max(0, shift)), slice(max(0, shift), size - max(0, -shift))
 
 
-def _integer_taps(w: Tensor, z: Tensor, spec: AdapterSpec, weights: Weights) -> Iterator[tuple[Tap, Index, Index]]:
-    """(tap, outputs, sources) of all taps that read whole frames, `_own` left out."""
-    (K, kh, kw, _), (_, T, H, W, _) = w.shape, z.shape
-    (frames, down, across), dynamic = spec.dilation, weights.dilation is not None
-    own = _own(w, spec)
-    for tap in itertools.product((own[0],) if dynamic else range(K), range(kh), range(kw)):
-        if tap != own:
-            k, i, j = tap
-            t = _overlap(T, (k - own[0]) * frames)
-            y, x = _overlap(H, (i - kh // 2) * down), _overlap(W, (j - kw // 2) * across)
-            yield tap, (slice(None), t[0], y[0], x[0]), (slice(None), t[1], y[1], x[1])
+def _number(tap: Tap, w: Tensor) -> int:
+    """Which of all taps it is."""
+    _, kh, kw, _ = w.shape
+    return (tap[0] * kh + tap[1]) * kw + tap[2]
+
+
+def _part(z: Tensor, part: Part) -> Tensor:
+    for dim, start, length in part:  # an index of slices takes the host several times as long
+        z = z.narrow(dim, start, length)
+    return z
+
+
+def _integer_taps(w: Tensor, z: Tensor, spec: AdapterSpec, weights: Weights) -> tuple[tuple[int, Part, Part], ...]:
+    """(number of the tap, outputs, sources) of all taps that read whole frames, `_own` left out."""
+    kernel, grid, own = tuple(w.shape[:3]), tuple(z.shape[1:4]), _own(w, spec)
+    return _parts_of_taps(kernel, grid, spec.dilation, own, dynamic=weights.dilation is not None)
+
+
+@functools.lru_cache(256)
+def _parts_of_taps(
+    kernel: Tap, grid: Tap, distances: Tap, own: Tap, dynamic: bool
+) -> tuple[tuple[int, Part, Part], ...]:
+    found = []
+    numbers = itertools.product(*map(range, kernel))
+    for number, tap in enumerate(numbers):
+        if tap == own or (dynamic and tap[0] != own[0]):
+            continue
+        outputs, sources = [], []
+        for dim, (size, k, o, distance) in enumerate(zip(grid, tap, own, distances, strict=True), 1):
+            if shift := (k - o) * distance:
+                length = max(0, size - abs(shift))
+                outputs.append((dim, min(max(0, -shift), size), length))
+                sources.append((dim, min(max(0, shift), size), length))
+        found.append((number, tuple(outputs), tuple(sources)))
+    return tuple(found)
 
 
 def _interpolating_taps(w: Tensor, d: Tensor, spec: AdapterSpec) -> Iterator[tuple[Tap, int, Index, Index, Tensor]]:

@@ -22,7 +22,6 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from fe_adapter.kernels.spec import PAD, AdapterSpec, ConvGradients, Weights
 
@@ -112,11 +111,13 @@ class Products:
             down_bias=conv.down_bias,
             conv=conv.conv,
             conv_bias=conv.conv_bias,
-            up=dup[:, :R].clone(memory_format=torch.contiguous_format),
-            up_bias=dup[:, R].clone(),
+            up=dup.narrow(1, 0, R).clone(memory_format=torch.contiguous_format),
+            up_bias=dup.select(1, R).clone(),
             dilation=conv.dilation,
             dilation_bias=conv.dilation_bias,
         )
+        if conv.conv.dtype == dtype == dup.dtype:
+            return dx, gradients
         return dx, Weights(*(None if g is None else g.to(dtype) for g in gradients))  # type: ignore[arg-type]
 
     def _in_compute_dtype(self, weights: Weights, cast: Tensor | None) -> tuple[Weights, Tensor | None]:
@@ -129,16 +130,18 @@ class Products:
 
 def down(x: Tensor, weights: Weights, spec: AdapterSpec) -> Tensor:
     """``h`` (B, T, N, R) of the patch tokens of ``x``."""
-    B, T = x.shape[:2]
-    patches = x[:, :, spec.num_prefix_tokens :].to(spec.compute_dtype).flatten(0, 1)
-    return torch.baddbmm(weights.down_bias, patches, weights.down.t().expand(B * T, -1, -1)).unflatten(0, (B, T))
+    B, T, L, D = x.shape
+    P, R = spec.num_prefix_tokens, weights.down.shape[0]
+    patches = x.narrow(2, P, L - P).to(spec.compute_dtype).flatten(0, 1)
+    return torch.baddbmm(weights.down_bias, patches, weights.down.t().expand(B * T, D, R)).view(B, T, L - P, R)
 
 
 def activation_gradient(dy: Tensor, weights: Weights, spec: AdapterSpec) -> Tensor:
     """``dφ`` = dy·Wu (B, T, N, R) of the patch tokens; ``dy`` is in the compute dtype."""
-    B, T, _, D = dy.shape
-    patches = dy[:, :, spec.num_prefix_tokens :].flatten(0, 1)
-    return torch.bmm(patches, weights.up.expand(B * T, D, -1)).unflatten(0, (B, T))
+    B, T, L, D = dy.shape
+    P, R = spec.num_prefix_tokens, weights.up.shape[1]
+    patches = dy.narrow(2, P, L - P).flatten(0, 1)
+    return torch.bmm(patches, weights.up.expand(B * T, D, R)).view(B, T, L - P, R)
 
 
 def remove_product(y: Tensor, rows: Tensor, weights: Weights, spec: AdapterSpec, is_rounded: bool = True) -> Tensor:
@@ -168,7 +171,7 @@ def _has_wide_products(a: Tensor) -> bool:
 def _up_with_bias(weights: Weights) -> Tensor:
     """[Wu | bu | 0]ᵀ (R + PAD, D)."""
     up = torch.cat([weights.up, weights.up_bias[:, None]], dim=1)
-    return F.pad(up, (0, PAD - 1)).t()
+    return torch.constant_pad_nd(up, (0, PAD - 1)).t()
 
 
 def _product_in_f32(rows: Tensor, matrix: Tensor) -> Tensor:
@@ -188,5 +191,5 @@ def _add_product(
         product = rows @ matrix if is_rounded else _product_in_f32(rows, matrix)
         y = torch.add(base, product, alpha=sign).to(x.dtype)
     y = y.view(x.shape)
-    y[:, :, :P] = x[:, :, :P]
+    y.narrow(2, 0, P).copy_(x.narrow(2, 0, P))
     return y
