@@ -17,7 +17,7 @@ import typer
 from rich.logging import RichHandler
 
 from fe_adapter import __version__
-from fe_adapter.cli import demo, env, eval, plan, predict, train
+from fe_adapter.cli import crossval, data, demo, env, eval, plan, predict, train
 from fe_adapter.cli.fields import with_fields
 from fe_adapter.cli.options import words
 from fe_adapter.errors import DiskFullError, InputError, Terminated, TrainingError
@@ -30,16 +30,22 @@ app = typer.Typer(
     rich_markup_mode="rich",
     help="Temporal adapters on a frozen image transformer: train on videos, test, predict.",
 )
-for command, examples in (
-    (train.train, train.EXAMPLES),
-    (plan.plan, plan.EXAMPLES),
-    (eval.eval, eval.EXAMPLES),
-    (predict.predict, predict.EXAMPLES),
-    (demo.demo, demo.EXAMPLES),
-    (env.env, env.EXAMPLES),
+of_data = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help="Look at data before training on it.")
+app.add_typer(of_data, name="data")
+for group, command, examples, settings in (
+    (app, train.train, train.EXAMPLES, None),
+    (app, plan.plan, plan.EXAMPLES, None),
+    (app, eval.eval, eval.EXAMPLES, None),
+    (app, crossval.crossval, crossval.EXAMPLES, crossval.CONTEXT),
+    (app, predict.predict, predict.EXAMPLES, None),
+    (of_data, data.check, data.EXAMPLES, None),
+    (of_data, data.pack, data.PACK_EXAMPLES, None),
+    (app, demo.demo, demo.EXAMPLES, None),
+    (app, env.env, env.EXAMPLES, None),
 ):
     title = "Examples" if len(examples) > 1 else "Example"
-    app.command(epilog=f"{title}:\n\n" + "\n\n".join(f"  {example}" for example in examples))(with_fields(command))
+    epilog = f"{title}:\n\n" + "\n\n".join(f"  {example}" for example in examples)
+    group.command(epilog=epilog, context_settings=settings)(with_fields(command))
 
 
 def _version(wanted: bool) -> None:

@@ -18,6 +18,7 @@ from rich.table import Table
 from fe_adapter.checks import MAX_BLOCKS, check_count
 from fe_adapter.cli.fields import Fields
 from fe_adapter.config import FEAdapterConfig
+from fe_adapter.data.layouts import LAYOUTS
 from fe_adapter.errors import InputError, first_line
 
 ADAPTER_FIELDS = ("bottleneck", "kernel_size", "dilation", "max_dilation", "causal", "positions")
@@ -33,7 +34,15 @@ def show(table: Table) -> None:
     Console(**_PLAIN).print(table)
 
 
-Data = Annotated[Path, typer.Argument(help="Folder with a folder of videos per class, or a CSV with path,label.")]
+Data = Annotated[
+    Path,
+    typer.Argument(
+        help="Folder with a folder of videos per class, a CSV with path,label, ranges marked in videos (a CSV with "
+        "path,start,end,label, .srt, .vtt, .eaf), or a published data set: "
+        + ", ".join(f"{name}:ROOT" for name in LAYOUTS)
+        + "."
+    ),
+]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="What train wrote, or an adapter folder.")]
 Weights = Annotated[
     str | None, typer.Option(help="The backbone's weights, if they moved: FILE, FOLDER, pretrained or none.")

@@ -16,7 +16,10 @@ from fe_adapter.files import check_folder, printable
 from fe_adapter.sharing.folder import find_model, load_classifier
 from fe_adapter.train.config import TrainConfig
 
-EXAMPLES = ("fe-adapter predict run clip.mp4 other.mp4 --out predictions",)
+EXAMPLES = (
+    "fe-adapter predict run clip.mp4 other.mp4 --out predictions",
+    "fe-adapter predict run clip.mp4 --unsure-below 0.6",
+)
 
 
 def predict(
@@ -29,6 +32,9 @@ def predict(
         float | None, typer.Option(help="Seconds looked at at a time; default the clips of training.")
     ] = None,
     step: Annotated[float | None, typer.Option(help="Seconds to the next look; default half a window.")] = None,
+    unsure_below: Annotated[
+        float | None, typer.Option(help="Say 'unsure' where no class is as probable as this, in (0, 1].")
+    ] = None,
     recipe: Annotated[TrainConfig, Fields(only=("batch_size",))],
     precision: Precision = "auto",
     device: Device = "auto",
@@ -40,9 +46,10 @@ def predict(
     the timeline.
     """
     from fe_adapter.data import probe
-    from fe_adapter.predict.result import output_stems
+    from fe_adapter.predict.result import check_unsure_below, output_stems
     from fe_adapter.predict.video import predict_video
 
+    check_unsure_below(unsure_below)
     infos = [probe(path) for path in videos]  # a bad file is refused before anything is written
     check_folder(out)
     model = load_classifier(find_model(run_folder), weights=weights).to(find_device(device))
@@ -56,15 +63,22 @@ def predict(
         transient=True,
     ):
         prediction = predict_video(
-            model, info, window=window, step=step, batch_size=recipe.batch_size, precision=precision
+            model,
+            info,
+            window=window,
+            step=step,
+            batch_size=recipe.batch_size,
+            precision=precision,
+            unsure_below=unsure_below,
         )
         prediction.save(stem)  # whatever happens to the next one
         predictions.append(prediction)
     if as_json:
         print(json.dumps([prediction.as_dict() for prediction in predictions]))
     else:
-        table = Table("video", *map(printable, model.class_names))
+        table = Table("video", "label", *map(printable, model.class_names))
         for prediction in predictions:
-            table.add_row(printable(prediction.path), *(f"{p:.1%}" for p in prediction.probabilities.tolist()))
+            shown = [f"{p:.1%}" for p in prediction.probabilities.tolist()]
+            table.add_row(printable(prediction.path), printable(prediction.label), *shown)
         show(table)
     words.print(f"written to {out}")

@@ -36,7 +36,8 @@ from fe_adapter.train.settings import settings_written
 EXAMPLES = (
     "fe-adapter train videos/ --backbone timm:vit_base_patch16_clip_224.openai --out run",
     "fe-adapter train list.csv --backbone hf:google/vit-base-patch16-224 --num-frames 8 --out run --resume",
-    "fe-adapter train videos/ --backbone timm:vit_large_patch14_clip_224.openai --memory 8GB --out run",
+    "fe-adapter train marks.srt --window 1 --backbone timm:vit_small_patch14_dinov2 --last-blocks 4 --out run",
+    "fe-adapter train dfew:DFEW --fold 1 --backbone timm:vit_large_patch14_clip_224.openai --memory 8GB --out run",
 )
 Recipe = Annotated[TrainConfig, Fields("Training", without=("precision",), panels={"memory_policy": "Memory"})]
 
@@ -95,6 +96,8 @@ def train(
     checkpoint, is_cached = out / CHECKPOINT, cache_features is not None
     if not resume and checkpoint.exists():
         raise InputError(f"{out} already holds a training run; add --resume or choose another folder")
+    if is_cached and (recipe.mixup or recipe.cutmix):
+        raise InputError("--mixup and --cutmix mix frames, of which --cache-features keeps none; leave out either")
     if memory is not None and recipe.memory_policy is not None:
         raise InputError("--memory picks the policy; leave --memory-policy out")
     precision = chosen_precision(precision, find_device("auto"), is_in_bf16(recipe.memory_policy))

@@ -5,10 +5,12 @@ from fe_adapter.data.feed import Feed
 from fe_adapter.data.listing import Clip
 from fe_adapter.data.loader import make_loader
 from fe_adapter.data.protocol import ClipDataset
+from fe_adapter.data.reading import probe, read_frames
 from fe_adapter.data.recipe import ClipRecipe
 from fe_adapter.data.sampling import FrameSampler, sliding_windows
 from fe_adapter.data.transforms import EvalTransform, TrainTransform
-from fe_adapter.data.video import VideoInfo, probe, read_frames
+from fe_adapter.data.video import VideoInfo
+from fe_adapter.data.views import MultiView, Views
 
 __all__ = [
     "Clip",
@@ -17,11 +19,13 @@ __all__ = [
     "EvalTransform",
     "Feed",
     "FrameSampler",
+    "MultiView",
     "TrainTransform",
     "VideoCSV",
     "VideoDataset",
     "VideoFolder",
     "VideoInfo",
+    "Views",
     "make_loader",
     "open_dataset",
     "probe",

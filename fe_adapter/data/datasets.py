@@ -16,19 +16,22 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from fe_adapter.checks import check_choice
+from fe_adapter.data.annotations import Cutting
+from fe_adapter.data.layouts import Where
 from fe_adapter.data.listing import (
     SPLITS,
     Clip,
-    clips_by_split,
     held_out,
     list_csv,
     list_folder,
-    name_of_split,
     natural,
 )
+from fe_adapter.data.reading import check_frames, probe, read_frames
 from fe_adapter.data.sampling import FrameSampler, derive_seed
+from fe_adapter.data.sources import read_source
 from fe_adapter.data.transforms import EvalTransform, compact
-from fe_adapter.data.video import VideoInfo, check_frames, probe, read_frames
+from fe_adapter.data.video import VideoInfo
+from fe_adapter.data.votes import shares
 from fe_adapter.errors import InputError
 
 _log = logging.getLogger("fe_adapter")
@@ -38,7 +41,8 @@ ON_ERROR = ("fail", "skip")
 class VideoDataset(Dataset[dict[str, Any]]):
     """Clips as tensors. Every file is looked at first (its index, its first frame): most broken ones are found there.
 
-    Items are ``{"video": uint8 (T, 3, h, w), "label": int, "path": str, "index": int}``. What chance does to an item is
+    Items are ``{"video": uint8 (T, 3, h, w), "label": int, "path": str, "index": int}``, and with soft labels
+    ``"target"``, float32 ``(C,)`` shares. What chance does to an item is
     a function of the seed, the epoch and its index alone.
 
     Args:
@@ -81,9 +85,11 @@ class VideoDataset(Dataset[dict[str, Any]]):
         if len(self.class_names) < 2:
             raise InputError(f"{source} has the one class {self.class_names[0]!r}; a classifier needs two or more")
         index = {name: i for i, name in enumerate(self.class_names)}
-        self._infos, self.skipped = _probe_all([clip.path for clip in clips], on_error, source)
-        self.paths = [clip.path for clip in clips if clip.path in self._infos]
-        self.labels = [index[clip.class_name] for clip in clips if clip.path in self._infos]
+        self._infos, self.skipped = _probe_all(list(dict.fromkeys(clip.path for clip in clips)), on_error, source)
+        self.clips = [clip for clip in clips if clip.path in self._infos]
+        self.paths = [clip.name for clip in self.clips]
+        self.labels = [index[clip.class_name] for clip in self.clips]
+        self.targets = shares(self.clips, self.class_names)  # (n, C), or None without soft labels
         if not self.paths:
             raise InputError(f"{source} holds no readable videos")
         lost = [name for name in found if index[name] not in self.labels]
@@ -92,6 +98,7 @@ class VideoDataset(Dataset[dict[str, Any]]):
         self.sampler, self.transform = sampler, transform
         self.split_name: str | None = None  # as the data calls the split that this is, where it has splits
         self.val_fraction: float | None = None  # the share held out, where `open_dataset` held one out
+        self.origin: dict[str, Any] = {}  # published data set, fold, and whether "val" is its test split, likewise
         self._is_training, self._seed, self._epoch = is_training, seed, 0
         self._frames: dict[str, Tensor] | None = {} if in_memory else None
 
@@ -112,7 +119,7 @@ class VideoDataset(Dataset[dict[str, Any]]):
     @property
     def clip_seconds(self) -> float:
         """Median time that a clip spans in its video, in seconds."""
-        return float(np.median([self.sampler.seconds(self._infos[path]) for path in self.paths]))
+        return float(np.median([self.sampler.seconds(self._infos[clip.path], clip.window) for clip in self.clips]))
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -133,14 +140,18 @@ class VideoDataset(Dataset[dict[str, Any]]):
         part, edit = cut(item["video"], seed)
         return item | {"video": compact(part, edit), "edit": edit}
 
+    def frames(self, index: int, random: np.random.Generator | None = None, view: tuple[int, int] = (0, 1)) -> Tensor:
+        """The frames ``(T, 3, H, W)`` of a clip as they are in the video; options as of `FrameSampler`."""
+        clip = self.clips[index]
+        info = self._infos[clip.path]
+        return self._read(info, self.sampler(info, random, clip.window, view))
+
     def _untransformed(self, index: int) -> tuple[dict[str, Any], int]:
         """The item with its frames as they are, and the seed of what chance does to it."""
-        path = self.paths[index]
         seed = derive_seed(self._seed, self._epoch, index)
-        random = np.random.default_rng(seed) if self._is_training else None
-        info = self._infos[path]
-        video = self._read(info, self.sampler(info, random))
-        return {"video": video, "label": self.labels[index], "path": path, "index": index}, seed
+        video = self.frames(index, np.random.default_rng(seed) if self._is_training else None)
+        item = {"video": video, "label": self.labels[index], "path": self.paths[index], "index": index}
+        return item if self.targets is None else item | {"target": self.targets[index]}, seed
 
     def _read(self, info: VideoInfo, indices: list[int]) -> Tensor:
         if self._frames is None:
@@ -171,29 +182,53 @@ def open_dataset(
     *,
     val_fraction: float = 0.2,
     split_seed: int = 0,
+    fold: int | None = None,
+    where: Where | None = None,
+    select_on_test: bool = False,
+    soft_labels: bool = False,
+    cutting: Cutting | None = None,
     **options: Any,
 ) -> VideoDataset:
-    """A data set by its path: a folder per class, a folder of such folders by split, or a CSV.
+    """A data set by its path, a folder per class, a folder of such folders by split, a CSV or annotations; or by name.
 
     Where the data has its own splits (folders ``train``, ``val``, ``test``, or the CSV's column ``split``) they are
-    used. Where it has no validation split, a stratified share of the training videos is one; a test split is never
-    used for it.
+    used. Where it has no validation split, a stratified share of the training videos is one, or, where the data set
+    says who is seen, a share of the people; a test split is used for it only if that is asked for.
 
     Args:
-        data: folder or CSV file.
+        data: folder, CSV file, or ``NAME:ROOT`` of a published data set (`fe_adapter.data.layouts`).
         split: "train", "val" or "test"; None is all of data without splits, and "test" (else "val") of data with them.
         val_fraction: share of every class that is held out where there is no validation split, in (0, 1).
         split_seed: chooses that share.
+        fold: of a published data set that has several.
+        where: its folders, where they have other names than the published ones.
+        select_on_test: validate on the test split, as published numbers often do; what is chosen by it is no test.
+        soft_labels: of "train", items have shares of people's votes as targets; labels to test on are single ones.
+        cutting: how ranges that somebody marked in videos become clips (`fe_adapter.data.annotations`).
         options: as of `VideoDataset`.
 
     Raises:
         InputError: as `VideoDataset`; there is no such split; a malformed CSV.
     """
-    data = Path(data)
     if split is not None:
         check_choice("split", split, SPLITS)
     check_val_fraction(val_fraction)
-    by_split = clips_by_split(data)
+    is_soft = soft_labels and split == "train"
+    source = read_source(
+        data,
+        fold=fold,
+        where=where,
+        class_names=options.get("class_names"),
+        soft_labels=is_soft,
+        cutting=cutting,
+        val_fraction=val_fraction,
+        split_seed=split_seed,
+    )
+    by_split = source.by_split
+    if select_on_test and "test" not in by_split:
+        raise InputError(f"{data} has no test split to select on")
+    if select_on_test:
+        by_split = {**by_split, "val": by_split["test"]}
     if not by_split:
         raise InputError(f"{data} holds no videos")
     own = {name for name in by_split if name is not None}
@@ -203,7 +238,7 @@ def open_dataset(
     if options.get("class_names") is None:
         known = [by_split["train"]] if "train" in by_split else by_split.values()  # others are refused as unknown
         names = {clip.class_name for clips in known for clip in clips}
-        options["class_names"] = sorted(names, key=natural)
+        options["class_names"] = source.class_names or sorted(names, key=natural)
     if split in own and not (split == "train" and "val" not in own):
         clips = by_split[split]
     elif split in ("train", "val") and pool_name in by_split:
@@ -213,9 +248,11 @@ def open_dataset(
     else:
         raise InputError(f"{data} has no {split or 'test or val'} split")
     dataset = VideoDataset(clips, source=str(data), **options)
-    dataset.val_fraction = None if "val" in own else val_fraction
+    dataset.val_fraction = None if "val" in own and not source.cutting else val_fraction
     if split in own:
-        dataset.split_name = name_of_split(data, split)
+        dataset.split_name = "test" if select_on_test and split == "val" else source.split_names[split]
+    origin = {"layout": source.layout, "fold": fold, "select_on_test": select_on_test}
+    dataset.origin = {name: value for name, value in (origin | source.cutting).items() if value}
     return dataset
 
 

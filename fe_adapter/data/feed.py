@@ -160,7 +160,7 @@ class Feed:
             moved = _on_device(batch, self.device)
         consumer = torch.cuda.current_stream(self.device)
         consumer.wait_stream(self._stream)
-        for name in ("video", "label"):
+        for name in {"video", "label", "target"}.intersection(moved):
             moved[name].record_stream(consumer)  # or its memory would go to the next batch while it is read
         return moved
 
@@ -178,7 +178,9 @@ def transformed(parts: Sequence[Tensor], edits: Sequence[Any], device: torch.dev
 def _on_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
     video, edits = batch["video"], batch.pop("edit", None)
     video = _sent(video, device) if edits is None else transformed(video, edits, device)
-    return batch | {"video": video, "label": _sent(batch["label"], device)}
+    return (
+        batch | {"video": video} | {name: _sent(batch[name], device) for name in ("label", "target") if name in batch}
+    )
 
 
 def _sent(tensor: Tensor, device: torch.device) -> Tensor:

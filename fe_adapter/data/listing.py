@@ -17,6 +17,7 @@ from typing import TypeAlias
 
 import numpy as np
 
+from fe_adapter.data.frames import FRAME_SUFFIXES, holds_frames
 from fe_adapter.data.video import VIDEO_SUFFIXES
 from fe_adapter.errors import InputError
 
@@ -42,14 +43,32 @@ Rows: TypeAlias = list[tuple[int, dict[str, str]]]  # of a CSV file: the number 
 
 @dataclasses.dataclass(frozen=True)
 class Clip:
-    """A video file and the name of its class."""
+    """A video file, or a folder of frames, and the name of its class.
+
+    Args:
+        path: the file or the folder.
+        class_name: of its class.
+        subject: who is seen, where that is known: nobody is then in both the training and the validation set.
+        votes: how many people saw which class, where soft labels are asked for.
+        window: the part of the video that is meant, ``(start, end)`` in seconds; None is all of it.
+    """
 
     path: str
     class_name: str
+    subject: str | None = None
+    votes: tuple[tuple[str, float], ...] = ()
+    window: tuple[float, float] | None = None
+
+    @property
+    def name(self) -> str:
+        """The path and, of a part, its times, as the W3C writes media fragments: ``a.mp4#t=1.50,2.50``."""
+        return self.path if self.window is None else f"{self.path}#t={self.window[0]:.2f},{self.window[1]:.2f}"
 
 
 def list_folder(root: Path) -> list[Clip]:
-    """The videos below ``root``, in the order of their names. Hidden and foreign files and folders are left out.
+    """The videos below ``root``, in the order of their names; a folder of frames is one, too.
+
+    Hidden and foreign files and folders are left out.
 
     Raises:
         InputError: there is no such folder, no class folder in it, or a class without videos; classes of one name.
@@ -58,9 +77,13 @@ def list_folder(root: Path) -> list[Clip]:
     _check_names([folder.name for folder in folders], root)
     clips = []
     for folder in folders:
-        files = _videos(folder)
+        files = find_videos(folder)
         if not files:
-            raise InputError(f"{folder} holds no videos; known endings are {' '.join(VIDEO_SUFFIXES)}")
+            stills = "; its images are no video, unless they are the frames in a folder of their own"
+            raise InputError(
+                f"{folder} holds no videos{stills if holds_frames(folder) else ''}; "
+                f"known endings are {' '.join(VIDEO_SUFFIXES)}"
+            )
         clips += [Clip(str(path), folder.name) for path in files]
     if not clips:
         raise InputError(f"{root} holds no class folders with videos; the layout is {root.name}/CLASS/VIDEO.mp4")
@@ -78,7 +101,7 @@ def list_csv(file: Path) -> list[tuple[Clip, str | None]]:
         InputError: a missing column, value or file, or a path that is there twice; the line is named. Classes of one
             name, columns that disagree about splits, or a column such as ``fold`` that names none.
     """
-    columns, rows = _read_csv(file)
+    columns, rows = read_csv(file)
     for column in ("path", "label", "split"):
         if columns.count(column) > 1 or (column in ("path", "label") and column not in columns):
             found = ", ".join(map(repr, columns)) or "none"
@@ -95,17 +118,23 @@ def list_csv(file: Path) -> list[tuple[Clip, str | None]]:
         split = None if written is None else SPLIT_NAMES.get(written.lower())
         if written is not None and split is None:
             raise InputError(f"{file}, line {line}: {of_split} {written!r} is none of {', '.join(SPLIT_NAMES)}")
-        path = os.path.normpath(file.parent / name)
-        if "\\" in name and not os.path.exists(path):  # noqa: PTH110 (paths are strings from here on)
-            path = os.path.normpath(file.parent / name.replace("\\", "/"))  # of a Windows machine
+        path = path_in_csv(file, name)
         if path in lines:
             raise InputError(f"{file}, line {line}: {name} is there already, in line {lines[path]}")
-        if not os.path.isfile(path):  # noqa: PTH113 (likewise)
+        if not os.path.exists(path):  # noqa: PTH110 (paths are strings from here on)
             raise InputError(f"{file}, line {line}: {name}: no such file")
         lines[path] = line
         clips.append((Clip(path, label), split))
     _check_names([clip.class_name for clip, _ in clips], file)
     return clips
+
+
+def path_in_csv(file: Path, name: str) -> str:
+    """Where a path in a CSV file leads, which may be of a Windows machine."""
+    path = os.path.normpath(file.parent / name)
+    if "\\" in name and not os.path.exists(path):  # noqa: PTH110 (a path is a string)
+        return os.path.normpath(file.parent / name.replace("\\", "/"))
+    return path
 
 
 def clips_by_split(data: Path) -> dict[str | None, list[Clip]]:
@@ -132,7 +161,7 @@ def clips_by_split(data: Path) -> dict[str | None, list[Clip]]:
     if not splits or ("train" not in splits and others):
         _warn_of_splits(data, others)
         return {None: list_folder(data)}
-    beside = [folder.name for folder in others if _videos(folder)]
+    beside = [folder.name for folder in others if find_videos(folder)]
     if beside:
         raise InputError(
             f"{data} has the splits {', '.join(folder.name for folder in splits.values())} and, beside them, videos in "
@@ -148,8 +177,18 @@ def name_of_split(data: Path, split: str) -> str:
     return next(folder.name for folder in _folders(data) if SPLIT_NAMES.get(folder.name.lower()) == split)
 
 
-def held_out(data: Path, clips: list[Clip], fraction: float, seed: int, of_validation: bool) -> list[Clip]:
-    """The held-out share of every class of ``data``, at least one clip of it, or the rest."""
+def held_out(
+    data: str | os.PathLike[str], clips: list[Clip], fraction: float, seed: int, of_validation: bool
+) -> list[Clip]:
+    """The held-out share of every class of ``data``, at least one clip of it, or the rest.
+
+    Where it is known of all clips who is seen, it is a share of the people, and all clips of theirs.
+    """
+    subjects = sorted({clip.subject for clip in clips if clip.subject is not None})
+    if len(subjects) > 1 and all(clip.subject is not None for clip in clips):
+        order = np.random.default_rng(seed).permutation(len(subjects))
+        people = {subjects[i] for i in order[: min(max(1, round(fraction * len(subjects))), len(subjects) - 1)]}
+        return [clip for clip in clips if (clip.subject in people) == of_validation]
     chosen: set[str] = set()
     for name in {clip.class_name for clip in clips}:
         paths = sorted(clip.path for clip in clips if clip.class_name == name)
@@ -173,7 +212,7 @@ def _split_folders(folders: list[Path]) -> tuple[dict[str, Path], list[Path]]:
     others = []
     for folder in folders:
         split = SPLIT_NAMES.get(folder.name.lower())
-        if split is None or not _folders(folder) or _videos(folder, deep=False):
+        if split is None or not _folders(folder) or find_videos(folder, deep=False):
             others.append(folder)
         elif split in splits:
             raise InputError(
@@ -209,7 +248,8 @@ def _warn_of_splits(root: Path, classes: list[Path]) -> None:
     inside = ({folder.name for folder in _folders(path)} for path in classes)  # read as far as it is needed
     names = next(inside, set())
     is_alike = len(classes) > 1 and len(names) > 1 and all(others == names for others in inside)
-    if is_alike and not any(_videos(path, deep=False) for path in classes):
+    holds_clips = any(find_videos(path, deep=False) or any(map(holds_frames, _folders(path))) for path in classes)
+    if is_alike and not holds_clips:
         _say_once(
             f"{root}: the classes {', '.join(path.name for path in classes)} hold folders of the same names; "
             "if they are splits, call them train, val and test"
@@ -232,17 +272,27 @@ def _folders(root: Path) -> list[Path]:
         raise InputError(f"cannot read the folder {root}: {error.strerror or error}") from None
 
 
-def _videos(folder: Path, deep: bool = True) -> list[Path]:
-    """The videos in ``folder`` and, deep, in the folders in it, in the order of their names."""
+def find_videos(folder: Path, deep: bool = True) -> list[Path]:
+    """The videos in ``folder`` and, deep, in the folders in it, in the order of their names.
+
+    Deep, a folder of frames is a video; images beside a video are taken for pictures of it.
+    """
 
     def fail(error: OSError) -> None:
         raise InputError(f"cannot read the folder {error.filename}: {error.strerror or error}")
 
-    found = []
+    found: list[Path] = []
+    of_frames: set[str] = set()
     for where, folders, files in os.walk(folder, onerror=fail):
         folders[:] = [name for name in folders if deep and _is_ours(name)]
-        found += [Path(where, name) for name in files if _is_ours(name) and name.lower().endswith(VIDEO_SUFFIXES)]
-    return sorted(path for path in found if path.is_file())
+        names = [name for name in files if _is_ours(name)]
+        videos = [Path(where, name) for name in names if name.lower().endswith(VIDEO_SUFFIXES)]
+        found += [path for path in videos if path.is_file()]
+        if not videos and where != str(folder) and any(name.lower().endswith(FRAME_SUFFIXES) for name in names):
+            if of_frames.intersection(map(str, Path(where).parents)):
+                raise InputError(f"{Path(where).parent} holds frames, and so does the folder {Path(where).name} in it")
+            of_frames.add(where)
+    return sorted([*found, *map(Path, of_frames)])
 
 
 def _is_ours(name: str) -> bool:
@@ -280,7 +330,7 @@ def _split_column(file: Path, columns: list[str], rows: Rows) -> str | None:
     return chosen
 
 
-def _read_csv(file: Path) -> tuple[list[str], Rows]:
+def read_csv(file: Path) -> tuple[list[str], Rows]:
     """The names of the columns, and every line that has values, without blanks around them."""
     text = _text(file)
     said = re.match(rf'"?sep=([{DELIMITERS}])"?[{DELIMITERS} ]*(?=\r|\n)', text, re.IGNORECASE)  # to Excel

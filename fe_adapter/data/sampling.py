@@ -50,7 +50,11 @@ class FrameSampler:
         check_choice("sampling", self.sampling, SAMPLINGS)
 
     def __call__(
-        self, info: VideoInfo, random: np.random.Generator | None = None, window: tuple[float, float] | None = None
+        self,
+        info: VideoInfo,
+        random: np.random.Generator | None = None,
+        window: tuple[float, float] | None = None,
+        view: tuple[int, int] = (0, 1),
     ) -> list[int]:
         """T frame indices, ascending.
 
@@ -58,26 +62,30 @@ class FrameSampler:
             info: the video.
             random: source of chance, for training; None always takes the same frames.
             window: part of the video ``(start, end)`` in seconds; None is all of it.
+            view: without chance, ``(k, K)`` is the k-th, from 0, of K different clips of the video: of frames in
+                between one another's ("uniform"), or of starts from its first to its last.
         """
         start, end = (0.0, info.duration) if window is None else window
         T = self.num_frames
         if self.sampling == "uniform":
-            offsets = np.full(T, 0.5) if random is None else random.random(T)
+            offsets = np.full(T, (view[0] + 0.5) / view[1]) if random is None else random.random(T)
             times: np.ndarray = start + (np.arange(T) + offsets) * (end - start) / T
         else:
             step = self._step(info)
             slack = max(0.0, end - start - (T - 1) * step - info.frame_seconds)
+            share = 0.5 if view[1] == 1 else view[0] / (view[1] - 1)
             # at random anywhere in a frame, so that the last start is as likely as the others
-            first = start + (slack / 2 if random is None else (slack + info.frame_seconds) * random.random())
+            first = start + (slack * share if random is None else (slack + info.frame_seconds) * random.random())
             times = first + np.arange(T) * step
         # the frame on show at each time; a hair later, so that rounding does not take the one before
         shown = np.searchsorted(info.timestamps, times + 1e-6, side="right") - 1
         last = max(0, np.searchsorted(info.timestamps, end - 1e-6, side="left") - 1)
         return np.clip(shown, 0, last).tolist()
 
-    def seconds(self, info: VideoInfo) -> float:
-        """The time a clip spans in a video, in seconds."""
-        return info.duration if self.sampling == "uniform" else self.num_frames * self._step(info)
+    def seconds(self, info: VideoInfo, window: tuple[float, float] | None = None) -> float:
+        """The time a clip spans in a video, or in a part of it, in seconds."""
+        whole = info.duration if window is None else window[1] - window[0]
+        return whole if self.sampling == "uniform" else self.num_frames * self._step(info)
 
     def _step(self, info: VideoInfo) -> float:
         return info.frame_seconds * (self.stride if self.sampling == "stride" else 1)

@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fe_adapter.data import randaugment
+from fe_adapter.data.sampling import derive_seed
+from fe_adapter.errors import InputError
 
 MAX_SENT = 4  # pixels of a part to one of the result, up to which a part is scaled on the device and not before
 
@@ -27,12 +29,18 @@ class Edit:
         interpolation: as of `fe_adapter.backbones.Preprocessing`.
         flip: mirror it.
         operations: RandAugment's.
+        erased: top, left, height and width of a rectangle that is made grey in all frames.
     """
 
     size: tuple[int, int]
     interpolation: str
     flip: bool = False
     operations: tuple[randaugment.Operation, ...] = ()
+    erased: tuple[int, int, int, int] | None = None
+
+
+_GREY = 128
+_ERASING = 1  # apart from what else is drawn by the seed of a clip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +81,7 @@ class TrainTransform:
         flip: mirror half of the clips.
         randaugment: four operations of magnitude 7 of 10 (`fe_adapter.data.randaugment`).
         interpolation: as of `EvalTransform`.
+        erase: share of the clips of which a rectangle is made grey, in all frames; needs torchvision.
     """
 
     size: tuple[int, int]
@@ -81,6 +90,7 @@ class TrainTransform:
     flip: bool = True
     randaugment: bool = True
     interpolation: str = "bilinear"
+    erase: float = 0.0
 
     def __call__(self, clip: Tensor, seed: int) -> Tensor:
         """``(T, 3, H, W)`` uint8 -> ``(T, 3, height, width)`` uint8, a function of ``clip`` and ``seed`` alone."""
@@ -93,7 +103,8 @@ class TrainTransform:
         top, left, h, w = self._part(H, W, generator)
         flip = self.flip and bool(torch.rand((), generator=generator) < 0.5)
         operations = randaugment.draw(self.size, generator.manual_seed(seed)) if self.randaugment else ()
-        return clip[..., top : top + h, left : left + w], Edit(self.size, self.interpolation, flip, operations)
+        erased = _draw_erased(self.size, self.erase, seed) if self.erase else None
+        return clip[..., top : top + h, left : left + w], Edit(self.size, self.interpolation, flip, operations, erased)
 
     def _part(self, H: int, W: int, generator: torch.Generator) -> tuple[int, int, int, int]:
         for _ in range(10):  # as torchvision's RandomResizedCrop
@@ -113,7 +124,13 @@ def finish(part: Tensor, edit: Edit) -> Tensor:
     Scaled on a GPU, a few pixels in a hundred are off by a level from what a CPU makes; all else is the same.
     """
     clip = _resized(part, edit.size, edit.interpolation)
-    return randaugment.augment(clip.flip(-1) if edit.flip else clip, edit.operations)
+    clip = randaugment.augment(clip.flip(-1) if edit.flip else clip, edit.operations)
+    if edit.erased is None:
+        return clip
+    top, left, height, width = edit.erased
+    clip = clip.clone()  # it may be the frames themselves, which are kept
+    clip[..., top : top + height, left : left + width] = _GREY
+    return clip
 
 
 def compact(part: Tensor, edit: Edit) -> Tensor:
@@ -140,3 +157,17 @@ def _resized_in_float(part: Tensor, size: tuple[int, int], interpolation: str) -
         scaled = F.interpolate(part.float(), to, mode=interpolation, antialias=True, align_corners=False)
         part = scaled.round_().clamp_(0, 255).to(torch.uint8)
     return part.contiguous()
+
+
+def _draw_erased(size: tuple[int, int], share: float, seed: int) -> tuple[int, int, int, int] | None:
+    """Top, left, height and width of what is erased from a frame, as torchvision draws it, or None."""
+    try:
+        from torchvision.transforms import v2
+    except ImportError:
+        raise InputError("random erasing needs torchvision; pip install 'fe-adapter[timm]' or turn it off") from None
+    with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator
+        torch.manual_seed(derive_seed(seed, _ERASING))
+        if torch.rand(()) >= share:
+            return None
+        drawn = v2.RandomErasing(p=1).make_params([torch.empty(3, *size)])
+    return drawn["i"], drawn["j"], drawn["h"], drawn["w"]

@@ -31,15 +31,17 @@ _SEEK_GAP = 4.0  # seconds between two wanted frames from which seeking beats de
 
 @dataclasses.dataclass(frozen=True)
 class VideoInfo:
-    """One video file.
+    """One video file, or one folder of frames.
 
     Args:
-        path: the file.
+        path: the file, or the folder.
         pts: ``(n,)`` int64 presentation times of the frames, ascending, in units of ``time_base``.
         time_base: seconds.
         height: of a frame as a player shows it, in pixels: upright, and its pixels square.
         width: likewise.
         is_numbered: the file has no presentation times; ``pts`` numbers the frames as they are decoded.
+        files: the images of a folder of frames (`fe_adapter.data.frames`), in their order; none of a video file.
+        packed: "raw" or "jpeg", how frames are kept, of a video in a pack (`fe_adapter.data.packed`); else empty.
     """
 
     path: str
@@ -48,6 +50,8 @@ class VideoInfo:
     height: int
     width: int
     is_numbered: bool = False
+    files: tuple[str, ...] = ()
+    packed: str = ""
 
     @property
     def num_frames(self) -> int:

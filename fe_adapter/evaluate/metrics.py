@@ -6,10 +6,11 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from fe_adapter.files import new_figure, write_csv, write_figure, write_json
+from fe_adapter.files import new_figure, write_csv, write_figure
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +40,11 @@ class Metrics:
         """Weighted average recall, in [0, 1]: the accuracy."""
         return (self.confusion.diagonal().sum() / self.confusion.sum()).item()
 
+    def interval(self, name: str) -> tuple[float, float]:
+        """Where "uar" or "war" lies in 95 % of draws of as many clips, with replacement."""
+        low, high = np.quantile(resampled(self.confusion)[name], (0.025, 0.975))
+        return float(low), float(high)
+
     def as_dict(self) -> dict[str, Any]:
         """Everything as plain numbers, ready for JSON."""
         recall = {
@@ -48,6 +54,8 @@ class Metrics:
         return {
             "uar": self.uar,
             "war": self.war,
+            "interval_uar": list(self.interval("uar")),
+            "interval_war": list(self.interval("war")),
             "num_clips": int(self.confusion.sum()),
             "recall": recall,
             "class_names": list(self.class_names),
@@ -55,8 +63,7 @@ class Metrics:
         }
 
     def save(self, folder: Path) -> None:
-        """Write ``metrics.json``, ``confusion.csv`` and ``confusion.png`` into ``folder``."""
-        write_json(folder / "metrics.json", self.as_dict())
+        """Write ``confusion.csv`` and ``confusion.png`` into ``folder``."""
         rows = [["true \\ predicted", *self.class_names]]
         rows += [[name, *row] for name, row in zip(self.class_names, self.confusion.tolist(), strict=True)]
         write_csv(folder / "confusion.csv", rows)
@@ -76,6 +83,20 @@ class Metrics:
             for j, count in enumerate(row):
                 axes.text(j, i, count, ha="center", va="center", color="white" if share[i, j] > 0.5 else "black")
         return figure
+
+
+def resampled(confusion: Tensor, seed: int = 0, draws: int = 2000) -> dict[str, np.ndarray]:
+    """``(draws,)`` values of "uar" and of "war" over bootstrap draws of the clips that a confusion matrix counts.
+
+    To draw n clips with replacement is to draw n cells of the matrix, each as likely as it is full.
+    """
+    cells = confusion.double().numpy()
+    n = int(cells.sum())
+    random = np.random.default_rng(seed)
+    drawn = random.multinomial(n, cells.ravel() / n, size=draws).reshape(draws, *cells.shape)
+    hits, clips = np.diagonal(drawn, axis1=1, axis2=2), drawn.sum(2)
+    recall = np.divide(hits, clips, out=np.full(hits.shape, np.nan), where=clips > 0)
+    return {"uar": np.nanmean(recall, axis=1), "war": hits.sum(1) / n}
 
 
 def confusion_matrix(labels: Tensor, predictions: Tensor, num_classes: int) -> Tensor:

@@ -94,6 +94,7 @@ class VideoClassifier(nn.Module):
         self.backbone_args: dict[str, Any] = {}
         self.backbone_weights: str | None = None
         self.clip_seconds: float | None = None  # length of the clips it was trained on, where known
+        self.temperature = 1.0  # of the softmax in `probabilities`, as training fitted it to the validation set
         self.note: str | None = None  # what whoever predicts with it should know
         self.clip_sampling: dict[str, Any] | None = None  # sampling, stride and val_fraction of its training, likewise
 
@@ -238,6 +239,7 @@ class VideoClassifier(nn.Module):
             "clip_seconds": self.clip_seconds,
             "clip_sampling": self.clip_sampling,
             "note": self.note,
+            "temperature": self.temperature,
         }
 
 

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from fe_adapter.backbones.backbone import unwrapped
 from fe_adapter.checks import check_choice
 from fe_adapter.errors import InputError
 
@@ -20,7 +21,8 @@ Key = TypeVar("Key")
 def classify(
     model: Any, batches: Iterable[tuple[Key, Tensor]], precision: str = "auto"
 ) -> Iterator[tuple[Key, Tensor]]:
-    """What comes with each batch, and its class probabilities ``(B, C)``, float32 on the CPU.
+    """What comes with each batch, and its class probabilities ``(B, C)``, float32 on the CPU: the softmax of the logits
+    over the model's temperature.
 
     Those of a batch are read once the next one is under way, so that a GPU always has work.
 
@@ -39,12 +41,13 @@ def classify(
 
 def _classified(model: Any, batches: Iterable[tuple[Key, Tensor]], precision: str) -> Iterator[tuple[Key, Tensor]]:
     autocast = _autocast(model, precision)
+    temperature = getattr(unwrapped(model), "temperature", 1.0)
     before: tuple[Key, OnItsWay] | None = None
     for key, video in batches:
         with torch.no_grad(), autocast():
             logits = model(video).float()
             is_finite = logits.isfinite().all(-1, keepdim=True)
-            rows = OnItsWay(logits.softmax(-1).masked_fill(~is_finite, torch.nan))
+            rows = OnItsWay((logits / temperature).softmax(-1).masked_fill(~is_finite, torch.nan))
         if before is not None:
             yield before[0], _finite(before[1].read())
         before = key, rows

@@ -12,8 +12,9 @@ import torch
 from einops import rearrange
 from torch.nn import functional as F
 
+from fe_adapter.data.reading import read_frames
 from fe_adapter.data.sampling import FrameSampler
-from fe_adapter.data.video import VideoInfo, read_frames
+from fe_adapter.data.video import VideoInfo
 from fe_adapter.files import any_script, new_figure, printable, use_any_font
 
 WIDTH, LEFT, AXES_WIDTH, AXES_HEIGHT = 9.6, 0.7, 6.6, 2.6
@@ -30,12 +31,18 @@ Shown: TypeAlias = list[tuple[str, Any]]  # what the legend says, and of which o
 
 
 def draw_timeline(
-    title: str, class_names: tuple[str, ...], windows: tuple[tuple[float, float], ...], rows: Any, info: VideoInfo
+    title: str,
+    class_names: tuple[str, ...],
+    windows: tuple[tuple[float, float], ...],
+    rows: Any,
+    info: VideoInfo,
+    unsure_below: float | None = None,
 ) -> Any:
     """A matplotlib figure of the probabilities ``rows``, ``(n, C)``, in the ``windows`` of a video.
 
     Up to two classes are one curve, more are areas that add up to 1. A window is a step, from half way to the one
-    before to half way to the next; of more than there is room for, neighbours share a column.
+    before to half way to the next; of more than there is room for, neighbours share a column. Where no class is as
+    probable as ``unsure_below`` the picture is pale.
     """
     frames, strip_height = _strip_size(info)
     height = BELOW + AXES_HEIGHT + GAP + strip_height + ABOVE
@@ -62,6 +69,8 @@ def draw_timeline(
         shown = _draw_curve(axes, class_names, edges, means[:, 0], band, rows.mean(0))
     else:
         shown = _draw_areas(axes, class_names, edges, means, rows.mean(0))
+    if unsure_below is not None and (means.max(1) < unsure_below).any():
+        shown = [*shown, _draw_unsure(axes, edges, means.max(1) < unsure_below)]
     together = f"  (each column: the mean of up to {per_column.max()} windows)" if per_column.max() > 1 else ""
     axes.set(xlim=(0, end), ylim=(-0.02, 1.02) if len(class_names) <= 2 else (0, 1), ylabel="probability")
     _label_time(axes, end, together)
@@ -106,6 +115,16 @@ def _draw_areas(axes: Any, names: tuple[str, ...], edges: Any, values: Any, over
         area = axes.stairs(base + values[:, rest].sum(1), edges, baseline=base, fill=True, color="0.85")
         shown.append((f"{overall[rest].sum():.0%} {len(rest)} other classes", area))
     return shown[::-1]  # from top to bottom, as in the picture
+
+
+def _draw_unsure(axes: Any, edges: Any, is_unsure: Any) -> tuple[str, Any]:
+    """A veil over the columns without an answer."""
+    from matplotlib.patches import Patch
+
+    veil: dict[str, Any] = {"facecolor": "white", "alpha": 0.7, "edgecolor": "0.5", "hatch": "////", "linewidth": 0}
+    for i in np.flatnonzero(is_unsure):
+        axes.axvspan(edges[i], edges[i + 1], **veil)
+    return f"{is_unsure.mean():.0%} unsure", Patch(**veil)
 
 
 def _colours() -> list[Any]:

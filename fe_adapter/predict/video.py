@@ -12,12 +12,13 @@ from torch import Tensor
 from fe_adapter.backbones.backbone import unwrapped
 from fe_adapter.checks import check_count
 from fe_adapter.data.feed import transformed
+from fe_adapter.data.reading import probe, read_frames
 from fe_adapter.data.sampling import FrameSampler, sliding_windows
 from fe_adapter.data.transforms import EvalTransform, compact
-from fe_adapter.data.video import VideoInfo, probe, read_frames
+from fe_adapter.data.video import VideoInfo
 from fe_adapter.models.classifier import VideoClassifier, expected_frames
 from fe_adapter.models.inference import classify
-from fe_adapter.predict.result import Prediction
+from fe_adapter.predict.result import Prediction, check_unsure_below
 
 
 def predict_video(
@@ -28,6 +29,7 @@ def predict_video(
     step: float | None = None,
     batch_size: int = 8,
     precision: str = "auto",
+    unsure_below: float | None = None,
 ) -> Prediction:
     """Slide a window over a video and classify every part of it.
 
@@ -41,12 +43,14 @@ def predict_video(
         step: seconds from one part to the next; None is half a window.
         batch_size: parts at a time.
         precision: of autocast, as of `fe_adapter.models.inference.classify`: "auto" is bf16 on a GPU that has it.
+        unsure_below: as of `Prediction`.
 
     Raises:
         InputError: no readable video; a window or a step that is not positive; no such precision; a logit is NaN or
-            infinite.
+            infinite; an ``unsure_below`` outside (0, 1].
     """
     check_count("batch_size", batch_size, 1)
+    check_unsure_below(unsure_below)
     inner: Any = unwrapped(model)
     info = video if isinstance(video, VideoInfo) else probe(video)
     length = (inner.clip_seconds or info.duration) if window is None else window
@@ -54,7 +58,7 @@ def predict_video(
     device = next(model.parameters()).device
     batches = _batches(inner, info, windows, batch_size, device)
     rows = [row for _, row in classify(model, batches, precision)]
-    return Prediction(info.path, inner.class_names, tuple(windows), torch.cat(rows), info)
+    return Prediction(info.path, inner.class_names, tuple(windows), torch.cat(rows), info, unsure_below)
 
 
 def _batches(

@@ -42,11 +42,20 @@ class PreprocessingPart(Part):
 
 
 class ClipSamplingPart(Part):
-    """Which frames of a video made a clip in training, and what share of the data was held out for validation."""
+    """Which frames of a video made a clip in training, what share of the data was held out for validation, and which
+    fold of which published data set it was; ``select_on_test``: what it was validated on is that fold's test split.
+    Of ranges marked in videos, how they were cut: `fe_adapter.data.annotations.Cutting`."""
 
     sampling: Literal["uniform", "stride", "dense"]
     stride: Annotated[int, Field(ge=1, le=2**16)]
     val_fraction: Annotated[float, Field(gt=0, lt=1)] | None
+    layout: Name | None = None
+    fold: Annotated[int, Field(ge=1, le=100)] | None = None
+    select_on_test: bool = False
+    window: Seconds | None = None
+    background: Name | None = None
+    split_by: Literal["time", "video"] | None = None
+    tier: Name | None = None
 
 
 class ClassifierPart(Part):
@@ -62,6 +71,7 @@ class ClassifierPart(Part):
     clip_seconds: Seconds | None
     clip_sampling: ClipSamplingPart | None = None
     note: Annotated[str, Field(max_length=1000)] | None = None
+    temperature: Annotated[float, Field(gt=0, le=1000)] = 1.0
 
     @field_validator("class_names")
     @classmethod

@@ -14,6 +14,7 @@ from fe_adapter.models.inference import PRECISIONS
 
 CAPTURE = ("auto", "on", "off")
 SAMPLERS = ("shuffle", "balanced")
+LOSSES = ("cross_entropy", "class_balanced", "focal")
 TRACKERS = (None, "tensorboard", "wandb")
 
 
@@ -34,6 +35,11 @@ class TrainConfig:
         clip_grad_norm: largest norm of the gradient.
         precision: "no" (fp32), "bf16" or "fp16" autocast.
         memory_policy: what a step keeps, such as "full:0-5+gelu2bit"; by default (None) what the model does already.
+        loss: "cross_entropy"; "class_balanced", by the effective number of clips of every class; or "focal".
+        class_balance_beta: of "class_balanced", in [0, 1): 0 weighs classes alike, near 1 by how rare they are.
+        focal_gamma: of "focal": 0 is cross-entropy; the larger, the less clips count that are right already.
+        mixup: blend pairs of clips, by shares of a Beta(a, a) distribution; 0 does not.
+        cutmix: put a part of one clip into another, likewise; with both, each batch has one of them.
         capture: run forward, loss and backward as one CUDA graph, which the host queues as one launch: "auto" where it
             can be, "on", which refuses elsewhere, or "off".
         compile: run the model by `torch.compile`, whose first steps take minutes.
@@ -60,6 +66,11 @@ class TrainConfig:
     weight_decay: float = 1e-2
     warmup_epochs: float = 2
     label_smoothing: float = 0.1
+    loss: str = "cross_entropy"
+    class_balance_beta: float = 0.999
+    focal_gamma: float = 2.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
     clip_grad_norm: float = 1.0
     precision: str = "no"
     memory_policy: str | None = None
@@ -87,11 +98,13 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise InputError(f"{name}={value} is not a positive number")
-        for name in ("weight_decay", "warmup_epochs"):
+        for name in ("weight_decay", "warmup_epochs", "focal_gamma", "mixup", "cutmix"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise InputError(f"{name}={getattr(self, name)} is not a number of at least 0")
-        if not 0 <= self.label_smoothing < 1:
-            raise InputError(f"label_smoothing={self.label_smoothing} is outside [0, 1)")
+        for name in ("label_smoothing", "class_balance_beta"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f"{name}={getattr(self, name)} is outside [0, 1)")
+        check_choice("loss", self.loss, LOSSES)
         check_choice("precision", self.precision, tuple(PRECISIONS))
         if self.memory_policy is not None:
             parse_policy(self.memory_policy)

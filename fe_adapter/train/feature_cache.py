@@ -26,6 +26,7 @@ from torch.utils.data import Dataset
 
 from fe_adapter.data.datasets import VideoDataset
 from fe_adapter.data.feed import Feed
+from fe_adapter.data.packed import file_of
 from fe_adapter.errors import InputError
 from fe_adapter.files import atomic_write, make_folder, read_as
 from fe_adapter.memory.frozen_weights import describe_storage
@@ -68,7 +69,8 @@ class CachedFeatures(Dataset[dict[str, Any]]):
         self.folder, self._shards, self._clips_per_shard = folder, index.shards, index.clips_per_shard
         self.paths, self.labels, self.class_names = source.paths, source.labels, source.class_names
         self.sampler, self.transform, self.clip_seconds = source.sampler, source.transform, source.clip_seconds
-        self.val_fraction = source.val_fraction
+        self.targets = source.targets
+        self.val_fraction, self.origin = source.val_fraction, source.origin
         self._checked: set[int] = set()
 
     def set_epoch(self, epoch: int) -> None:
@@ -85,7 +87,8 @@ class CachedFeatures(Dataset[dict[str, Any]]):
             self._checked.add(number)
         with safe_open(file, framework="pt") as shard:
             tokens = shard.get_tensor(str(index))
-        return {"video": tokens, "label": self.labels[index], "path": self.paths[index], "index": index}
+        item = {"video": tokens, "label": self.labels[index], "path": self.paths[index], "index": index}
+        return item if self.targets is None else item | {"target": self.targets[index]}
 
 
 def cache_features(
@@ -161,7 +164,9 @@ def _tokens(model: VideoClassifier, precision: str, video: Tensor) -> Tensor:
 
 
 def _identity(model: VideoClassifier, dataset: VideoDataset) -> dict[str, Any]:
-    files = "\n".join(_file(path) for path in dataset.paths)
+    files = "\n".join(
+        f"{_file(clip.path)} {clip.window}" if clip.window else _file(clip.path) for clip in dataset.clips
+    )
     return {
         "backbone": identity_of(model.vit),
         "settings": digest_of(settings_of(model.vit)),
@@ -176,7 +181,7 @@ def _identity(model: VideoClassifier, dataset: VideoDataset) -> dict[str, Any]:
 def _file(path: str) -> str:
     """A file and whether it has changed since, as far as its size and time tell."""
     try:
-        status = Path(path).stat()
+        status = file_of(path).stat()
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from None
     return f"{path} {status.st_size} {status.st_mtime_ns}"

@@ -17,7 +17,7 @@ from fe_adapter.models.origin import identity_of
 # On resume, without another result but for rounding (and gelu2bit's, if it comes or goes)
 MAY_CHANGE = ("num_workers", "capture", "compile", "save_every", "tracker", "project", "run_name", "memory_policy",
               "precision", "batch_size", "accumulate", "without_lost_files")  # fmt: skip
-REMEMBERED = ("clip_seconds", "clip_sampling", "note")  # by a model, of its training
+REMEMBERED = ("clip_seconds", "clip_sampling", "note", "temperature")  # by a model, of its training
 OF_FILES = ("num_clips", "files")  # what is another where files are gone
 
 
@@ -26,8 +26,8 @@ def clip_sampling(train_set: ClipDataset) -> dict[str, Any] | None:
     sampler = train_set.sampler
     if not isinstance(sampler, FrameSampler):
         return None
-    val_fraction = getattr(train_set, "val_fraction", None)
-    return {"sampling": sampler.sampling, "stride": sampler.stride, "val_fraction": val_fraction}
+    val_fraction, origin = getattr(train_set, "val_fraction", None), getattr(train_set, "origin", {})
+    return {"sampling": sampler.sampling, "stride": sampler.stride, "val_fraction": val_fraction, **origin}
 
 
 def identity(model: VideoClassifier, train_set: ClipDataset) -> dict[str, Any]:

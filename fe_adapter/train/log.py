@@ -115,7 +115,7 @@ class TrainingLog:
         tracked = {f"epoch/{name}": value for name, value in entry.items() if name != "epoch"}
         self._accelerator.log(tracked, step=max(0, position.step - 1))  # the epoch's last, which a resumed run keeps
         shown = "  ".join(
-            f"{name} {value:.3f}" if name == "train_loss" else f"{name.upper()} {value:.1%}"
+            f"{name.upper()} {value:.1%}" if name in ("uar", "war") else f"{name} {value:.3f}"
             for name, value in entry.items()
             if name != "epoch"
         )

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn import functional as F
 
 from fe_adapter.data.feed import Feed
 from fe_adapter.data.protocol import ClipDataset
 from fe_adapter.data.sampling import derive_seed
 from fe_adapter.errors import InputError, OutOfMemoryError, TrainingError
+from fe_adapter.evaluate.calibration import fit_temperature
 from fe_adapter.evaluate.run import check_classes, evaluate
 from fe_adapter.files import make_folder, only_one
 from fe_adapter.memory.measure import measure_peak_memory
@@ -29,6 +29,7 @@ from fe_adapter.sharing.folder import save_adapter
 from fe_adapter.train.config import TrainConfig
 from fe_adapter.train.identity import MAY_CHANGE, OF_FILES, clip_sampling, identity
 from fe_adapter.train.log import TrainingLog
+from fe_adapter.train.losses import Criterion
 from fe_adapter.train.optimizers import Schedule, classifier_of, parameter_groups
 from fe_adapter.train.state import CHECKPOINT, Progress, load_training_state, save_training_state
 from fe_adapter.train.step import Late, Step
@@ -42,7 +43,8 @@ class TrainResult:
 
     Args:
         folder: adapter folder to use: ``best`` by validation UAR, or ``last`` without a validation set.
-        history: one entry an epoch: ``epoch``, ``train_loss`` and, with a validation set, ``uar`` and ``war``.
+        history: one entry an epoch: ``epoch``, ``train_loss`` and, with a validation set, ``uar``, ``war`` and the
+            ``temperature`` fitted to it.
         num_steps: optimizer steps in all.
         ms_per_step: median time of the steps of this process; NaN if it made none.
     """
@@ -144,6 +146,7 @@ class _Run:
             if dataset is not None:
                 check_classes(model, dataset)
         self.model, self.train_set, self.val_set, self.config, self.out = model, train_set, val_set, config, out
+        self.criterion = Criterion(config, train_set)
         self.expected_peak = expected_peak
         if config.memory_policy is not None:
             replace_memory_policy(model, config.memory_policy)
@@ -176,6 +179,8 @@ class _Run:
             self.position = load_training_state(self.checkpoint, model, self.optimizer, self.accelerator.scaler, asked)
             if val_set is not None and any("uar" not in entry for entry in self.position.history):
                 raise InputError(f"{self.checkpoint} is of a run without a validation set; resume it without one")
+        if self.position.history:
+            model.temperature = self.position.history[-1].get("temperature", 1.0)
         self.position.count_batches_of(config.batch_size * world, self.num_batches)
         self.position.batch = min(self.position.batch, self.num_batches)  # there are fewer where files are gone
         described = self.settings | dataclasses.asdict(config)
@@ -290,7 +295,8 @@ class _Run:
         torch.manual_seed(derive_seed(self.config.seed, position.epoch, turn))  # of dropout
         self.accelerator.sync_gradients = self._ends_step()
         with contextlib.nullcontext() if self._ends_step() else self.accelerator.no_sync(self.prepared):
-            loss = self.step(batch["video"], batch["label"], share * self.config.accumulate)
+            video, target = self.criterion.prepare(batch)
+            loss = self.step(video, target, share * self.config.accumulate)
             values = [self.accelerator.reduce(loss, "mean")]
             if self._ends_step():
                 values.append(self.accelerator.clip_grad_norm_(self.trainable, self.config.clip_grad_norm))
@@ -304,8 +310,7 @@ class _Run:
         self, video: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | float
     ) -> torch.Tensor:
         """The part of a batch that `Step` may capture."""
-        logits = self.prepared(video)
-        loss = F.cross_entropy(logits.float(), target, label_smoothing=self.config.label_smoothing)
+        loss = self.criterion(self.prepared(video).float(), target)
         self.accelerator.backward(loss * weight)  # which divides it by the batches of a step
         return loss.detach()
 
@@ -325,17 +330,20 @@ class _Run:
         position = self.position
         entry = {"epoch": position.epoch, "train_loss": position.loss_sum / self.num_batches}
         if self.val_set is not None:
-            metrics = evaluate(
+            self.model.temperature = 1.0
+            evaluation = evaluate(
                 self.model,
                 self.val_set,
                 batch_size=self.config.batch_size,
                 num_workers=self.config.num_workers,
                 precision=self.config.precision,
                 description="",
-            ).metrics
+            )
+            metrics = evaluation.metrics
+            self.model.temperature = fit_temperature(evaluation.probabilities, evaluation.labels)
             if metrics.uar > max((past["uar"] for past in position.history), default=-1):
                 self.save_model("best")
-            entry |= {"uar": metrics.uar, "war": metrics.war}
+            entry |= {"uar": metrics.uar, "war": metrics.war, "temperature": self.model.temperature}
         self.log.epoch(position, entry)
         position.next_epoch(entry)
         self.save()

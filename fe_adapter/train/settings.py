@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import os
 from collections.abc import Iterator
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from fe_adapter.data.recipe import ClipRecipe
+from fe_adapter.data.sources import layout_of
+from fe_adapter.errors import InputError
 from fe_adapter.files import only_one, read_as, write_json
 from fe_adapter.models.classifier import VideoClassifier
 from fe_adapter.train.state import CHECKPOINT, read_metadata
@@ -38,6 +41,40 @@ def settings_written(run_folder: Path, options: dict[str, Any]) -> Iterator[None
         yield
 
 
+def tested_on(model: VideoClassifier, folder: Path, data: str | os.PathLike[str], own: ClipRecipe) -> ClipRecipe:
+    """What the clips of ``data`` are for a test: as in training (`trained_on`), of the fold that was left out there.
+
+    Args:
+        model: trained, and loaded from ``folder``.
+        folder: of the run, or of the adapter.
+        data: to be tested on.
+        own: says where the data's folders are, which fold of another data set is meant, and what to do with damage.
+
+    Raises:
+        InputError: ``own`` asks for another fold of the data set that the model was trained on.
+    """
+    recipe, trained = trained_on(model, folder), model.clip_sampling or {}
+    layout = layout_of(data)
+    fold, select_on_test = own.fold, False
+    if layout is not None and layout.name == trained.get("layout"):
+        if fold not in (None, trained.get("fold")):
+            raise InputError(
+                f"{folder} was trained on fold {trained['fold']} of {layout.title}; the test clips of fold {fold} "
+                "were in its training"
+            )
+        fold, select_on_test = trained.get("fold"), trained.get("select_on_test", False)
+    return dataclasses.replace(
+        recipe,
+        num_frames=model.num_frames,
+        on_error=own.on_error,
+        tier=own.tier or recipe.tier,
+        fold=fold,
+        frames_folder=own.frames_folder,
+        lists_folder=own.lists_folder,
+        select_on_test=select_on_test,
+    )
+
+
 def trained_on(model: VideoClassifier, folder: Path) -> ClipRecipe:
     """What the clips were that a model was trained on, which it was loaded from ``folder`` or a folder in it.
 
@@ -48,7 +85,7 @@ def trained_on(model: VideoClassifier, folder: Path) -> ClipRecipe:
         InputError: the settings are damaged.
     """
     if model.clip_sampling is not None:
-        known = {name: value for name, value in model.clip_sampling.items() if value is not None}
+        known = {name: value for name, value in model.clip_sampling.items() if value is not None and name != "layout"}
         return ClipRecipe(num_frames=model.num_frames, **known)
     for file in (folder / SETTINGS_FILE, folder.parent / SETTINGS_FILE):
         if file.exists():

@@ -68,6 +68,7 @@ class EpochPart(Part):
     train_loss: float
     uar: Share = 0.0
     war: Share = 0.0
+    temperature: Annotated[float, Field(gt=0)] = 1.0
 
 
 class PositionPart(Part):

@@ -79,7 +79,7 @@ def test_eval_writes_metrics_and_prints_them(videos, trained, tmp_path, capsys):
     assert metrics["class_names"] == ["offset", "onset"]
     assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
     assert {path.name for path in tmp_path.iterdir()} == {
-        "metrics.json", "predictions.csv", "confusion.csv", "confusion.png",
+        "metrics.json", "predictions.csv", "confusion.csv", "confusion.png", "calibration.png", "risk_coverage.csv",
     }  # fmt: skip
     assert cli.run(["eval", str(trained), str(videos), "--split", "val"]) == 0
     assert "UAR" in capsys.readouterr().out
@@ -308,7 +308,7 @@ def test_a_video_that_fails_loses_no_results_of_others(trained, videos, tmp_path
 
 
 def test_a_loss_that_is_not_finite_ends_with_advice(videos, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("fe_adapter.train.recipe.F.cross_entropy", lambda logits, *a, **k: logits.sum() * float("nan"))
+    monkeypatch.setattr("fe_adapter.train.losses.F.cross_entropy", lambda logits, *a, **k: logits.sum() * float("nan"))
     arguments = ["train", str(videos), *BACKBONE, "--weights", "none", *FAST, "--out", str(tmp_path / "run")]
     assert cli.run(arguments) == 1
     assert "the loss is nan at step 0" in capsys.readouterr().err.splitlines()[-1]

@@ -394,3 +394,21 @@ def test_a_crop_keeps_a_share_of_what_fits_and_interpolation_is_as_asked_for():
     made = {name: EvalTransform((20, 20), name)(noise) for name in ("bilinear", "bicubic", "nearest")}
     assert set(made["nearest"].flatten().tolist()) <= set(noise.flatten().tolist())
     assert made["bicubic"].float().var() > made["bilinear"].float().var()  # it is sharper
+
+
+def test_a_rectangle_is_erased_from_every_frame_and_from_nothing_that_is_kept():
+    pytest.importorskip("torchvision")
+    clip = torch.full((3, 3, 40, 40), 7, dtype=torch.uint8)
+    transform = TrainTransform((40, 40), scale=(1, 1), ratio=(1, 1), flip=False, randaugment=False, erase=0.5)
+    clips = [transform(clip, seed) for seed in range(40)]
+    erased = [c for c in clips if not torch.equal(c, clip)]
+    assert 8 <= len(erased) <= 32  # half of 40, four standard deviations of 3 either way
+    for c in erased:
+        is_grey = c == 128
+        assert torch.equal(c[~is_grey], clip[~is_grey])
+        assert (is_grey == is_grey[:1, :1]).all()
+        rows, columns = is_grey[0, 0].any(1).sum(), is_grey[0, 0].any(0).sum()
+        assert is_grey[0, 0].sum() == rows * columns
+        assert 0.01 < is_grey.float().mean() < 0.4  # torchvision's 0.02 to 0.33, in whole pixels
+    assert (clip == 7).all()
+    assert all(torch.equal(transform(clip, seed), c) for seed, c in enumerate(clips))

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from fe_adapter.data.video import probe, read_frames
+from fe_adapter.errors import InputError
 from fe_adapter.files import any_script, write_figure
 from fe_adapter.predict import timeline
 from fe_adapter.predict.result import Prediction
@@ -181,3 +182,23 @@ def test_a_dozen_frames_are_decoded_whatever_the_length(tmp_path, monkeypatch):
 def test_a_prediction_writes_its_timeline(video, tmp_path):
     prediction(video, NAMES[:7], 3).save(tmp_path / "clip")
     assert (tmp_path / "clip.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_where_no_class_is_probable_enough_there_is_no_answer(video, tmp_path):
+    rows = torch.tensor([[0.9, 0.05, 0.05], [0.4, 0.35, 0.25], [0.1, 0.8, 0.1]])
+    windows = ((0.0, 0.4), (0.4, 0.8), (0.8, 1.2))
+    sure = Prediction(str(video), NAMES[:3], windows, rows)
+    unsure = Prediction(str(video), NAMES[:3], windows, rows, unsure_below=0.6)
+    assert [w["label"] for w in sure.as_dict()["windows"]] == ["happiness", "happiness", "sadness"]
+    assert [w["label"] for w in unsure.as_dict()["windows"]] == ["happiness", "unsure", "sadness"]
+    assert (sure.label, unsure.label) == ("happiness", "unsure")
+    unsure.save(tmp_path / "clip")
+    assert [line.split(",")[2] for line in (tmp_path / "clip.csv").read_text().splitlines()] == [
+        "label", "happiness", "unsure", "sadness",
+    ]  # fmt: skip
+    figure = timeline.draw_timeline("clip", NAMES[:3], windows, rows.double().numpy(), probe(video), 0.6)
+    legend = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    assert legend[-1] == "33% unsure"
+    for value in (0, -1, 1.5, float("nan")):
+        with pytest.raises(InputError, match=r"unsure_below=.* is outside \(0, 1\]"):
+            Prediction(str(video), NAMES[:3], windows, rows, unsure_below=value)
