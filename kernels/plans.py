@@ -122,7 +122,7 @@ RESIDENT = {
 RESIDENT_TENSOR_MEMORY = RESIDENT | {
     64: {2: _resident(64, 1, 64, 128, UP_STAGES=3), 4: _resident(64, 1, 64, 32)},
     256: {2: _resident(128, 2, 128), 4: _resident(64, 4, 64, 32, BLOCK_D=32)},
-    384: {2: _resident(128, 3, 128), 4: _resident(128, 3, 64, 32)},
+    384: {2: _resident(128, 3, 128), 4: _resident(64, 3, 64, 32, BLOCK_D=32)},  # 128 spill with what backward keeps
 }
 RESIDENT_TENSOR_MEMORY = {
     R: {size: _narrow(plan) for size, plan in by_size.items()} for R, by_size in RESIDENT_TENSOR_MEMORY.items()
