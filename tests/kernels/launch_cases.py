@@ -5,9 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
-import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 from unittest import mock
 
@@ -18,14 +16,9 @@ from torch import Tensor
 from fe_adapter import FusedFEAdapter
 from fe_adapter.kernels.launch import Launch
 from fe_adapter.ops import direct
+from tests.imitated import case, main
 
 B, T, N, D, R = 2, 4, 15, 64, 32
-CASES: dict[str, Callable[[], None]] = {}
-
-
-def case(function: Callable[[], None]) -> Callable[[], None]:
-    CASES[function.__name__] = function
-    return function
 
 
 def make(dtype: torch.dtype = torch.bfloat16, **options: Any) -> tuple[FusedFEAdapter, Tensor]:
@@ -229,12 +222,4 @@ def a_bounded_number_of_kinds_is_kept() -> None:
 
 
 if __name__ == "__main__":
-    failed = 0
-    for name in sys.argv[1:] or CASES:
-        try:
-            CASES[name]()
-            print(f"{name}: passed")
-        except Exception:
-            failed += 1
-            print(f"{name}: failed\n{traceback.format_exc()}")
-    sys.exit(failed > 0)
+    main()

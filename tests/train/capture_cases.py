@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
-import traceback
 from collections.abc import Callable
 
 import pytest
@@ -14,8 +12,8 @@ from torch.nn import functional as F
 
 from fe_adapter.errors import InputError
 from fe_adapter.train.step import Late, Step
+from tests.imitated import case, main
 
-CASES: dict[str, Callable[[], None]] = {}
 REASONS: list[str] = []
 OBSTACLE = None
 
@@ -23,11 +21,6 @@ OBSTACLE = None
 class _Keep(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         REASONS.append(record.getMessage())
-
-
-def case(function: Callable[[], None]) -> Callable[[], None]:
-    CASES[function.__name__] = function
-    return function
 
 
 class Model:
@@ -100,6 +93,7 @@ def a_module_that_waits_runs_as_it_is_and_its_line_is_named() -> None:
     def forward(z: Tensor) -> Tensor:
         return z * float(z.sum().item() < 0)
 
+    REASONS.clear()
     model = Model(forward)
     step = model.step()
     for _ in range(2):
@@ -117,6 +111,7 @@ def what_does_not_fit_runs_as_it_is() -> None:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
         return z
 
+    REASONS.clear()
     step = Model(forward).step()
     for _ in range(2):
         step(*batch(8), 1.0)
@@ -136,13 +131,4 @@ def values_are_read_a_step_late() -> None:
 
 if __name__ == "__main__":
     logging.getLogger("fe_adapter").addHandler(_Keep())
-    failed = 0
-    for name in sys.argv[1:] or CASES:
-        REASONS.clear()
-        try:
-            CASES[name]()
-            print(f"{name}: passed")
-        except Exception:
-            failed += 1
-            print(f"{name}: failed\n{traceback.format_exc()}")
-    sys.exit(failed > 0)
+    main()
