@@ -234,17 +234,23 @@ def kernels(
 def host(
     case: Annotated[str, typer.Argument(help="layer, step or fit.")] = "layer",
     rounds: Annotated[int, typer.Option(min=1, help="Rounds in which the contenders take turns.")] = 100,
+    out: Annotated[
+        Path | None, typer.Option(help="JSON file; the case's rows in it are replaced, those of others stay.")
+    ] = None,
 ) -> None:
     """What the host needs to queue a layer or a training step, with no GPU: launches, waits, and time beside rivals'.
 
     PyTorch and Triton are shown a CUDA that is not there, on which launches return at once; it takes gcc to build.
     Ratios within a run and counts mean something, on a machine that does nothing else.
 
-    Example: python -m bench host layer
+    Example: python -m bench host layer --out bench/results/host.json
     """
-    from bench.host.run import measured
+    from bench.host.run import measured, with_case
 
-    for title, rows in measured(case, rounds).items():
+    found = measured(case, rounds)
+    if out is not None:
+        write_json(out, with_case(out, case, rounds, found))
+    for title, rows in found.items():
         columns = list(next(iter(rows.values())))
         table = Table("", *columns, title=title)
         for name, row in rows.items():

@@ -130,7 +130,8 @@ def _plans_table(content: dict[str, Any]) -> str:
         if picked is None:
             return "smaller batches"
         policy = picked["policy"].removeprefix("bf16+")
-        return f"`{policy}` {picked['peak'] / 2**30:.1f} GB, {picked['relative_cost']:.2f}×"
+        graph = "" if picked["is_captured"] else ", not captured"
+        return f"`{policy}`{graph} {picked['peak'] / 2**30:.1f} GB, {picked['relative_cost']:.2f}×"
 
     budgets = list(content["plans"][0]["picked"])
     rows = [

@@ -25,7 +25,7 @@ def plans() -> Iterator[dict[str, Any]]:
             with torch.device("meta"):
                 model = VideoClassifier(timm.create_model(name, num_classes=0), 7, num_frames=num_frames)
             plan = plan_memory(model, BATCH_SIZE, precision="bf16")
-            full = min(row.estimate.peak for row in plan.rows[:2])
+            full = min(row.peak for row in plan.rows[:2])
             picked = {str(budget): _picked(plan, budget) for budget in BUDGETS_GB}
             yield {"vit": vit, "T": num_frames, "B": BATCH_SIZE, "full fine-tuning in bf16": full, "picked": picked}
 
@@ -34,4 +34,10 @@ def _picked(plan: MemoryPlan, budget: int) -> dict[str, Any] | None:
     row = plan.pick(budget * 2**30)
     if row is None:
         return None
-    return {"policy": row.policy, "peak": row.estimate.peak, "relative_cost": row.relative_cost}
+    return {
+        "policy": row.policy,
+        "peak": row.peak,
+        "relative_cost": row.relative_cost,
+        "eager_cost": row.eager_cost,
+        "is_captured": row.is_captured,
+    }

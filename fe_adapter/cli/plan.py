@@ -31,7 +31,7 @@ def plan(
     *,
     backbone: Backbone,
     clips: Annotated[ClipRecipe, Fields(only=("num_frames",))],
-    recipe: Annotated[TrainConfig, Fields(only=("batch_size", "accumulate", "optimizer"))],
+    recipe: Annotated[TrainConfig, Fields(only=("batch_size", "accumulate", "optimizer", "capture"))],
     memory: Annotated[str | None, typer.Option(help="Budget, such as 8GB (GB is 2^30 bytes).")] = None,
     precision: Annotated[str, typer.Option(help="no, bf16 or fp16.")] = "bf16",
     cached: Annotated[bool, typer.Option("--cached", help="Train on tokens of --cache-features.")] = False,
@@ -68,7 +68,7 @@ def plan(
         found = plan_memory(
             model, recipe.batch_size, precision=precision, budget=budget, approximate=approximate,
             accumulate=recipe.accumulate, optimizer=recipe.optimizer, cached=cached, also=memory_policy or (),
-            device=device, progress=lambda name: status.update(f"Counting {name}"),
+            device=device, capture=recipe.capture != "off", progress=lambda name: status.update(f"Counting {name}"),
         )  # fmt: skip
     if plot != "none":
         found.plot(plot)
@@ -82,16 +82,23 @@ def plan(
 
 
 def _print(found: MemoryPlan, title: str) -> None:
+    is_captured = found.rows[0].is_captured
     columns = ("", "weights", "gradients", "optimizer", "saved", "peak MiB", "of full", "step")
-    table = Table(title=title)
+    caption = "step: over full fine-tuning's, captured in a CUDA graph; not captured: launch by launch. " * is_captured
+    table = Table(title=title, caption=caption + "Dim: another policy takes neither more time nor more memory.")
     for name in columns:
         table.add_column(name, justify="left" if name == "" else "right", no_wrap=True)
-    full = found.rows[0].estimate.peak
+    if is_captured:
+        table.add_column("not captured", justify="right", no_wrap=True)
+    full = found.rows[0].peak
     for row in found.rows:
         e = row.estimate
-        sizes = [f"{n / 2**20:,.0f}" for n in (e.parameters, e.gradients, e.optimizer, e.saved, e.peak)]
-        style = "bold" if row is found.recommended else None
-        table.add_row(row.name, *sizes, f"{e.peak / full:.2f}", f"{row.relative_cost:.2f}x", style=style)
+        sizes = [f"{n / 2**20:,.0f}" for n in (e.parameters, e.gradients, e.optimizer, e.saved, row.peak)]
+        chosen = found.recommended is not None and row.name == found.recommended.name
+        style = "bold" if chosen else "dim" if row.policy is not None and found.is_dominated(row) else None
+        step = f"{row.relative_cost:.2f}x" if row.is_captured or not is_captured else "-"
+        eager = [f"{row.eager_cost:.2f}x"] if is_captured else []
+        table.add_row(row.name, *sizes, f"{row.peak / full:.2f}", step, *eager, style=style)
     console = Console()
     console.width = max(console.width, 140)  # a name that is cut off is of no use in a file
     console.print(table)

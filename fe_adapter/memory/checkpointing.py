@@ -10,7 +10,7 @@ import contextlib
 import copy
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -44,13 +44,27 @@ class Checkpoint:
         kind: "full", "selective", "offload", or "budget=" with a share from 0 to 1.
     """
 
+    _observe: Callable[[str], None] | None = None
+
     def __init__(self, kind: str) -> None:
         self.kind = kind
         self._solution: Any = None  # of a budget: what to keep
 
+    @classmethod
+    @contextlib.contextmanager
+    def observed(cls, observe: Callable[[str], None]) -> Iterator[None]:
+        """Within the context ``observe`` is told of "checkpoints" and of "choices" that the host makes in Python."""
+        cls._observe = observe
+        try:
+            yield
+        finally:
+            cls._observe = None
+
     def __call__(self, run: Callable, block: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
         if not torch.is_grad_enabled():
             return run(*args, **kwargs)
+        if Checkpoint._observe is not None:
+            Checkpoint._observe("checkpoints")
         with HostMemory() if self.kind == "offload" else contextlib.nullcontext():
             return checkpoint(
                 run,
@@ -103,6 +117,8 @@ def _selective(keep: Any) -> dict[str, Any]:
 
 def _keep_attention(width: int, context: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
     """Keep attention's core and the products of its projections, ``width`` wide in and up to 3 ``width`` out."""
+    if Checkpoint._observe is not None:
+        Checkpoint._observe("choices")
     if op in _ATTENTION:
         return CheckpointPolicy.MUST_SAVE
     if op in (torch.ops.aten.addmm.default, torch.ops.aten.mm.default):

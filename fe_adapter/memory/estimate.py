@@ -6,6 +6,7 @@ import contextlib
 import copy
 import dataclasses
 import weakref
+from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -24,7 +25,8 @@ from fe_adapter.errors import InputError
 from fe_adapter.kernels import scratch
 from fe_adapter.kernels.spec import CONV_ROWS, AdapterSpec, ConvGradients, Weights
 from fe_adapter.memory import xformers
-from fe_adapter.memory.checkpointing import HostMemory
+from fe_adapter.memory.checkpointing import Checkpoint, HostMemory
+from fe_adapter.memory.cost import Work
 from fe_adapter.memory.measure import SavedStorages
 from fe_adapter.memory.optimizers import check_optimizer, state_bytes, step_bytes
 from fe_adapter.memory.policies import apply_memory_policy
@@ -37,12 +39,7 @@ _IMPLEMENTATIONS = {
     "cuda": operator.IMPLEMENTATIONS,
 }
 DEVICES = ("cpu", "cuda")
-# What a byte of an operator that is no product costs in FLOPs of one that is: the balance of rates that such operators
-# reach. A choice, for the relative cost of steps only: about 150 GFLOP/s to 10 GB/s, and 300 TFLOP/s to 2 TB/s.
-_FLOPS_PER_BYTE = {"cpu": 15.0, "cuda": 150.0}
-_HOST_BYTE = (
-    40  # and a byte between a GPU and the host's memory, in bytes on the GPU: 2 TB/s to 50 GB/s, both ends counted
-)
+_COUNTED = ("products", "attention", "moved", "crossed", "operators", "adapters", "gelus", "checkpoints", "choices")
 _ALLOCATOR_BLOCK = {"cpu": 1, "cuda": 512}  # bytes that an allocation is rounded up to
 
 
@@ -56,7 +53,8 @@ class MemoryEstimate:
     optimizer: int  # its state
     saved: int  # distinct storages autograd keeps for backward, parameters left out
     peak: int  # the most alive at once, all of the above included
-    cost: float  # FLOPs of the products, other operators at their bytes' worth: only ratios mean something
+    captured_peak: int  # the same, of a step that is a CUDA graph, whose memory nothing else can use
+    work: Work  # what a step does, for `fe_adapter.memory.cost`
 
     @property
     def resident(self) -> int:
@@ -78,6 +76,9 @@ def estimate_memory(
 
     What a library allocates inside one of PyTorch's operators is not seen, nor is an allocator's fragmentation. The
     adapters are counted as the backend of the device runs them: eager on a CPU, design ``gemm`` on a GPU.
+
+    A captured step (`fe_adapter.train.step`) has inputs of its own beside the batch, gradients that stay, and a pool
+    for all it ever holds at once, which is kept for it: the optimizer and a validation batch need theirs beside that.
 
     Args:
         model: any module that takes one tensor; it is left as it is. It may be on the meta device.
@@ -109,6 +110,7 @@ def estimate_memory(
         fake_tensors,
         _Storages(device) as live,
         _imitated(device),
+        Checkpoint.observed(lambda what: live.counts.update([what])),
     ):
         fake = copy_without_values(model, "cpu")
         if policy is not None:
@@ -119,7 +121,7 @@ def estimate_memory(
         parameters = live.bytes
         x = torch.empty(input_shape, dtype=dtype)
         inputs = live.bytes - parameters
-        live.peak, live.cost = live.bytes, 0.0  # from here on it is the step's
+        held = live.restart()  # from here on it is the step's
         trainable = [p for p in fake.parameters() if p.requires_grad]
         gradients = sum(p.nbytes for p in trainable)
         for p in trainable if accumulate > 1 else ():
@@ -133,22 +135,33 @@ def estimate_memory(
             loss = output.float().sum()
             del output
             num_saved = saved.alive() if trainable else 0
+        beside = step_bytes(optimizer, trainable, device) if trainable else 0
         if trainable:
             loss.backward()
-            live.add_bytes(step_bytes(optimizer, trainable, device))
-    return MemoryEstimate(parameters, inputs, gradients, state, num_saved, live.peak, live.cost)
+            # a captured step: gradients stay, so that there is no moment before they are
+            pool = max(live.peak - held - state, gradients)
+            live.add_bytes(beside)
+        else:
+            pool = live.peak - held
+        peak, work = live.peak, live.work(gradients, len(trainable))
+        del loss
+        first = live.restart()
+        with torch.no_grad(), torch.autocast("cpu", PRECISIONS[precision], enabled=precision != "no"):
+            fake(x)
+        beside = max(beside, live.peak - first)
+    captured_peak = held + inputs + state + gradients + pool + beside
+    return MemoryEstimate(parameters, inputs, gradients, state, num_saved, peak, captured_peak, work)
 
 
 class _Storages(TorchDispatchMode):
-    """Counts the bytes of the storages that are alive, the most that ever were, and what the operators cost."""
+    """Counts the bytes of the storages that are alive, the most that ever were, and what the operators do."""
 
     def __init__(self, device: str) -> None:
         super().__init__()
         self.bytes = self.peak = 0
-        self.cost = 0.0
-        self._block, self._flops_per_byte = _ALLOCATOR_BLOCK[device], _FLOPS_PER_BYTE[device]
-        self._implementations = _IMPLEMENTATIONS[device]
-        self._inside: dict[str, tuple[int, float]] = {}
+        self.counts: Counter[str] = Counter()
+        self._block, self._implementations = _ALLOCATOR_BLOCK[device], _IMPLEMENTATIONS[device]
+        self._inside: dict[str, tuple[int, Counter[str]]] = {}
         self._seen: weakref.WeakKeyDictionary[torch.UntypedStorage, int] = weakref.WeakKeyDictionary()
 
     def add(self, tensor: Tensor) -> None:
@@ -157,6 +170,17 @@ class _Storages(TorchDispatchMode):
             size = self._seen[storage] = -(-storage.nbytes() // self._block) * self._block
             self.add_bytes(size)
             weakref.finalize(storage, self._free, size)
+
+    def restart(self) -> int:
+        """Forget the peak and what was done; the bytes that are alive."""
+        self.peak = self.bytes
+        self.counts.clear()
+        return self.bytes
+
+    def work(self, gradients: int, parameters: int) -> Work:
+        """What was done since `restart`."""
+        counted: Any = {name: self.counts[name] for name in _COUNTED}
+        return Work(gradients=gradients, parameters=parameters, **counted)
 
     def add_bytes(self, num_bytes: int) -> None:
         self.bytes += num_bytes
@@ -172,40 +196,47 @@ class _Storages(TorchDispatchMode):
         for leaf in tree_leaves(out):
             if isinstance(leaf, Tensor):
                 self.add(leaf)
-        self.cost += self._cost(func, args, kwargs or {}, out)
+        self._count(func, args, kwargs or {}, out)
         return out
 
     def _look_inside(self, func: Any, args: tuple, kwargs: dict) -> Any:
         """Count an operator's own temporary tensors and operators, too; all calls alike are looked into once."""
         key = repr((func, tree_map(lambda a: (a.shape, a.stride(), a.dtype) if isinstance(a, Tensor) else a, args)))
-        bytes_before, peak_before, cost_before = self.bytes, self.peak, self.cost
+        bytes_before, peak_before, counts_before = self.bytes, self.peak, self.counts
         if key in self._inside:
             out = func(*args, **kwargs)
-            peak, cost = self._inside[key]
-            self.peak, self.cost = max(self.peak, bytes_before + peak), self.cost + cost
+            peak, counts = self._inside[key]
+            self.peak = max(self.peak, bytes_before + peak)
+            self.counts += counts
             for leaf in tree_leaves(out):
                 self.add(leaf)
             return out
-        self.peak = self.bytes
+        self.peak, self.counts = self.bytes, Counter()
         with self:
             out = self._implementations[func](*args, **kwargs)
-        self._inside[key] = self.peak - bytes_before, self.cost - cost_before
-        self.peak = max(self.peak, peak_before)
+        del self.counts["operators"]  # the host runs the whole at its own pace
+        self.counts["adapters"] = 1
+        self._inside[key] = self.peak - bytes_before, self.counts
+        self.peak, self.counts = max(self.peak, peak_before), counts_before + self.counts
         return out
 
-    def _cost(self, func: Any, args: tuple, kwargs: dict, out: Any) -> float:
+    def _count(self, func: Any, args: tuple, kwargs: dict, out: Any) -> None:
         packet = func.overloadpacket
+        if func.namespace == "prim" or func.is_view or "empty" in func.name() or "unsafe_view" in func.name():
+            return  # nothing is launched
         if packet in flop_registry:
-            return flop_registry[packet](*args, **kwargs, out_val=out)
-        if packet is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu:
-            return sdpa_flop_count(*(t.shape for t in args[:3]))
-        if packet is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward:
-            return sdpa_backward_flop_count(*(t.shape for t in args[:4]))
-        if func.is_view or "empty" in func.name():
-            return 0.0
-        tensors = {id(leaf): leaf for leaf in tree_leaves((args, kwargs, out)) if isinstance(leaf, Tensor)}
-        slower = _HOST_BYTE if any(tensor.device.type != "cpu" for tensor in tensors.values()) else 1
-        return slower * self._flops_per_byte * sum(tensor.nbytes for tensor in tensors.values())
+            kind = "attention" if "attention" in func.name() else "products"
+            self.counts[kind] += flop_registry[packet](*args, **kwargs, out_val=out)
+        elif packet is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu:
+            self.counts["attention"] += sdpa_flop_count(*(t.shape for t in args[:3]))
+        elif packet is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward:
+            self.counts["attention"] += sdpa_backward_flop_count(*(t.shape for t in args[:4]))
+        else:
+            tensors = {id(leaf): leaf for leaf in tree_leaves((args, kwargs, out)) if isinstance(leaf, Tensor)}
+            crosses = any(tensor.device.type != "cpu" for tensor in tensors.values())
+            self.counts["crossed" if crosses else "moved"] += sum(tensor.nbytes for tensor in tensors.values())
+        self.counts["gelus"] += func.namespace == "fe_adapter"
+        self.counts["operators"] += 1
 
 
 @contextlib.contextmanager

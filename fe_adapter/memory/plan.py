@@ -15,8 +15,16 @@ from fe_adapter.backbones.backbone import get_blocks
 from fe_adapter.checks import check_choice, check_count
 from fe_adapter.errors import InputError
 from fe_adapter.files import new_figure, write_figure
+from fe_adapter.memory.cost import captured_seconds, cpu_cost, eager_seconds
 from fe_adapter.memory.estimate import MemoryEstimate, copy_without_values, estimate_memory
-from fe_adapter.memory.policies import APPROXIMATE, apply_memory_policy, check_memory_policy, is_in_bf16, parse_policy
+from fe_adapter.memory.policies import (
+    APPROXIMATE,
+    apply_memory_policy,
+    check_memory_policy,
+    is_in_bf16,
+    needs_host,
+    parse_policy,
+)
 from fe_adapter.models.adaptation import adapt, get_adaptation, get_adapters, unadapt
 from fe_adapter.models.classifier import VideoClassifier
 from fe_adapter.models.inference import PRECISIONS
@@ -36,15 +44,31 @@ class PlanRow:
         name: for people: the policy, or what else is different.
         policy: as of `apply_memory_policy`; None for full fine-tuning and for other models than the one asked about.
         precision: of autocast; "no" where the policy itself has the backbone in bf16.
-        estimate: memory and cost of a step.
-        relative_cost: of a step; that of full fine-tuning is 1.
+        estimate: memory and work of a step.
+        is_captured: whether the step runs as a CUDA graph (`TrainConfig.capture`), or else launch by launch.
+        relative_cost: of such a step; that of full fine-tuning, run the same way where it can be, is 1.
+        eager_cost: launch by launch, in the same unit.
     """
 
     name: str
     policy: str | None
     precision: str
     estimate: MemoryEstimate
+    is_captured: bool
     relative_cost: float
+    eager_cost: float
+
+    @property
+    def peak(self) -> int:
+        """Bytes, those of the graph's pool included where there is one."""
+        return self.estimate.captured_peak if self.is_captured else self.estimate.peak
+
+    def eagerly(self) -> PlanRow:
+        """The same launch by launch: slower at most, and smaller, without a pool of the graph's own."""
+        if not self.is_captured:
+            return self
+        name = f"{self.name}, not captured"
+        return dataclasses.replace(self, name=name, is_captured=False, relative_cost=self.eager_cost)
 
     @property
     def is_exact(self) -> bool:
@@ -65,18 +89,24 @@ class MemoryPlan:
         """The plan as plain values, for JSON; sizes in bytes."""
         chosen = None if self.recommended is None else self.recommended.name
         return {"budget": self.budget, "recommended": chosen, "advice": self.advice,
-                "rows": [dataclasses.asdict(row) for row in self.rows]}  # fmt: skip
+                "rows": [dataclasses.asdict(row) | {"peak": row.peak} for row in self.rows]}  # fmt: skip
 
     def pick(self, budget: int | None, approximate: bool = False) -> PlanRow | None:
-        """The cheapest policy whose peak is within ``budget`` bytes; None if there is none."""
-        fitting = [
-            row
-            for row in self.rows
-            if row.policy is not None
-            and (row.is_exact or approximate)
-            and (budget is None or row.estimate.peak <= budget)
-        ]
-        return min(fitting, key=lambda row: row.relative_cost, default=None)
+        """The cheapest policy whose peak is within ``budget`` bytes, of equals the smallest; None if there is none.
+
+        Where a graph does not fit, its steps may still fit launch by launch.
+        """
+        ours = [row for row in self.rows if row.policy is not None and (row.is_exact or approximate)]
+        ways = [*ours, *(row.eagerly() for row in ours if row.is_captured)]
+        fitting = [row for row in ways if budget is None or row.peak <= budget]
+        return min(fitting, key=lambda row: (row.relative_cost, row.peak), default=None)
+
+    def is_dominated(self, row: PlanRow) -> bool:
+        """Whether another policy, as exact, takes no more time and no more memory, and less of one."""
+        mine = row.relative_cost, row.peak
+        others = [other for other in self.rows if other.policy is not None and other.is_exact >= row.is_exact]
+        costs = [(other.relative_cost, other.peak) for other in others]
+        return any(cost != mine and cost[0] <= mine[0] and cost[1] <= mine[1] for cost in costs)
 
     def find(self, policy: str, precision: str) -> PlanRow | None:
         """The row of that policy, if it is one of the plan's."""
@@ -91,9 +121,9 @@ class MemoryPlan:
             and other.precision == row.precision
             and other.is_exact >= row.is_exact
             and is_in_bf16(other.policy) == is_in_bf16(row.policy)
-            and other.estimate.peak < row.estimate.peak
+            and other.peak < row.peak
         ]
-        return min(others, key=lambda other: other.relative_cost, default=None)
+        return min(others, key=lambda other: (other.relative_cost, other.peak), default=None)
 
     def plot(self, path: Path | str) -> None:
         """Draw what makes up each peak, with the budget, as a PNG."""
@@ -104,11 +134,11 @@ class MemoryPlan:
         names = [row.name for row in self.rows]
         left = [0.0] * len(names)
         for part in ("parameters", "gradients", "optimizer", "inputs", "saved", "rest"):
-            widths = [_parts(row.estimate)[part] / 2**30 for row in self.rows]
+            widths = [_parts(row)[part] / 2**30 for row in self.rows]
             axes.barh(names, widths, left=left, label=part)
             left = [a + b for a, b in zip(left, widths, strict=True)]
         for i, row in enumerate(self.rows):
-            label = f" {row.estimate.peak / 2**30:.2f} GiB, step {row.relative_cost:.2f}x"
+            label = f" {row.peak / 2**30:.2f} GiB, step {row.relative_cost:.2f}x"
             axes.text(left[i], i, label, va="center", size=8)
         if self.budget is not None:
             axes.axvline(self.budget / 2**30, color="black", linestyle="--", linewidth=1)
@@ -130,6 +160,7 @@ def plan_memory(
     cached: bool = False,
     also: Sequence[str] = (),
     device: str = "cuda",
+    capture: bool = True,
     progress: Callable[[str], None] = lambda name: None,
 ) -> MemoryPlan:
     """Predict what a training step needs under every sensible policy, and pick the fastest that fits.
@@ -147,6 +178,8 @@ def plan_memory(
         also: further policies to count, which may be picked as well; for the given precision, and
             those with ``bf16`` in them also without autocast.
         device: "cuda" or "cpu": whose behaviour is predicted.
+        capture: whether steps on "cuda" run as CUDA graphs, but for policy ``offload``, which cannot. What an H100 and
+            its host would take is in `fe_adapter.memory.cost`.
         progress: called with the name of each row before it is counted.
 
     Raises:
@@ -178,12 +211,20 @@ def plan_memory(
     tokens = _cached_clip(model, frames[0]) if cached else frames
     full = _fully_tuned(model)
     first = estimate(FULL_TUNING, full, None, precision, batch_size)
-    rows = [PlanRow(FULL_TUNING, None, precision, first, 1.0)]
+    captures = device == "cuda" and capture
+    unit = _costs(first, device)[captures]
+
+    def row(name: str, policy: str | None, precision: str, counted: MemoryEstimate) -> PlanRow:
+        is_captured = captures and not (policy is not None and needs_host(policy))
+        eager, captured = (cost / unit for cost in _costs(counted, device))
+        return PlanRow(name, policy, precision, counted, is_captured, captured if is_captured else eager, eager)
+
+    rows = [row(FULL_TUNING, None, precision, first)]
 
     def add(name: str, precision: str, policy: str | None = None, other_model: VideoClassifier | None = None) -> None:
         """Count a row; that of another model is there to compare, and never picked."""
         counted = estimate(name, other_model or model, policy, precision, batch_size)
-        rows.append(PlanRow(name, None if other_model else policy, precision, counted, counted.cost / first.cost))
+        rows.append(row(name, None if other_model else policy, precision, counted))
 
     prefix, inner_precision = ("bf16+", "no") if precision == "bf16" else ("", precision)
     if precision == "bf16":
@@ -200,7 +241,8 @@ def plan_memory(
     chosen = plan.pick(budget, approximate)
     if chosen is not None:
         cost = f"a step costs {chosen.relative_cost:.2f} of full fine-tuning's"
-        advice = f"{chosen.name}: {_size(chosen.estimate.peak)}, {cost}"
+        how = f", captured; {chosen.eager_cost:.2f} if it cannot be" if chosen.is_captured else ""
+        advice = f"{chosen.name}: {_size(chosen.peak)}, {cost}{how}"
     else:
         assert budget is not None
         policy = f"{prefix}{SMALLEST}"
@@ -309,13 +351,21 @@ def _what_would_fit(budget: int, batch_size: int, policy: str, peak: Callable[[i
     return f"one clip with {policy} needs {_size(needed)}; {hint}"
 
 
-def _parts(estimate: MemoryEstimate) -> dict[str, int]:
+def _costs(estimate: MemoryEstimate, device: str) -> tuple[float, float]:
+    """What a step costs launch by launch, and captured; only ratios mean something."""
+    if device == "cpu":
+        return (cpu_cost(estimate.work),) * 2
+    return eager_seconds(estimate.work), captured_seconds(estimate.work)
+
+
+def _parts(row: PlanRow) -> dict[str, int]:
     """What a peak is made of; ``rest`` is temporary. At the peak gradients may not be there yet."""
+    estimate = row.estimate
     names = ("parameters", "gradients", "optimizer", "inputs", "saved")
     parts = {name: getattr(estimate, name) for name in names}
-    excess = sum(parts.values()) - estimate.peak
+    excess = sum(parts.values()) - row.peak
     parts["gradients"] = max(0, parts["gradients"] - max(0, excess))
-    return parts | {"rest": max(0, estimate.peak - sum(parts.values()))}
+    return parts | {"rest": max(0, row.peak - sum(parts.values()))}
 
 
 def _size(num_bytes: int) -> str:

@@ -142,6 +142,11 @@ def is_in_bf16(policy: str | None) -> bool:
     return policy is not None and any(name == "bf16" for name, _ in parse_policy(policy))
 
 
+def needs_host(policy: str) -> bool:
+    """Whether a policy lets blocks wait in the host's memory, which no CUDA graph does."""
+    return any(name == "offload" for name, _ in parse_policy(policy))
+
+
 def moves_to_host(model: nn.Module) -> bool:
     """Whether blocks of ``model`` wait in the host's memory, by policy ``offload``."""
     arounds = (state.around for module in model.modules() if (state := get_state(module)) is not None)

@@ -49,6 +49,7 @@ class MemoryBudget:
             cached=cached,
             also=() if recipe.memory_policy is None else (recipe.memory_policy,),
             device="cuda" if torch.cuda.is_available() else "cpu",
+            capture=recipe.capture != "off",
         )
         if budget is None:  # start with what was asked for
             self.row = self.plan.find(recipe.memory_policy or "none", recipe.precision)
@@ -78,4 +79,11 @@ class MemoryBudget:
 
     def _use(self, row: PlanRow) -> None:
         self.row = row
-        self.recipe = dataclasses.replace(self.recipe, memory_policy=row.policy, precision=row.precision)
+        capture = self.recipe.capture
+        if torch.cuda.is_available() and not row.is_captured:
+            if capture == "on":
+                raise InputError(f"--capture on cannot be honoured: {row.name} is what fits, without a graph")
+            capture = "off"
+        self.recipe = dataclasses.replace(
+            self.recipe, memory_policy=row.policy, precision=row.precision, capture=capture
+        )
