@@ -75,16 +75,21 @@ def providers(point: Point, device: torch.device) -> Mapping[str, Provider]:
         found["static, frozen in bf16"] = Provider(lambda: net.contender(net.adapted(1, dtype=torch.bfloat16)), "ours")
     if point.thorough and device.type == "cpu":
         found |= {name: _with_rss(found[name], point, name) for name in FEW}
-    elif point.thorough:  # on a CPU, compiling a step takes minutes
-        torch._dynamo.reset()  # what other points compiled counts towards its limit
-        made: dict[str, Callable[[], VideoClassifier]] = {
+    elif device.type == "cuda":
+        if point.thorough:
+            torch._dynamo.reset()  # what other points compiled counts towards its limit
+        made: dict[str, Callable[[], nn.Module]] = {
             "full fine-tuning": partial(net.classifier, tune="full"),
             "static": partial(net.adapted, 1),
+            "dynamic": partial(net.adapted, "dynamic"),
+            "st-adapter": partial(net.adapted, 1, st_adapter),
+            "LoRA": net.lora,
+            "linear probe": partial(net.classifier, tune="head"),
         }
         for name, make in made.items():
-            role = found[name].role
-            found[f"{name} compiled"] = Provider(partial(net.compiled_contender, make), role)
-            found[f"{name} graphed"] = Provider(partial(net.graphed_contender, make), role)
+            found[f"{name} graphed"] = Provider(partial(net.graphed_contender, make), found[name].role)
+            if point.thorough and name in ("full fine-tuning", "static"):  # which takes up to a minute
+                found[f"{name} compiled"] = Provider(partial(net.compiled_contender, make), found[name].role)
     return found
 
 
@@ -156,11 +161,11 @@ class Net:
         """A step of ``model``, whose logits and gradients must be those of adapters in plain PyTorch."""
         return self.contender(model, partial(self._check_results, model, dilation))
 
-    def compiled_contender(self, make: Callable[[], VideoClassifier]) -> Contender:
+    def compiled_contender(self, make: Callable[[], nn.Module]) -> Contender:
         """A step of what ``make`` makes, by `torch.compile`."""
         return self.contender(compiled(make()))
 
-    def graphed_contender(self, make: Callable[[], VideoClassifier]) -> Contender:
+    def graphed_contender(self, make: Callable[[], nn.Module]) -> Contender:
         """A step of what ``make`` makes, as one CUDA graph."""
         model = make()
         optimizer = torch.optim.AdamW(trainable_parameters(model), capturable=True)

@@ -83,6 +83,13 @@ def get_checks(device: torch.device, quick: bool = False) -> dict[str, Callable[
             )
 
     designs = ("eager", *DESIGNS)
+    for design in DESIGNS:  # the newest paths first: graphs of the lean path, x kept in the dtype of the products
+        if serves(device, design, torch.bfloat16, TINY if quick else SHAPES["R=64"], {}):
+            size = TINY if quick else SHAPES["R=64"]
+            found[f"{design}: {_title(graph_replays)}"] = partial(graph_replays, device, design, size)
+        for form in ("fp32 stream", "dynamic, fp32 stream"):
+            at, options = FORMS[form]
+            add(design, "bf16", form, "tiny" if quick else at, **options)
     for shape, form, design in itertools.product(shapes, PLAIN, designs):
         add(design, next(iter(dtypes)), form, shape, **PLAIN[form])
     for form, precision, design in itertools.product(FORMS, dtypes, designs):

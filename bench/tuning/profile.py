@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -21,14 +22,20 @@ SHAPE = {"B": 8, "T": 8, "N": 196, "P": 1, "D": 768}
 EMPTIES = "FillFunctor<signed char>"  # in the name of the kernel that empties the L2 cache
 
 
-def records(bottlenecks: tuple[int, ...] = (384, 64)) -> Iterator[dict[str, Any]]:
-    """A record for every R, form and design that serves it: its ``kernels``, ``gpu_us``, ``host_us``; or ``failed``."""
+def records(bottlenecks: tuple[int, ...] = (384, 64), deadline: float = math.inf) -> Iterator[dict[str, Any]]:
+    """A record for every R, form and design that serves it: its ``kernels``, ``gpu_us``, ``host_us``; or ``failed``.
+
+    After ``deadline`` (of `time.monotonic`) it says "not run".
+    """
     B, T, N, P, D = SHAPE.values()
     dilations: tuple[int | str, ...] = (1, "dynamic")
     for R, dilation, design in itertools.product(bottlenecks, dilations, DESIGNS):
         if not serves(torch.device("cuda"), design, torch.bfloat16, (B, T, N, P, D, R), {}):
             continue
         record: dict[str, Any] = {"R": R, "dilation": dilation, "design": design}
+        if time.monotonic() > deadline:
+            yield record | {"failed": "not run"}
+            continue
         try:
             step = layer_step(R, dilation)
             with chosen(design):

@@ -146,3 +146,15 @@ def test_a_kernel_that_fails_stops_no_other(monkeypatch, tmp_path, capsys):
     gpu.profile_kernels(results, deadline=math.inf)
     assert {record["failed"] for record in results.content["kernels"]} == {"RuntimeError: a launch failed"}
     assert "kernels of R=64 dilation=dynamic tail: RuntimeError: a launch failed" in capsys.readouterr().out
+
+
+def test_what_was_not_run_is_listed():
+    record = {"case": "layer", "point": {"B": 1}}
+    kernels = [{"R": 64, "dilation": 1, "design": "gemm", "failed": "not run"}]
+    content = {"checks": {"a": "passed", "b": "not run"}, "records": [record], "planned": ["layer B=1", "step B=1"]}
+    assert gpu.not_run(content | {"kernels": kernels}) == [
+        "check b",
+        "step B=1",
+        "kernels of R=64 dilation=1 gemm: not run",
+    ]
+    assert gpu.not_run(content | {"checks": {}, "planned": ["layer B=1"]}) == []
