@@ -17,7 +17,7 @@ from fe_adapter.models import (
 from fe_adapter.sharing import load_adapter, load_classifier, load_st_adapter, save_adapter
 
 if TYPE_CHECKING:
-    from fe_adapter.predict import predict_video
+    from fe_adapter.predict import StreamingClassifier, predict_video
     from fe_adapter.train import TrainConfig, fit
 
 __version__ = "0.1.0"
@@ -26,6 +26,7 @@ __all__ = [
     "FEAdapter",
     "FEAdapterConfig",
     "FusedFEAdapter",
+    "StreamingClassifier",
     "TrainConfig",
     "VideoClassifier",
     "adapt",
@@ -45,7 +46,12 @@ __all__ = [
     "unadapt",
 ]
 
-_AT_FIRST_USE = {"TrainConfig": "train", "fit": "train", "predict_video": "predict"}  # they need more than torch
+_AT_FIRST_USE = {  # they need more than torch
+    "StreamingClassifier": "predict",
+    "TrainConfig": "train",
+    "fit": "train",
+    "predict_video": "predict",
+}
 
 
 def __dir__() -> list[str]:

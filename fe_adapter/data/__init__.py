@@ -9,7 +9,7 @@ from fe_adapter.data.reading import probe, read_frames
 from fe_adapter.data.recipe import ClipRecipe
 from fe_adapter.data.sampling import FrameSampler, sliding_windows
 from fe_adapter.data.transforms import EvalTransform, TrainTransform
-from fe_adapter.data.video import VideoInfo
+from fe_adapter.data.video import VideoInfo, stream_frames
 from fe_adapter.data.views import MultiView, Views
 
 __all__ = [
@@ -31,4 +31,5 @@ __all__ = [
     "probe",
     "read_frames",
     "sliding_windows",
+    "stream_frames",
 ]

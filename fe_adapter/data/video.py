@@ -7,6 +7,8 @@ import dataclasses
 import functools
 import logging
 import os
+import sys
+import time
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -25,6 +27,7 @@ VIDEO_SUFFIXES = (
     ".mjpeg", ".mjpg", ".mk3d", ".mkv", ".mov", ".mp4", ".mpe", ".mpeg", ".mpg", ".mts", ".mxf", ".nut", ".ogm", ".ogv",
     ".qt", ".rm", ".rmvb", ".ts", ".vob", ".webm", ".wmv", ".wtv", ".y4m",
 )  # fmt: skip
+_NEEDS_PYAV = "reading videos needs PyAV; pip install 'fe-adapter[video]'"
 _MAX_SIDE = 16_384  # pixels
 _SEEK_GAP = 4.0  # seconds between two wanted frames from which seeking beats decoding what lies between
 
@@ -151,6 +154,48 @@ def read_frames(video: VideoInfo | str | os.PathLike[str], indices: Sequence[int
         raise InputError(f"{info.path} is damaged: the frame at {at:.2f} s cannot be decoded")
     stacked = np.stack([frames[int(info.pts[i])] for i in chosen])
     return rearrange(torch.from_numpy(stacked), "t h w c -> t c h w")
+
+
+def is_live(source: str) -> bool:
+    """Whether ``source`` is no file, but a camera (its number, or ``/dev/video…``) or an address."""
+    return source.isdecimal() or source.startswith("/dev/video") or "://" in source
+
+
+def stream_frames(source: str, *, timeout: float = 10.0) -> Iterator[tuple[float, Tensor]]:
+    """The frames of a file, a camera or an address one after another, none of them kept.
+
+    Args:
+        source: a file; the number of a camera; or an address that FFmpeg knows, such as ``rtsp://…``.
+        timeout: seconds to wait for a camera or an address.
+
+    Yields:
+        Seconds since the first frame; and the frame as a player shows it, uint8 ``(3, H, W)``. One of another shape
+        than the first is fitted into it.
+
+    Raises:
+        InputError: as `probe`; or the camera or address cannot be opened, or gives no frame any more.
+    """
+    live, to_rgb, start = is_live(source), _reformatter(), 0.0
+    info = None if live else probe(source)
+    with _live(source, timeout) if live else _opened(source) as (container, stream):
+        stream.thread_type = "SLICE" if live else "AUTO"  # threads by frames hold some of them back
+        for number, frame in enumerate(container.decode(stream)):
+            if info is None:
+                size = _display_size(source, frame, stream.sample_aspect_ratio)
+                pts, start = np.array([frame.pts or 0], np.int64), time.monotonic()
+                info = VideoInfo(source, pts, float(stream.time_base or 0), *size)
+            if frame.is_corrupt:
+                raise InputError(f"{source} is damaged after {number} frames")
+            if info.is_numbered:
+                seconds = number * info.time_base
+            elif frame.pts is None:
+                seconds = time.monotonic() - start
+            else:
+                seconds = float((frame.pts - info.pts[0]) * info.time_base)
+            image = _upright(frame, stream, info, to_rgb)
+            yield seconds, rearrange(torch.from_numpy(image.copy()), "h w c -> c h w")  # in memory as of `read_frames`
+    if live and "://" not in source:
+        raise InputError(f"the camera {source} gives no frames any more")
 
 
 def check_frames(info: VideoInfo) -> None:
@@ -297,30 +342,57 @@ def _reformatter() -> Callable[..., Any]:
 
 
 @contextlib.contextmanager
+def _live(source: str, timeout: float) -> Iterator[tuple[Any, Any]]:
+    """Container and video stream of a camera or an address, any failure as an `InputError` of one line."""
+    try:
+        import av
+    except ImportError:
+        raise InputError(_NEEDS_PYAV) from None
+    device, kind = source, None
+    if "://" not in source:
+        kind = {"linux": "v4l2", "darwin": "avfoundation"}.get(sys.platform)
+        if kind is None:
+            raise InputError(f"cameras are read on Linux and macOS; give the address of a stream, not {source!r}")
+        device = f"/dev/video{source}" if kind == "v4l2" and source.isdecimal() else source
+    try:
+        with _container(device, source, format=kind, timeout=timeout) as opened:
+            yield opened
+    except (av.error.ExitError, av.error.TimeoutError):
+        raise InputError(f"{source} has given no frame for {timeout:g} s") from None
+    except (av.FFmpegError, OSError, EOFError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InputError(f"{source} cannot be read, or not any more ({reason})") from None
+
+
+@contextlib.contextmanager
 def _opened(path: str, **options: str) -> Iterator[tuple[Any, Any]]:
     """Container and video stream of a file, any failure as an `InputError` of one line; ``options`` are FFmpeg's."""
     try:
         import av
     except ImportError:
-        raise InputError("reading videos needs PyAV; pip install 'fe-adapter[video]'") from None
+        raise InputError(_NEEDS_PYAV) from None
     file = Path(path)
     if not file.is_file():
         raise InputError(f"{path} is a folder, not a video file" if file.is_dir() else f"{path}: no such file")
     if file.stat().st_size == 0:
         raise InputError(f"{path} is empty")
     try:
-        # "file:", or a colon in the name would make a protocol of what precedes it; titles may be in any encoding
-        with av.open(f"file:{path}", container_options=options, metadata_errors="replace") as container:
-            pictures = av.stream.Disposition.attached_pic  # the cover of a song is a video stream, too
-            videos = [stream for stream in container.streams.video if not stream.disposition & pictures]
-            if not videos:
-                raise InputError(f"{path} has no video{_kinds(container)}")
-            yield container, videos[0]
+        # "file:", or a colon in the name would make a protocol of what precedes it
+        with _container(f"file:{path}", path, container_options=options) as opened:
+            yield opened
     except (av.FFmpegError, OSError, EOFError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise InputError(f"{path} is no video, or a damaged one ({reason})") from None
 
 
-def _kinds(container: Any) -> str:
-    kinds = sorted({stream.type for stream in container.streams if stream.type != "video"})
-    return f", only {', '.join(kinds)}" if kinds else ""
+@contextlib.contextmanager
+def _container(url: str, name: str, **options: Any) -> Iterator[tuple[Any, Any]]:
+    import av
+
+    with av.open(url, metadata_errors="replace", **options) as container:  # titles may be in any encoding
+        pictures = av.stream.Disposition.attached_pic  # the cover of a song is a video stream, too
+        videos = [stream for stream in container.streams.video if not stream.disposition & pictures]
+        if not videos:
+            kinds = ", ".join(sorted({stream.type for stream in container.streams}))
+            raise InputError(f"{name} has no video" + (f", only {kinds}" if kinds else ""))
+        yield container, videos[0]

@@ -29,6 +29,7 @@ class BlockState:
         adapters: by name, the positions of an adapter and the block's child that is there.
         active: the name of the adapter that runs.
         disabled: how many callers want none to run at present.
+        through: calls an adapter with tokens, in place of its own call.
         before_mlp: the block's forward, to be given the adapter before its MLP, where there is one.
         around: what a memory policy does around the block.
         own_forward: a forward that the block, and not its class, had before.
@@ -39,6 +40,7 @@ class BlockState:
     adapters: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict)
     active: str | None = None
     disabled: int = 0
+    through: Callable[[Any, Tensor], Tensor] | None = None
     before_mlp: Callable[..., Tensor] | None = None
     around: Around | None = None
     own_forward: Callable[..., Any] | None = None
@@ -130,12 +132,21 @@ def _run(block: Any, own: Callable, *args: Any, **kwargs: Any) -> Any:
 
 def _adapters_and_block(block: Any, own: Callable, *args: Any, **kwargs: Any) -> Any:
     state = block.fe_state
-    children = {} if state.active is None or state.disabled else state.adapters[state.active]
-    if "attn" in children:
-        tokens = getattr(block, children["attn"])(first_argument(args, kwargs))
-        args, kwargs = with_first_argument(tokens, args, kwargs)
-    if "mlp" in children:
-        return state.before_mlp(block, getattr(block, children["mlp"]), *args, **kwargs)
+    adapter = _adapter(block, state, "attn")
+    if adapter is not None:
+        args, kwargs = with_first_argument(adapter(first_argument(args, kwargs)), args, kwargs)
+    adapter = _adapter(block, state, "mlp")
+    if adapter is not None:
+        return state.before_mlp(block, adapter, *args, **kwargs)
     if state.own_forward is not None:
         return state.own_forward(*args, **kwargs)
     return own(block, *args, **kwargs)
+
+
+def _adapter(block: Any, state: BlockState, position: str) -> Callable[[Tensor], Tensor] | None:
+    """What is to be done to the tokens there."""
+    children = {} if state.active is None or state.disabled else state.adapters[state.active]
+    if position not in children:
+        return None
+    adapter = getattr(block, children[position])
+    return adapter if state.through is None else functools.partial(state.through, adapter)

@@ -163,12 +163,19 @@ class VideoClassifier(nn.Module):
             images = tokens.new_zeros(B * T, 3, *self.preprocessing.size)
             start: contextlib.AbstractContextManager[None] = starting_from(self.vit, tokens)
         else:
-            images, start = self._normalized(video), contextlib.nullcontext()
+            images, start = self.normalized(video), contextlib.nullcontext()
         if self.tune == "adapter" and any(adapter.num_frames != T for adapter in active_adapters(self.vit)):
             set_num_frames(self.vit, T)
         with start:
-            features = self._frame_features(self.vit, images).unflatten(0, (B, T))
-        pooled = features.mean(1) if self.temporal_pool == "mean" else features.flatten(1)
+            features = self.frame_features(images).unflatten(0, (B, T))
+        return self.classify(features.mean(1) if self.temporal_pool == "mean" else features.flatten(1))
+
+    def frame_features(self, images: Tensor) -> Tensor:
+        """What the backbone says ``(n, D)`` of `normalized` images ``(n, 3, height, width)``."""
+        return self._frame_features(self.vit, images)
+
+    def classify(self, pooled: Tensor) -> Tensor:
+        """Logits ``(B, C)`` of frame features that are pooled over time."""
         return self.head(self.dropout(pooled.to(self.head.weight.dtype)))
 
     def _are_tokens(self, video: Tensor) -> bool:
@@ -202,7 +209,7 @@ class VideoClassifier(nn.Module):
         if self.temporal_pool == "concat" and self.num_frames < 2:
             raise InputError("temporal_pool='concat' needs at least two frames")
 
-    def _normalized(self, video: Tensor) -> Tensor:
+    def normalized(self, video: Tensor) -> Tensor:
         """``(B, T, 3, h, w)`` -> ``(B*T, 3, height, width)`` as the backbone wants it."""
         if video.dim() != 5 or video.shape[2] != 3:
             raise InputError(f"a video is (B, T, 3, h, w); got {tuple(video.shape)}")

@@ -40,19 +40,32 @@ def classify(
 
 
 def _classified(model: Any, batches: Iterable[tuple[Key, Tensor]], precision: str) -> Iterator[tuple[Key, Tensor]]:
-    autocast = _autocast(model, precision)
-    temperature = getattr(unwrapped(model), "temperature", 1.0)
+    run = classifying(model, precision)
     before: tuple[Key, OnItsWay] | None = None
     for key, video in batches:
-        with torch.no_grad(), autocast():
-            logits = model(video).float()
-            is_finite = logits.isfinite().all(-1, keepdim=True)
-            rows = OnItsWay((logits / temperature).softmax(-1).masked_fill(~is_finite, torch.nan))
+        rows = run(model, video)
         if before is not None:
-            yield before[0], _finite(before[1].read())
+            yield before[0], finite(before[1].read())
         before = key, rows
     if before is not None:
-        yield before[0], _finite(before[1].read())
+        yield before[0], finite(before[1].read())
+
+
+def classifying(model: Any, precision: str = "auto") -> Callable[[Callable[[Tensor], Tensor], Tensor], OnItsWay]:
+    """``run(call, video)``: class probabilities out of the logits ``call(video)``, under way to the CPU; see `finite`.
+
+    ``call`` is ``model``, or gives its logits in another way; precision and temperature are those of `classify`.
+    """
+    check_choice("precision", precision, ("auto", *PRECISIONS))
+    autocast, temperature = _autocast(model, precision), getattr(unwrapped(model), "temperature", 1.0)
+
+    def run(call: Callable[[Tensor], Tensor], video: Tensor) -> OnItsWay:
+        with torch.no_grad(), autocast():
+            logits = call(video).float()
+            is_finite = logits.isfinite().all(-1, keepdim=True)
+            return OnItsWay((logits / temperature).softmax(-1).masked_fill(~is_finite, torch.nan))
+
+    return run
 
 
 class OnItsWay:
@@ -88,7 +101,12 @@ def _autocast(model: Any, precision: str) -> Callable[[], contextlib.AbstractCon
     return partial(torch.autocast, device.type, PRECISIONS[chosen], enabled=chosen != "no")
 
 
-def _finite(rows: Tensor) -> Tensor:
+def finite(rows: Tensor) -> Tensor:
+    """``rows``, none of which came of a logit that is NaN or infinite.
+
+    Raises:
+        InputError: one did.
+    """
     if rows.isnan().any():
         raise InputError(
             "the model's logits are NaN or infinite; its weights, or the precision it runs in, are not fit"

@@ -17,10 +17,12 @@ from safetensors.torch import save_file
 
 from fe_adapter import load_classifier
 from fe_adapter.cli import app as cli
-from fe_adapter.data import EvalTransform, FrameSampler, open_dataset
+from fe_adapter.data import EvalTransform, FrameSampler, open_dataset, read_frames
 from fe_adapter.demo.dataset import draw_onset, write_video, write_videos
 from fe_adapter.demo.run import ENTRIES
 from fe_adapter.evaluate import evaluate
+from fe_adapter.models import get_adapters
+from fe_adapter.models.classifier import expected_frames
 from fe_adapter.predict.result import output_stems
 from fe_adapter.sharing.folder import find_model
 
@@ -84,6 +86,48 @@ def test_eval_writes_metrics_and_prints_them(videos, trained, tmp_path, capsys):
     assert cli.run(["eval", str(trained), str(videos), "--split", "val"]) == 0
     assert "UAR" in capsys.readouterr().out
     assert (trained / "eval" / "confusion.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_predict_watches_a_stream(videos, tmp_path, capsys):
+    """Frame by frame what the whole clip so far gives, at the rate of the clips of training."""
+    run = tmp_path / "run"
+    train = ["train", str(videos), *BACKBONE, "--weights", "none", *FAST, "--causal", "--max-dilation", "2"]
+    assert cli.run([*train, "--out", str(run)]) == 0
+    model = load_classifier(find_model(run))
+    assert all(adapter.causal and adapter.max_dilation == 2 for adapter in get_adapters(model))
+    frames = np.concatenate([draw_onset(np.random.default_rng(5))] * 2)  # 2 s
+    write_video(tmp_path / "clip.mp4", frames)
+    capsys.readouterr()
+    command = ["predict", str(run), str(tmp_path / "clip.mp4"), "--stream", "--out", str(tmp_path / "out")]
+    assert cli.run([*command, "--window", "1000", "--json"]) == 0
+    output = capsys.readouterr()
+    lines = [json.loads(line) for line in output.out.splitlines()]
+    assert model.clip_seconds == pytest.approx(1)
+    assert [line["time"] for line in lines] == pytest.approx([0, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 1.75])
+    assert "latency: median" in output.err
+    clip = EvalTransform(*expected_frames(model))(read_frames(tmp_path / "clip.mp4", range(0, len(frames), len(frames) // 8)))
+    with torch.no_grad():
+        for t, line in enumerate(lines):
+            expected = (model(clip[None, : t + 1]) / model.temperature).softmax(-1)[0].tolist()
+            assert list(line["probabilities"].values()) == pytest.approx(expected, abs=1e-4)
+            assert line["latency"] > 0
+    with (tmp_path / "out" / "clip.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["time"]) for row in rows] == pytest.approx([line["time"] for line in lines])
+    assert cli.run([*command, "--fps", "4"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 8
+
+
+def test_predict_refuses_what_is_no_stream(trained, tmp_path, capsys):
+    write_video(tmp_path / "clip.mp4", draw_onset(np.random.default_rng(5)))
+    command = ["predict", trained, tmp_path / "clip.mp4", "--out", tmp_path / "out"]
+    assert "later frames, which a stream does not have yet; train one with fe-adapter train --causal" in fails(
+        capsys, [*command, "--stream"]
+    )
+    assert "--stream watches one VIDEO" in fails(capsys, [*command, tmp_path / "clip.mp4", "--stream"])
+    assert "leave --step out" in fails(capsys, [*command, "--stream", "--step", "1"])
+    assert "--fps is of --stream" in fails(capsys, [*command, "--fps", "1"])
+    assert not (tmp_path / "out").exists()
 
 
 def test_predict_covers_a_long_video(trained, tmp_path, capsys):

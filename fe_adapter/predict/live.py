@@ -1,0 +1,138 @@
+"""Class probabilities while a file, a camera or an address is watched."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import queue
+import threading
+import time
+from collections.abc import Iterator
+
+from torch import Tensor
+
+from fe_adapter.checks import check_count
+from fe_adapter.data.transforms import EvalTransform
+from fe_adapter.data.video import is_live, stream_frames
+from fe_adapter.errors import InputError
+from fe_adapter.models.classifier import VideoClassifier, expected_frames
+from fe_adapter.models.inference import classifying, finite
+from fe_adapter.predict.stream import StreamingClassifier
+
+_WAITS_FOR_US = ("http", "https", "file")  # protocols by which frames do not go on without us
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What a model says at one frame.
+
+    Args:
+        time: of the frame, in seconds since the first.
+        probabilities: ``(C,)``.
+        latency: seconds from the decoded frame to the answer.
+    """
+
+    time: float
+    probabilities: Tensor
+    latency: float
+
+
+def frames_per_second(model: VideoClassifier) -> float | None:
+    """How many frames a second the model was trained on, where that is known."""
+    return None if model.clip_seconds is None else model.num_frames / model.clip_seconds
+
+
+def predict_stream(
+    model: VideoClassifier,
+    source: str,
+    *,
+    fps: float | None = None,
+    window: float | None = None,
+    timeout: float = 10.0,
+    precision: str = "auto",
+) -> Iterator[Answer]:
+    """Answers frame by frame, each as soon as its frame is there; a camera that is faster than the model skips some.
+
+    Args:
+        model: with causal adapters, in evaluation mode.
+        source: as of `fe_adapter.data.stream_frames`.
+        fps: frames looked at a second; None is as many as in the clips of training, and all where that is not known.
+        window: seconds that an answer is about; None is as many frames as a clip of training had.
+        timeout: seconds to wait for a camera or an address.
+        precision: of autocast, as of `fe_adapter.models.inference.classify`.
+
+    Raises:
+        InputError: the model cannot be used frame by frame; as `fe_adapter.data.stream_frames`; or a number that is not
+            positive.
+    """
+    for name, value in (("fps", fps), ("window", window), ("timeout", timeout)):
+        if value is not None and not 0 < value < 1e6:
+            raise InputError(f"{name}={value} is not positive, or too large")
+    rate = frames_per_second(model) if fps is None else fps
+    if window is not None and rate is None:
+        raise InputError("the model does not say how many frames a second it was trained on; give fps with window")
+    num_frames = model.num_frames if window is None or rate is None else max(1, round(window * rate))
+    classifier = StreamingClassifier(model, window=check_count("window", num_frames, 1, 2**16))
+    return _answers(classifier, model, source, rate, timeout, precision)
+
+
+def _answers(
+    classifier: StreamingClassifier,
+    model: VideoClassifier,
+    source: str,
+    rate: float | None,
+    timeout: float,
+    precision: str,
+) -> Iterator[Answer]:
+    run = classifying(model, precision)
+    transform, device = EvalTransform(*expected_frames(model)), next(model.parameters()).device
+    frames = at_rate(stream_frames(source, timeout=timeout), rate)
+    if is_live(source) and source.partition("://")[0] not in _WAITS_FOR_US:
+        frames = newest(frames)
+    for seconds, frame in frames:
+        start = time.perf_counter()
+        answer = finite(run(classifier, transform(frame[None]).to(device)).read())[0]
+        yield Answer(seconds, answer, time.perf_counter() - start)
+
+
+def at_rate(frames: Iterator[tuple[float, Tensor]], rate: float | None) -> Iterator[tuple[float, Tensor]]:
+    """``rate`` of the frames a second, or all that there are, if they are fewer; None is all."""
+    due = 0.0
+    for seconds, frame in frames:
+        if rate is None or seconds >= due - 1e-6:
+            yield seconds, frame
+            if rate is not None:
+                due = 1 / rate + (due if seconds < due + 1 / rate else seconds)  # after a gap it begins anew
+
+
+def newest(frames: Iterator[tuple[float, Tensor]]) -> Iterator[tuple[float, Tensor]]:
+    """The newest of ``frames`` whenever one is asked for, read by a thread; those in between are lost."""
+    waiting: queue.Queue = queue.Queue(maxsize=1)
+    stop = threading.Event()
+
+    def put(item: object) -> None:
+        while True:
+            try:
+                return waiting.put_nowait(item)
+            except queue.Full:
+                with contextlib.suppress(queue.Empty):
+                    waiting.get_nowait()
+
+    def read() -> None:
+        try:
+            for item in frames:
+                put(item)
+                if stop.is_set():
+                    return
+            put(None)
+        except BaseException as error:
+            put(error)
+
+    threading.Thread(target=read, daemon=True).start()
+    try:
+        while (item := waiting.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        stop.set()
