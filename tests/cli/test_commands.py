@@ -105,7 +105,9 @@ def test_predict_watches_a_stream(videos, tmp_path, capsys):
     assert model.clip_seconds == pytest.approx(1)
     assert [line["time"] for line in lines] == pytest.approx([0, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 1.75])
     assert "latency: median" in output.err
-    clip = EvalTransform(*expected_frames(model))(read_frames(tmp_path / "clip.mp4", range(0, len(frames), len(frames) // 8)))
+    clip = EvalTransform(*expected_frames(model))(
+        read_frames(tmp_path / "clip.mp4", range(0, len(frames), len(frames) // 8))
+    )
     with torch.no_grad():
         for t, line in enumerate(lines):
             expected = (model(clip[None, : t + 1]) / model.temperature).softmax(-1)[0].tolist()
