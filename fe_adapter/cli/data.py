@@ -31,7 +31,7 @@ def check(
         bool, typer.Option("--subset", help="It is a part of a published data set, whose counts are others.")
     ] = False,
     content: Annotated[
-        bool, typer.Option("--content", help="Read all files, and find the same content under two names.")
+        bool, typer.Option("--content", help="Decode every frame, and find the same content under two names.")
     ] = False,
     out: Annotated[Path, typer.Option(help="Folder for the report and the pictures.")] = Path("data-check"),
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,

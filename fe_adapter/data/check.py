@@ -6,7 +6,7 @@ import collections
 import dataclasses
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from fe_adapter.data.frames import frame_size
 from fe_adapter.data.layouts import Layout, Listing, Where, find_layout, read_listing
 from fe_adapter.data.listing import Clip
 from fe_adapter.data.packed import is_pack
-from fe_adapter.data.reading import probe, read_frames
+from fe_adapter.data.reading import check_frames, probe, read_frames
 from fe_adapter.data.sources import check_is_own, read_source
 from fe_adapter.data.video import VideoInfo
 from fe_adapter.errors import InputError
@@ -34,7 +34,7 @@ class Finding:
     """One thing that is off.
 
     Args:
-        kind: "absent", "list", "unreadable", "count", "class", "leak", "content", "frames" or "size".
+        kind: "absent", "list", "unreadable", "count", "class", "votes", "leak", "content", "frames" or "size".
         message: a sentence.
         names: every clip it is about.
     """
@@ -103,7 +103,7 @@ def check_data(
         fold: of a published data set; None is all of them.
         where: its folders, where they have other names than the published ones.
         is_subset: it is a part of the published data set, whose counts are others.
-        content: read all files, and find the same content under two names.
+        content: decode every frame, and find the same content under two names.
 
     Raises:
         InputError: there is no such data at all, or it is another data set than the one named.
@@ -133,10 +133,15 @@ def check_data(
     findings += _leaks(listings)
     if content:
         findings += _same_content(listings, looks)
+    notes = list(dict.fromkeys(note for listing in listings.values() for note in listing.notes))
+    if found is not None and layout is not None and layout.votes is not None:
+        try:
+            findings += _against_votes(layout.votes(found[1]), clips.values())
+        except InputError as error:  # which soft labels would need
+            notes.append(f"labels were not compared with people's votes: {error}")
     if layout is not None and not is_subset:
         findings += _against_published(layout, listings)
     infos = {path: look.info for path, look in looks.items() if look.info is not None}
-    notes = list(dict.fromkeys(note for listing in listings.values() for note in listing.notes))
     short = sum(info.num_frames < _SHORT for info in infos.values())
     if short:
         notes.append(f"{short} clips have fewer than {_SHORT} frames; a clip of {_SHORT} repeats some of theirs")
@@ -193,12 +198,15 @@ def _of_lists(in_fold: str, listing: Listing) -> Iterable[Finding]:
 
 def _look_at_all(paths: Sequence[str], content: bool) -> dict[str, Look]:
     def look(path: str) -> Look:
+        sizes: tuple[tuple[int, int], ...] = ()
         try:
             info = probe(path)
             sizes = tuple(dict.fromkeys(map(frame_size, info.files)))
+            if content and not _are_odd(sizes):
+                check_frames(info)
             return Look(info, sizes=sizes, digest=_digest(info) if content else "")
         except (InputError, OSError) as error:
-            return Look(reason=str(error))
+            return Look(reason=str(error), sizes=sizes)
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         console = Console(stderr=True)
@@ -228,10 +236,15 @@ def _of_files(looks: dict[str, Look], promised: dict[str, int]) -> Iterable[Find
              if path in infos and infos[path].num_frames != n]  # fmt: skip
     if wrong:
         yield Finding("frames", f"{len(wrong)} clips have other numbers of frames than the list says", tuple(wrong))
-    shapes = {path: [w / h for h, w in look.sizes] for path, look in looks.items() if look.sizes}
-    odd = tuple(path for path, own in shapes.items() if max(own) > 1.1 * own[0] or min(own) < own[0] / 1.1)
+    odd = tuple(path for path, look in looks.items() if _are_odd(look.sizes))
     if odd:
         yield Finding("size", f"{len(odd)} folders hold frames of different shapes", odd)
+
+
+def _are_odd(sizes: Sequence[tuple[int, int]]) -> bool:
+    """Whether frames differ in shape from the first one, as `fe_adapter.data.frames` refuses them."""
+    shapes = [w / h for h, w in sizes]
+    return bool(shapes) and not (shapes[0] / 1.1 <= min(shapes) and max(shapes) <= 1.1 * shapes[0])
 
 
 def _leaks(listings: dict[int | None, Listing]) -> Iterable[Finding]:
@@ -273,6 +286,21 @@ def _same_content(listings: dict[int | None, Listing], looks: dict[str, Look]) -
                 yield Finding(
                     "content", f"{len(found)} clips are the same under two names {message}{_in_fold(k)}", names
                 )
+
+
+def _against_votes(votes: Mapping[str, Mapping[str, float]], clips: Iterable[Clip]) -> Iterable[Finding]:
+    """A label is that of most people; of clips that nobody voted on soft labels could not be had."""
+    lost, other = [], []
+    for clip in clips:
+        own = votes.get(Path(clip.path).stem)
+        if own is None:
+            lost.append(clip.name)
+        elif own.get(clip.class_name, 0) < max(own.values()):
+            other.append(f"{clip.name}: {clip.class_name}, not {max(own, key=own.__getitem__)}")
+    if lost:
+        yield Finding("votes", f"{len(lost)} clips have no votes of people", tuple(lost))
+    if other:
+        yield Finding("votes", f"{len(other)} clips are listed as another class than most people saw", tuple(other))
 
 
 def _against_published(layout: Layout, listings: dict[int | None, Listing]) -> Iterable[Finding]:

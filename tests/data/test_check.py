@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 
+import openpyxl
 import pytest
 
 from fe_adapter.cli import app as cli
@@ -68,6 +69,23 @@ def stray(root):
     make_frames(root / CLIPS / "00003", [0] * 12, size=(48, 96), names="9{:03d}.jpg")
 
 
+def cut_off(root):
+    frame = root / CLIPS / "00005/9.jpg"
+    frame.write_bytes(frame.read_bytes()[:-200])
+
+
+def relabel(root):
+    file = lines_of(root, "train")
+    write(file, file.read_text().replace("\n9,2", "\n9,3"))
+
+
+def unvoted(root):
+    file = root / "Annotation" / "annotation.xlsx"
+    book = openpyxl.load_workbook(file)
+    book.active.delete_rows(2)
+    book.save(file)
+
+
 FAULTS = {
     "a swapped label base": (shift, "list", "labels count those of train from 1 and those of test from 0"),
     "a label out of range": (add_label, "list", "train, clip 00001: label 9 is outside 1 to 7 of fold 1"),
@@ -80,6 +98,9 @@ FAULTS = {
     "the same content": (copied, "content", "1 clips are the same under two names in two splits of fold 1"),
     "an empty folder": (lambda r: [f.unlink() for f in (r / CLIPS / "00004").iterdir()], "unreadable", "1 clips are"),
     "a damaged frame": (lambda r: write(r / CLIPS / "00005/1.jpg", "x"), "unreadable", "1 clips cannot be read"),
+    "a frame cut off": (cut_off, "unreadable", "1 clips cannot be read"),
+    "a label that votes belie": (relabel, "votes", "1 clips are listed as another class than most people saw"),
+    "a clip without votes": (unvoted, "votes", "1 clips have no votes of people"),
     "frames of two shapes": (stray, "size", "1 folders hold frames of different shapes"),
     "no lists": (lambda r: lines_of(r, "train").unlink(), "list", "has none of train"),
 }
