@@ -1,6 +1,7 @@
 """An epoch of clips from video files to the device, cropped, mirrored and augmented; and what training makes of them.
 
-Of H.264 videos of 64 frames, T are used. The baseline is one process and torchvision's RandAugment. On a GPU, ours
+Of H.264 videos of 64 frames, T are used. The baseline is one process and torchvision's RandAugment. Packs are of the
+same videos, decoded once (`fe-adapter data pack`): "packed" as it is by default, JPEG of 256 pixels, "packed raw" whole. On a GPU, ours
 scale and augment there; where there is none, "for a GPU" is what is left to a core. "steps" are those that consume the
 clips, of a frozen ViT with static adapters.
 """
@@ -29,13 +30,15 @@ from bench.measure.harness import Contender
 BASELINE = "torchvision"
 NUM_FRAMES = 64  # of a video
 NUM_VIDEOS = 8  # that differ
+FILES_AND_PACKS = ("torchvision", "one process", "packed", "packed raw", "for a GPU", "packed, for a GPU", "decoding")
 
 
 def points(device: torch.device, quick: bool) -> Sequence[Point]:
     if quick:
         return [Point({"vit": "tiny", "T": 4, "B": 2, "clips": 4, "pixels": 64, "precision": "no"}, rounds=3, warmup=1)]
     sizes = {"vit": "ViT-B/16", "T": 16, "B": 8, "clips": 32, "pixels": 288, "precision": "bf16"}
-    return [Point(sizes, rounds=15, warmup=1)]
+    large = Point(sizes | {"clips": 16, "pixels": 720}, rounds=10, warmup=1, only=FILES_AND_PACKS)
+    return [Point(sizes, rounds=15, warmup=1), large]
 
 
 def providers(point: Point, device: torch.device) -> Mapping[str, Provider]:
@@ -45,19 +48,24 @@ def providers(point: Point, device: torch.device) -> Mapping[str, Provider]:
     transform = TrainTransform((side, side))
     videos = functools.cache(functools.partial(_write_videos, point))
 
-    def fed(role: str, num_workers: int, transform: Callable[..., Tensor]) -> Provider:
+    packs = {"packed": functools.cache(lambda: _pack(videos())),
+             "packed raw": functools.cache(lambda: _pack(videos(), codec="raw", size=None))}  # fmt: skip
+
+    def fed(
+        role: str, num_workers: int, transform: Callable[..., Tensor], data: Callable[[], Path] = videos
+    ) -> Provider:
         def build() -> Contender:
-            feed = Feed(_open(videos(), point, transform), point["B"], device=device, num_workers=num_workers)
-            return _contender(lambda: (batch["video"] for batch in feed.epoch(0)), expected)
+            feed = Feed(_open(data(), point, transform), point["B"], device=device, num_workers=num_workers)
+            return _contender(lambda: (batch["video"] for batch in feed.epoch(0)), functools.partial(expected, data))
 
         return Provider(build, role)
 
-    def expected() -> Tensor:
-        clips = _open(videos(), point, functools.partial(torchvisions, transform))
+    def expected(data: Callable[[], Path]) -> Tensor:
+        clips = _open(data(), point, functools.partial(torchvisions, transform))
         return torch.stack([clips[i]["video"] for i in range(point["B"])])
 
-    def cut() -> Contender:
-        clips = _open(videos(), point, transform)
+    def cut(data: Callable[[], Path] = videos) -> Contender:
+        clips = _open(data(), point, transform)
         return _contender(lambda: (clips.unfinished(i)["video"] for i in range(point["clips"])))
 
     def decoded() -> Contender:
@@ -76,10 +84,14 @@ def providers(point: Point, device: torch.device) -> Mapping[str, Provider]:
         "one process": fed("ours", 0, transform),
         "1 worker": fed("ours", 1, transform),
         "2 workers": fed("ours", 2, transform),
+        **{name: fed("ours", 0, transform, pack) for name, pack in packs.items()},
         "decoding": Provider(decoded, "floor"),
         "steps": Provider(steps, "floor"),
     }
-    return found | {"for a GPU": Provider(cut, "ours")} if device.type == "cpu" else found
+    if device.type == "cpu":
+        found["for a GPU"] = Provider(cut, "ours")
+        found["packed, for a GPU"] = Provider(functools.partial(cut, packs["packed"]), "ours")
+    return found
 
 
 def torchvisions(transform: Any, clip: Tensor, seed: int) -> Tensor:
@@ -98,7 +110,7 @@ def _contender(epoch: Callable[[], Iterable[Tensor]], expected: Callable[[], Ten
             del video  # what consumes it is not measured here
 
     def check() -> None:
-        """The same crops and operations; a GPU scales, and turns and shears, a few pixels otherwise."""
+        """The same crops and operations of the same frames; a GPU scales, turns and shears a few pixels otherwise."""
         if expected is not None:
             off = (next(iter(epoch())).cpu().float() - expected().float()).abs().mean().item()
             assert off < 2, f"pixels are off by {off:.1f} levels, on average, from torchvision's"
@@ -107,17 +119,31 @@ def _contender(epoch: Callable[[], Iterable[Tensor]], expected: Callable[[], Ten
 
 
 def _open(folder: Path, point: Point, transform: Any) -> Any:
-    from fe_adapter.data import FrameSampler, VideoFolder
+    from fe_adapter.data import FrameSampler
+    from fe_adapter.data.datasets import open_dataset
 
-    return VideoFolder(folder, sampler=FrameSampler(point["T"]), transform=transform, is_training=True)
+    return open_dataset(folder, sampler=FrameSampler(point["T"]), transform=transform, is_training=True)
+
+
+def _pack(videos: Path, **options: Any) -> Path:
+    from fe_adapter.data.pack import pack_data
+
+    folder = _temporary_folder()
+    pack_data(videos, folder, **options)
+    return folder
+
+
+def _temporary_folder() -> Path:
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def _write_videos(point: Point) -> Path:
     """As many files as clips, in two classes: coloured patches that move, and noise, so that decoding takes work."""
     import av
 
-    folder = Path(tempfile.mkdtemp())
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    folder = _temporary_folder()
     h, w = point["pixels"], point["pixels"] * 2 // 3 * 2
     generator = torch.Generator().manual_seed(0)
     for i in range(point["clips"]):
