@@ -34,8 +34,8 @@ def providers(point: Point, device: torch.device) -> Mapping[str, Provider]:
     def provider(build: Callable[[], nn.Module], reference: nn.Module, role: str = "rival") -> Provider:
         return Provider(lambda: work.contender(nn.Sequential(build(), block()), adapted(reference)), role)
 
-    def graphed(build: Callable[[], nn.Module], role: str) -> Provider:
-        return Provider(lambda: work.graphed_contender(nn.Sequential(build(), block())), role)
+    def graphed(build: Callable[[], nn.Module], reference: nn.Module, role: str) -> Provider:
+        return Provider(lambda: work.graphed_contender(nn.Sequential(build(), block()), adapted(reference)), role)
 
     bare = no_convolution(static)
     found = {
@@ -47,9 +47,9 @@ def providers(point: Point, device: torch.device) -> Mapping[str, Provider]:
         "no adapter": provider(nn.Identity, nn.Identity(), "floor"),
     }
     if point.thorough:
-        found["static graphed"] = graphed(lambda: fused_static, "ours")
+        found["static graphed"] = graphed(lambda: fused_static, static, "ours")
         found["static compiled"] = provider(lambda: compiled(fused_static), static, "ours")
-        found["st-adapter graphed"] = graphed(partial(st_adapter, static), "rival")
+        found["st-adapter graphed"] = graphed(partial(st_adapter, static), static, "rival")
         found["st-adapter compiled"] = provider(lambda: compiled(st_adapter(static)), static)
     return found
 

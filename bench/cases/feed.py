@@ -1,9 +1,9 @@
 """An epoch of clips from video files to the device, cropped, mirrored and augmented; and what training makes of them.
 
-Of H.264 videos of 64 frames, T are used. The baseline is one process and torchvision's RandAugment. Packs
-are of the same videos, decoded once (`fe-adapter data pack`): "packed" by default, as JPEG of 256 pixels, "packed raw"
-whole. On a GPU, ours scale and augment there; where there is none, "for a GPU" is what is left to a core. "steps" are those
-that consume the clips, of a frozen ViT with static adapters.
+Of H.264 videos of 64 frames, T are used. The baseline is one process and torchvision's RandAugment. Packs are of the
+same videos, decoded once (`fe-adapter data pack`): "packed" by default, as JPEG of 256 pixels; "packed raw" whole. On a
+GPU, ours scale and augment there; where there is none, "for a GPU" is what is left to a core. "steps" are those that
+consume the clips, of a frozen ViT with static adapters.
 """
 
 from __future__ import annotations

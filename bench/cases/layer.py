@@ -70,9 +70,9 @@ def providers(point: Point, device: torch.device) -> Mapping[str, Provider]:
             found["plain dynamic compiled"] = provider(lambda: compiled(dynamic), dynamic)
     if device.type == "cuda":
         found["st-adapter without cuDNN"] = Provider(lambda: _without_cudnn(found["st-adapter"].build()))
-        found["st-adapter graphed"] = Provider(lambda: work.graphed_contender(st_adapter(static)))
+        found["st-adapter graphed"] = Provider(lambda: work.graphed_contender(st_adapter(static), static))
         for name, fused, reference in (("static", fused_static, static), ("dynamic", fused_dynamic, dynamic)):
-            found[f"{name} graphed"] = Provider(partial(work.graphed_contender, fused), "ours")
+            found[f"{name} graphed"] = Provider(partial(work.graphed_contender, fused, reference), "ours")
             for design in ("eager", *DESIGNS):
                 build = partial(graphed_design, work, fused, reference, design)
                 found[f"{name} {design} graphed"] = Provider(build, "design")
@@ -103,4 +103,4 @@ def graphed_design(work: Work, module: nn.Module, reference: nn.Module, design: 
         except RuntimeError as error:
             raise SkippedError(str(error)) from None
         contender.check()
-        return work.graphed_contender(module)
+        return work.graphed_contender(module, reference)

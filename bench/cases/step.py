@@ -1,4 +1,4 @@
-"""One training step of a ViT on clips: adapters against full fine-tuning, LoRA and a linear probe.
+"""One training step of a ViT on clips: adapters against full fine-tuning, LoRA and two probes of frozen features.
 
 Forward, backward and AdamW, on random weights and random uint8 clips; adapters of the default width, R = D/2, before
 every self-attention.
@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bench.cases.rivals import no_convolution, st_adapter
-from bench.cases.work import common_name, compiled
+from bench.cases.work import common_name, compiled, graph_and_peak
 from bench.measure.case import Point, Provider
-from bench.measure.harness import Contender, Graphed
+from bench.measure.harness import Contender
 from bench.measure.worker import peak_rss
 from bench.proof.agreement import settle_dilation
 from fe_adapter import FEAdapter, FEAdapterConfig, VideoClassifier, estimate_memory
@@ -70,6 +70,9 @@ def providers(point: Point, device: torch.device) -> Mapping[str, Provider]:
         "dynamic": Provider(lambda: net.checked_contender(net.adapted("dynamic"), dilation="dynamic"), "ours"),
         "no convolution": Provider(lambda: net.contender(net.adapted(1, no_convolution)), "floor"),
         "linear probe": Provider(lambda: net.contender(net.classifier(tune="head")), "floor"),
+        "attention probe": Provider(
+            lambda: net.contender(net.classifier(tune="head", temporal_pool="attention")), "floor"
+        ),
     }
     if device.type == "cuda":
         found["static, frozen in bf16"] = Provider(lambda: net.contender(net.adapted(1, dtype=torch.bfloat16)), "ours")
@@ -85,6 +88,7 @@ def providers(point: Point, device: torch.device) -> Mapping[str, Provider]:
             "st-adapter": partial(net.adapted, 1, st_adapter),
             "LoRA": net.lora,
             "linear probe": partial(net.classifier, tune="head"),
+            "attention probe": partial(net.classifier, tune="head", temporal_pool="attention"),
         }
         for name, make in made.items():
             found[f"{name} graphed"] = Provider(partial(net.graphed_contender, make), found[name].role)
@@ -147,9 +151,7 @@ class Net:
             optimizer.zero_grad(set_to_none=True)
 
         def memory() -> dict[str, int]:
-            state = [value for values in optimizer.state.values() for value in values.values()]
-            held = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers(), *state, self.video))
-            peak = {"peak": held + measure_peak_memory(partial(step, None))}
+            peak = {"peak": self._held(model, optimizer) + measure_peak_memory(partial(step, None))}
             if not isinstance(model, VideoClassifier):  # compiled: no fake tensors
                 return peak
             estimate = estimate_memory(model, *self.video.shape, dtype=self.video.dtype, precision=self.precision)
@@ -166,16 +168,34 @@ class Net:
         return self.contender(compiled(make()))
 
     def graphed_contender(self, make: Callable[[], nn.Module]) -> Contender:
-        """A step of what ``make`` makes, as one CUDA graph."""
+        """A step of what ``make`` makes, as one CUDA graph, whose gradients are those of the same step without it."""
         model = make()
-        optimizer = torch.optim.AdamW(trainable_parameters(model), capturable=True)
+        parameters = list(trainable_parameters(model))
+        optimizer = torch.optim.AdamW(parameters, capturable=True)
 
         def step() -> None:
             optimizer.zero_grad(set_to_none=True)
             self.loss(model).backward()
             optimizer.step()
 
-        return Contender(Graphed(step))
+        graphed, peak = graph_and_peak(step)
+        gradients = [p.grad for p in parameters if p.grad is not None]  # where a replay leaves them
+
+        def check() -> None:
+            expected = _flat(
+                torch.autograd.grad(self.loss(model), parameters)
+            )  # before the replay moves the parameters
+            graphed(None)
+            error, norm = (_flat(gradients) - expected).norm(), expected.norm()
+            allowed = torch.finfo(torch.bfloat16 if self.precision == "bf16" else torch.float32).eps
+            assert error <= allowed * norm, f"a graph's gradients are off by {error / norm:.1e} of their norm"
+
+        return Contender(graphed, check=check, memory=lambda: {"peak": self._held(model, optimizer) + peak})
+
+    def _held(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+        """Bytes of what is there between steps: the model, the optimizer's state, the clips."""
+        state = [value for values in optimizer.state.values() for value in values.values()]
+        return sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers(), *state, self.video))
 
     def loss(self, model: nn.Module) -> Tensor:
         with self.autocast():
@@ -234,8 +254,12 @@ class Net:
         model.zero_grad(set_to_none=True)
         for module, frames in before.items():
             module.num_frames = frames
-        flat = torch.cat([gradients[name].double().flatten() for name in sorted(gradients)])
-        return {"logits": logits.detach().double(), "gradients": flat}
+        gathered = _flat([gradients[name] for name in sorted(gradients)])
+        return {"logits": logits.detach().double(), "gradients": gathered}
+
+
+def _flat(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.cat([tensor.double().flatten() for tensor in tensors])
 
 
 def _with_rss(provider: Provider, point: Point, name: str) -> Provider:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
 
@@ -62,20 +63,43 @@ class Work:
 
         return Contender(step, prepare, partial(self._check, module, reference), memory)
 
-    def graphed_contender(self, module: nn.Module) -> Contender:
-        """Forward and backward of ``module`` as one CUDA graph, the copy of its input included."""
+    def graphed_contender(self, module: nn.Module, reference: nn.Module) -> Contender:
+        """Forward and backward of ``module`` as one CUDA graph, the copy of its input included; checked likewise."""
+        outputs: list[Tensor] = []
 
         def step() -> None:
             module.zero_grad(set_to_none=True)
             self.leaf.grad = None
-            module(self.leaf.clone()).backward(self.dy)
+            y = module(self.leaf.clone())
+            y.backward(self.dy)
+            outputs[:] = [y.detach()]
 
-        return Contender(Graphed(step))
+        graphed, peak = graph_and_peak(step)
+        gradients = [
+            self.leaf.grad,
+            *(p.grad for p in module.parameters() if p.requires_grad),
+        ]  # where a replay leaves them
+
+        def check() -> None:
+            graphed(None)
+            self._check_results(dict(zip(_names(module), [*outputs, *gradients], strict=True)), reference)
+
+        return Contender(graphed, check=check, memory=lambda: {"peak": peak})
 
     def _check(self, module: nn.Module, reference: nn.Module) -> None:
+        self._check_results(_results(module, self.leaf, self.dy), reference)
+
+    def _check_results(self, results: dict[str, Any], reference: nn.Module) -> None:
         if reference not in self.expected:
             self.expected[reference] = expect(reference, self.leaf.detach(), self.dy, self.leaf.dtype, run=_results)
-        assert_within(_results(module, self.leaf, self.dy), self.expected[reference], PLAIN_SLACK)
+        assert_within(results, self.expected[reference], PLAIN_SLACK)
+
+
+def graph_and_peak(step: Callable[[], Any]) -> tuple[Graphed, int]:
+    """``step`` as a CUDA graph, and the bytes that it held at its peak while it was captured."""
+    made: list[Graphed] = []
+    peak = measure_peak_memory(lambda: made.append(Graphed(step)))
+    return made[0], peak
 
 
 Pair = tuple[FEAdapter, FusedFEAdapter]  # with the same weights
@@ -106,11 +130,13 @@ def compiled(module: nn.Module) -> nn.Module:
 def _results(module: nn.Module, leaf: Tensor, dy: Tensor) -> dict[str, Tensor]:
     """Output and every gradient, by the names of `FEAdapter`."""
     leaf = leaf.detach().requires_grad_()
-    parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
     y = module(leaf.clone())
-    gradients = torch.autograd.grad(y, (leaf, *parameters.values()), dy)
-    names = ("x", *map(common_name, parameters))
-    return {"y": y.detach(), **dict(zip(names, gradients, strict=True))}
+    gradients = torch.autograd.grad(y, (leaf, *(p for p in module.parameters() if p.requires_grad)), dy)
+    return dict(zip(_names(module), (y.detach(), *gradients), strict=True))
+
+
+def _names(module: nn.Module) -> tuple[str, ...]:
+    return ("y", "x", *(common_name(name) for name, p in module.named_parameters() if p.requires_grad))
 
 
 def common_name(name: str) -> str:

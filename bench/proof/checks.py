@@ -13,6 +13,7 @@ from unittest import mock
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.measure.case import SkippedError
 from bench.measure.harness import Graphed
@@ -86,7 +87,8 @@ def get_checks(device: torch.device, quick: bool = False) -> dict[str, Callable[
     for design in DESIGNS:  # the newest paths first: graphs of the lean path, x kept in the dtype of the products
         if serves(device, design, torch.bfloat16, TINY if quick else SHAPES["R=64"], {}):
             size = TINY if quick else SHAPES["R=64"]
-            found[f"{design}: {_title(graph_replays)}"] = partial(graph_replays, device, design, size)
+            for function in (lean_path, captured_step, graph_replays):
+                found[f"{design}: {_title(function)}"] = partial(function, device, design, size)
         for form in ("fp32 stream", "dynamic, fp32 stream"):
             at, options = FORMS[form]
             add(design, "bf16", form, "tiny" if quick else at, **options)
@@ -106,7 +108,7 @@ def get_checks(device: torch.device, quick: bool = False) -> dict[str, Callable[
             found[f"{design}: {layout} x and dy"] = partial(
                 check, device, design, torch.bfloat16, size, dilation=1, change=change, copies=copies
             )
-        for function in (no_gradient_of_x, weights_not_contiguous, graph_replays, operators):
+        for function in (no_gradient_of_x, weights_not_contiguous, lean_path, captured_step, graph_replays, operators):
             found[f"{design}: {_title(function)}"] = partial(function, device, design, size)
     numel = 2**12 if quick else 2**31
     once = (partial(compiled_whole, device, size), partial(steps_of_gelu2bit, device), partial(second_gpu, size))
@@ -228,6 +230,69 @@ def weights_not_contiguous(device: torch.device, design: str, shape: Shape) -> N
     with chosen(design):
         actual = forward_backward(layer, x, dy)
     assert_right(actual, exact, x, dy, torch.bfloat16)
+
+
+class _Watched(TorchDispatchMode):
+    """Sees every operator, so that layers call theirs."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
+        return func(*args, **(kwargs or {}))
+
+
+def lean_path(device: torch.device, design: str, shape: Shape) -> None:
+    """Without the operator a layer gives its bits: at first, with bound launches, at other addresses and alignments."""
+    _, layer = layers(device, design, torch.bfloat16, shape)
+
+    def agree(size: Shape, what: str, change: Callable[[Tensor], Tensor] = lambda x: x) -> None:
+        x, dy = tokens(device, torch.bfloat16, size)
+        x = change(x)
+        actual = forward_backward(layer, x, dy)
+        with _Watched():
+            expected = forward_backward(layer, x, dy)
+        assert_same_bits(actual, expected, f"{what}, with and without the operator")
+
+    with chosen(design):
+        for what in ("the first call", "the second call", "the third call"):
+            agree(shape, what)
+        agree(shape, "x one element off", lambda x: torch.cat([x.flatten()[:1], x.flatten()])[1:].view(x.shape))
+        for p in layer.parameters():
+            p.data = torch.cat([p.data.flatten(), p.data.flatten()[:8]])[: p.numel()].view(p.shape)
+        agree(shape, "weights elsewhere")
+        for p in layer.parameters():
+            p.data = torch.cat([p.data.flatten()[:1], p.data.flatten()])[1:].view(p.shape)
+        agree(shape, "weights one element off")
+        agree((shape[0] + 1, *shape[1:]), "one clip more")
+        agree(shape, "as at first")
+
+
+def captured_step(device: torch.device, design: str, shape: Shape) -> None:
+    """A step of `fit` as a graph, in fp32 under autocast, gives the bits of the same step without one."""
+    if device.type != "cuda":
+        raise SkippedError("CUDA graphs need a GPU")
+    from fe_adapter.train.step import Step
+
+    _, layer = layers(device, design, torch.float32, shape)
+    net = torch.nn.Sequential(layer, torch.nn.LayerNorm(shape[4], device=device)).train()
+    parameters = list(net.parameters())
+
+    def function(x: Tensor, target: Tensor, weight: Tensor | float) -> Tensor:
+        with torch.autocast(device.type, torch.bfloat16, cache_enabled=False):
+            loss = torch.nn.functional.cross_entropy(net(x).mean((0, 1))[None].float(), target)
+        (loss * weight).backward()
+        return loss.detach()
+
+    found: dict[str, list[Tensor]] = {}
+    batches = [(tokens(device, torch.float32, shape)[0], torch.tensor([i], device=device)) for i in range(3)]
+    with chosen(design):
+        for capture in ("off", "on"):
+            net.zero_grad(set_to_none=True)
+            step = Step(function, parameters, capture, None)
+            found[capture] = [step(*batch, 0.5) for batch in batches]
+            found[capture] += [p.grad.clone() for p in parameters if p.grad is not None]
+    assert len(found["on"]) == len(batches) + len(parameters), "a parameter has no gradient"
+    names = [*(f"loss {i}" for i in range(len(batches))), *(name for name, _ in net.named_parameters())]
+    expected, actual = (dict(zip(names, found[capture], strict=True)) for capture in ("off", "on"))
+    assert_same_bits(actual, expected, "captured and eager")
 
 
 def graph_replays(device: torch.device, design: str, shape: Shape) -> None:

@@ -82,6 +82,7 @@ def _adapter(**options: Any) -> dict[str, Any]:
 ENTRIES = (  # the first one is the model that the demo is about, and predicts
     Entry("FE-Adapter, dynamic dilation", False, _adapter(max_dilation=NUM_FRAMES / 2)),
     Entry("frozen + linear", True, {"tune": "head"}),
+    Entry("frozen + attention over frames", False, {"tune": "head", "temporal_pool": "attention"}, is_extra=True),
     Entry("per-frame adapter (K=1)", True, _adapter(kernel_size=1, dilation=1), is_extra=True),
     Entry("FE-Adapter, static dilation", False, _adapter(dilation=1), is_extra=True),
     Entry(

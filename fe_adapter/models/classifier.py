@@ -22,11 +22,12 @@ from fe_adapter.config import FEAdapterConfig
 from fe_adapter.errors import InputError
 from fe_adapter.models.adaptation import active_adapters, adapt, get_adaptation, set_num_frames
 from fe_adapter.models.origin import remember
+from fe_adapter.models.pooling import AttentionPool
 from fe_adapter.models.prefix import starting_from
 
 _log = logging.getLogger("fe_adapter")
 TUNE = ("adapter", "head", "full")
-TEMPORAL_POOL = ("mean", "concat")
+TEMPORAL_POOL = ("mean", "concat", "attention")
 
 
 class VideoClassifier(nn.Module):
@@ -40,10 +41,11 @@ class VideoClassifier(nn.Module):
         num_classes: C; or give ``class_names``.
         class_names: C different names, in the order of the logits.
         config: which adapters, for ``tune="adapter"``; None is ``FEAdapterConfig()``.
-        num_frames: frames T of a clip. Other lengths work too, unless ``temporal_pool="concat"``.
+        num_frames: frames T of a clip. Other lengths work too with ``temporal_pool="mean"``.
         tune: what trains beside the head: "adapter" (the backbone is frozen), "head" (nothing; no adapters), or "full"
             (the whole backbone; no adapters).
-        temporal_pool: "mean" over frames, or "concat": the head sees every frame's feature in order.
+        temporal_pool: "mean" over frames; "concat": the head sees every frame's feature in order; or "attention" of a
+            learned token over them and their positions (`fe_adapter.models.pooling`).
         head_dropout: before the head, while training.
         resize: scale clips of another size; otherwise they are refused.
         preprocessing: what the backbone was trained with; None reads it from the backbone.
@@ -117,6 +119,8 @@ class VideoClassifier(nn.Module):
         parameter = next(self.vit.parameters())
         self._check_temporal_pool()
         self.embed_dim = backbone.embed_dim
+        pools = temporal_pool == "attention"
+        self.pool = AttentionPool(self.embed_dim, self.num_frames).to(parameter.device) if pools else None
         self.dropout = nn.Dropout(head_dropout)
         self.head = nn.Linear(*self.head_shape()[::-1], device=parameter.device)
         nn.init.trunc_normal_(self.head.weight, std=0.02)
@@ -168,11 +172,16 @@ class VideoClassifier(nn.Module):
             set_num_frames(self.vit, T)
         with start:
             features = self.frame_features(images).unflatten(0, (B, T))
-        return self.classify(features.mean(1) if self.temporal_pool == "mean" else features.flatten(1))
+        return self.classify(self._pooled(features))
 
     def frame_features(self, images: Tensor) -> Tensor:
         """What the backbone says ``(n, D)`` of `normalized` images ``(n, 3, height, width)``."""
         return self._frame_features(self.vit, images)
+
+    def _pooled(self, features: Tensor) -> Tensor:
+        if self.pool is not None:
+            return self.pool(features.to(self.head.weight.dtype))
+        return features.mean(1) if self.temporal_pool == "mean" else features.flatten(1)
 
     def classify(self, pooled: Tensor) -> Tensor:
         """Logits ``(B, C)`` of frame features that are pooled over time."""
@@ -206,8 +215,8 @@ class VideoClassifier(nn.Module):
         return len(self.class_names), self.embed_dim * (self.num_frames if self.temporal_pool == "concat" else 1)
 
     def _check_temporal_pool(self) -> None:
-        if self.temporal_pool == "concat" and self.num_frames < 2:
-            raise InputError("temporal_pool='concat' needs at least two frames")
+        if self.temporal_pool != "mean" and self.num_frames < 2:
+            raise InputError(f"temporal_pool={self.temporal_pool!r} needs at least two frames")
 
     def normalized(self, video: Tensor) -> Tensor:
         """``(B, T, 3, h, w)`` -> ``(B*T, 3, height, width)`` as the backbone wants it."""
@@ -215,7 +224,7 @@ class VideoClassifier(nn.Module):
             raise InputError(f"a video is (B, T, 3, h, w); got {tuple(video.shape)}")
         if video.dtype != torch.uint8 and not video.is_floating_point():
             raise TypeError(f"a video is uint8, or float in [0, 1]; got {video.dtype}")
-        if self.temporal_pool == "concat" and video.shape[1] != self.num_frames:
+        if self.temporal_pool != "mean" and video.shape[1] != self.num_frames:
             raise InputError(f"the head was built for {self.num_frames} frames; got {video.shape[1]}")
         size = self.preprocessing.size
         if tuple(video.shape[-2:]) != size and not self.resize:

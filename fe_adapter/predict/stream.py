@@ -41,7 +41,9 @@ class StreamingClassifier:
         inner: Any = unwrapped(model)
         self._model: VideoClassifier = inner
         if self._model.temporal_pool != "mean":
-            raise InputError("temporal_pool='concat' needs whole clips; train with 'mean' for streams")
+            raise InputError(
+                f"temporal_pool={self._model.temporal_pool!r} needs whole clips; train with 'mean' for streams"
+            )
         if self._model.training:
             raise InputError("the model is in training mode; call model.eval() first")
         self.batch_size = check_count("batch_size", batch_size, 1)

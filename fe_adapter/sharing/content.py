@@ -20,10 +20,12 @@ from fe_adapter.memory import frozen_weights
 from fe_adapter.models.adaptation import get_adaptation, get_adapters
 from fe_adapter.models.classifier import VideoClassifier
 from fe_adapter.models.origin import changed_tensors, get_origin, hooked_modules, other_settings, settings_of
+from fe_adapter.models.pooling import AttentionPool
 
 _log = logging.getLogger("fe_adapter")
 FORMAT_VERSION = 1
 CONFIG_FILE = "adapter_config.json"
+_PARTS = ("pool", "head")  # of a classifier, beside the backbone
 
 
 def check_saveable(model: nn.Module) -> None:
@@ -82,8 +84,11 @@ def saved_tensors(model: nn.Module, changed: Collection[str] = ()) -> dict[str, 
     state: dict[str, Tensor] = {plain_name(name): t for name, t in vit.state_dict().items()}
     if classifier is None or not saves_backbone(classifier):
         state = _adapter_parameters(vit) | also_trained(vit) | {name: state[name] for name in changed}
-    head = {} if classifier is None else classifier.head.state_dict()
-    return {f"vit.{name}": t for name, t in state.items()} | {f"head.{name}": t for name, t in head.items()}
+    named = {f"vit.{name}": t for name, t in state.items()}
+    for part in () if classifier is None else _PARTS:
+        module = getattr(classifier, part)
+        named |= {} if module is None else {f"{part}.{name}": t for name, t in module.state_dict().items()}
+    return named
 
 
 def also_trained(vit: nn.Module) -> dict[str, Tensor]:
@@ -111,7 +116,12 @@ def _check_parts(model: nn.Module, vit: nn.Module, made: frozenset[str]) -> None
     state = {plain_name(name): t for name, t in vit.state_dict(keep_vars=True).items()}
     own = [f"vit.{name}" for name, t in state.items() if isinstance(t, nn.Parameter)]
     own += [name for name, _ in model.named_parameters() if model is not vit and not name.startswith("vit.")]
-    came = set(own) - {f"vit.{name}" for name in made} - {"head.weight", "head.bias"}
+    heads = {"head.weight", "head.bias"}
+    if isinstance(model, VideoClassifier) and model.temporal_pool == "attention":  # as it was made
+        with torch.device("meta"):
+            pool = AttentionPool(model.embed_dim, model.num_frames)
+        heads |= {f"pool.{name}" for name, _ in pool.named_parameters()}
+    came = set(own) - {f"vit.{name}" for name in made} - heads
     if came:
         raise InputError(
             f"{some(name for name in own if name in came)} came into the model after it was made (LoRA, say), so that "
@@ -139,6 +149,9 @@ def _check_classifier(model: VideoClassifier) -> None:
             f"the head has the shape {tuple(model.head.weight.shape)}; by class_names, num_frames and temporal_pool "
             f"it would be built again with {model.head_shape()}"
         )
+    pools = AttentionPool if model.temporal_pool == "attention" else type(None)
+    if type(model.pool) is not pools or (model.pool is not None and len(model.pool.positions) != model.num_frames):
+        raise InputError("what pools over frames is another one than temporal_pool and num_frames say")
     if not model.has_its_preprocessing():
         raise InputError("mean or std of the classifier are not those of its preprocessing, which is what is saved")
 

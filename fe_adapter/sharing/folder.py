@@ -112,7 +112,7 @@ def _load_adapter(
         _check_shape(vit, content, folder)
         _check_backbone(vit, content, folder)
     _let_train(vit, content, folder)
-    own = {name: t for name, t in tensors.items() if not name.startswith("head.")}
+    own = {name: t for name, t in tensors.items() if not name.startswith(("head.", "pool."))}
     backbone = {f"vit.{plain_name(name)}" for name in vit.state_dict()} - set(saved_tensors(vit, content.also_changed))
     own = {name: t for name, t in own.items() if name not in backbone}  # there with ``weights="none"``
     _load(vit, own, content, folder, strict)

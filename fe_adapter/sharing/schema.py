@@ -64,7 +64,7 @@ class ClassifierPart(Part):
     class_names: list[Name] = Field(min_length=1)
     num_frames: Frames
     tune: Literal["adapter", "head", "full"]
-    temporal_pool: Literal["mean", "concat"] = "mean"
+    temporal_pool: Literal["mean", "concat", "attention"] = "mean"
     head_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     resize: bool = False
     preprocessing: PreprocessingPart

@@ -11,11 +11,12 @@ import pytest
 import torch
 from torch import nn
 
-from bench.cases import get_cases
+from bench.cases import get_cases, work
 from bench.cases.rivals import RIVALS, STAdapter, shifted_adds
-from bench.measure.case import SkippedError, measure
+from bench.measure.case import Point, SkippedError, measure
 from bench.measure.harness import Contender
 from fe_adapter import FEAdapter, FusedFEAdapter
+from tests.imitated import outcomes
 
 CPU = torch.device("cpu")
 ADAPTER = FEAdapter(8, 4, num_frames=2, dilation=1)
@@ -38,17 +39,43 @@ def test_a_design_can_be_forced_for_one_provider_alone(monkeypatch):
     seen = []
     layer = get_cases()["layer"]
     contender = Contender(lambda _: seen.append(os.environ.get("FE_ADAPTER_BACKEND")))
-    work = mock.Mock(**{"contender.return_value": contender, "graphed_contender.return_value": contender})
-    graphed = layer.graphed_design(work, torch.nn.Identity(), torch.nn.Identity(), "eager")
+    of_work = mock.Mock(**{"contender.return_value": contender, "graphed_contender.return_value": contender})
+    graphed = layer.graphed_design(of_work, torch.nn.Identity(), torch.nn.Identity(), "eager")
     graphed.step(graphed.prepare())
     assert seen == ["eager", None]
 
     def refuse(_: object) -> None:
         raise RuntimeError("FE_ADAPTER_DESIGN=fused cannot run here")
 
-    work.contender.return_value = Contender(refuse)
+    of_work.contender.return_value = Contender(refuse)
     with pytest.raises(SkippedError, match="cannot run here"):
-        layer.graphed_design(work, torch.nn.Identity(), torch.nn.Identity(), "fused")
+        layer.graphed_design(of_work, torch.nn.Identity(), torch.nn.Identity(), "fused")
+
+
+def test_what_a_graph_replays_is_checked(monkeypatch):
+    """A stand-in for a graph, which runs the step once; what it left is what is checked."""
+
+    class Once:
+        def __init__(self, step):
+            step()
+
+        def __call__(self, _):
+            pass
+
+    monkeypatch.setattr(work, "Graphed", Once)
+    point = Point({"pass": "both", "B": 1, "T": 2, "N": 4, "D": 8, "R": 4, "dtype": "float32"}, rounds=1)
+    at_work, (static, fused), _ = work.at_work(point, CPU, "both")
+    contender = at_work.graphed_contender(fused, static)
+    contender.check()
+    assert contender.memory()["peak"] > 0
+    real = FusedFEAdapter.forward
+    monkeypatch.setattr(FusedFEAdapter, "forward", lambda self, x: real(self, x) * 1.01)
+    with pytest.raises(AssertionError):
+        at_work.graphed_contender(fused, static).check()
+
+
+def test_graphs_are_captured_on_a_device_that_is_not_there():
+    assert {name: why for name, why in outcomes("tests.bench.graph_cases").items() if why} == {}
 
 
 @pytest.mark.parametrize("channels_last", [False, True])

@@ -7,8 +7,9 @@ import pytest
 pytest.importorskip("triton", reason="Triton is not installed")
 
 from bench.host import build
-from bench.host.run import measured
+from bench.host.run import measured, with_case
 from fe_adapter.errors import InputError
+from fe_adapter.files import read_json, write_json
 
 
 @pytest.fixture(autouse=True)
@@ -24,6 +25,18 @@ def test_a_layer_makes_few_launches_and_waits_for_none():
             assert found[title][name]["launches"] <= most
             assert found[title][name]["waits"] == 0
         assert found[title]["st-adapter"]["launches"] >= 30  # or the imitation does not see what is launched
+
+
+def test_a_file_of_host_times_keeps_the_other_cases(tmp_path):
+    path = tmp_path / "host.json"
+    for case, launches in (("layer", 6), ("fit", 18), ("layer", 5)):
+        write_json(path, with_case(path, case, 3, {"a title": {"static": {"launches": launches}}}))
+    cases = read_json(path)["cases"]
+    assert {name: cases[name]["tables"]["a title"]["static"]["launches"] for name in cases} == {"layer": 5, "fit": 18}
+    assert cases["fit"]["rounds"] == 3
+    write_json(path, {"records": []})
+    with pytest.raises(InputError, match=r"host\.json is no file of host times"):
+        with_case(path, "layer", 3, {})
 
 
 def test_what_is_missing_is_said(monkeypatch):

@@ -269,7 +269,7 @@ CONFIG = {  # adapter_config.json: where, and what is put there
     "classifier.class_names": (None, [], [1, 2], ["a", "a"], ["", "b"], [["a"], ["b"]], "ab", ["a", "b", "c"]),
     "classifier.num_frames": (None, 0, "4", 10**9),
     "classifier.tune": (None, 1, "x", "full", "head"),
-    "classifier.temporal_pool": (None, 1, "x", "concat"),
+    "classifier.temporal_pool": (None, 1, "x", "concat", "attention"),
     "classifier.head_dropout": (-1, 1, "x", float("nan")),
     "classifier.resize": (None, 1, "x"),
     "classifier.clip_seconds": (0, -1, "x", float("nan"), float("inf")),

@@ -63,6 +63,22 @@ def test_the_frame_feature_is_the_class_token_after_the_norm():
     torch.testing.assert_close(model(clip), model(clip.flip(1)))
 
 
+def test_attention_over_frames_and_their_positions():
+    model = classifier(tune="head", temporal_pool="attention")
+    trained = {key.split(".")[0] for key, p in model.named_parameters() if p.requires_grad}
+    assert trained == {"pool", "head"}
+    pool, clip = model.pool, video()
+    assert not torch.equal(model(clip), model(clip.flip(1)))
+    features = model.frame_features(model.normalized(clip)).unflatten(0, (2, 2))
+    rows = torch.cat([pool.token.expand(2, 1, -1), features + pool.positions], 1)
+    weight, bias = (p.chunk(3) for p in (pool.attention.in_proj_weight, pool.attention.in_proj_bias))
+    q, k, v = (nn.functional.linear(rows, *p) for p in zip(weight, bias, strict=True))
+    mixed = (q[:, :1] @ k.transpose(1, 2) / 24**0.5).softmax(-1) @ v
+    torch.testing.assert_close(model(clip), model.head(pool.attention.out_proj(mixed[:, 0])))
+    with pytest.raises(InputError, match="built for 2 frames; got 1"):
+        model(clip[:, :1])
+
+
 def test_what_trains():
     parts = {"adapter": {"fe_adapter", "head"}, "head": {"head"}, "full": {"vit", "head"}}
     for tune, expected in parts.items():
@@ -114,6 +130,7 @@ def test_bad_arguments_are_refused():
         ({"num_classes": 2, "num_frames": 2, "tune": "head", "config": CONFIG}, "tune='head' uses no adapters"),
         ({"num_classes": 2, "num_frames": 2, "head_dropout": 1.0}, "outside"),
         ({"num_classes": 2, "num_frames": 1, "tune": "full", "temporal_pool": "concat"}, "at least two frames"),
+        ({"num_classes": 2, "num_frames": 1, "temporal_pool": "attention"}, "'attention' needs at least two frames"),
     ]
     for arguments, message in cases:
         with pytest.raises(InputError, match=message):

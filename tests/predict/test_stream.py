@@ -112,8 +112,9 @@ def test_a_frame_that_fails_lets_streams_begin_again(monkeypatch):
 def test_what_cannot_be_streamed_is_refused():
     with pytest.raises(InputError, match=r"later frames.*fe-adapter train --causal"):
         StreamingClassifier(classifier())
-    with pytest.raises(InputError, match="'concat' needs whole clips"):
-        StreamingClassifier(classifier("head", temporal_pool="concat"))
+    for pool in ("concat", "attention"):
+        with pytest.raises(InputError, match=f"'{pool}' needs whole clips"):
+            StreamingClassifier(classifier("head", temporal_pool=pool))
     model = classifier(config=CONFIGS["static"])
     with pytest.raises(InputError, match=r"training mode; call model\.eval"):
         StreamingClassifier(model.train())

@@ -30,7 +30,10 @@ from tests.vits import build
 NAN = math.nan
 
 
-@pytest.mark.parametrize("options", [{}, {"tune": "head"}, {"tune": "full", "temporal_pool": "concat"}])
+@pytest.mark.parametrize("options", [
+    {}, {"tune": "head"}, {"tune": "full", "temporal_pool": "concat"}, {"tune": "head", "temporal_pool": "attention"},
+    {"temporal_pool": "attention"},
+])  # fmt: skip
 def test_folders_round_trip(tmp_path, options):
     model = classifier(**options)
     if model.tune != "full":  # a frozen backbone's weights are its user's to keep

@@ -452,6 +452,8 @@ def without_norm(model):
         (lambda m: setattr(m, "dropout", nn.ReLU()), "the head is another one"),
         (lambda m: setattr(m, "class_names", ("a", "b", "c")), r"the head has the shape \(2, 24\); .* \(3, 24\)"),
         (lambda m: setattr(m, "temporal_pool", "concat"), r"the head has the shape \(2, 24\); .* \(2, 48\)"),
+        (lambda m: setattr(m, "temporal_pool", "attention"), "what pools over frames is another one"),
+        (lambda m: setattr(m, "pool", nn.Identity()), "what pools over frames is another one"),
         (lambda m: m.head.bfloat16(), r"the head is in torch\.bfloat16 and vit\.cls_token, .* not"),
         (lambda m: m.head.to("meta"), r"head\.weight, head\.bias is on the meta device"),
         (lambda m: m.vit.half(), r"vit\.cls_token is in torch\.float16 and was in torch\.float32"),
