@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,19 @@ from fe_adapter.memory.plan import FULL_TUNING
 NOTHING = "Not measured yet.\n"
 
 
-def pages() -> dict[str, dict[str, tuple[str, Callable[[dict[str, Any]], str]]]]:
+def pages(folder: Path = FOLDER) -> dict[str, dict[str, tuple[str, Callable[[dict[str, Any]], str]]]]:
     """The pages with tables in them: for each table the result file it is made of, and how."""
     return {
         "README.md": {
+            "gpu": (_newest_gpu(folder), _gpu_table),
             "demo": ("demo-cpu.json", _demo_table),
-            "layer": ("suite-cpu.json", _layer_table),
             "step": ("suite-cpu.json", _step_table),
+        },
+        "docs/benchmarks.md": {
+            "layer": ("suite-cpu.json", _layer_table),
+        },
+        "docs/kernels.md": {
+            "host": ("host.json", _host_table),
         },
         "docs/memory.md": {
             "ladder": ("suite-cpu.json", _ladder_table),
@@ -38,11 +45,71 @@ def updated(text: str, page: str = "README.md", folder: Path = FOLDER) -> str:
     Raises:
         ValueError: the page lacks one of the marks.
     """
-    for name, (file, make) in pages()[page].items():
-        if (folder / file).exists():
+    for name, (file, make) in pages(folder)[page].items():
+        if (folder / file).is_file():
             start, end = text.index(f"<!-- {name} -->\n"), text.index(f"<!-- /{name} -->")
             text = f"{text[:start]}<!-- {name} -->\n{make(read_json(folder / file))}{text[end:]}"
     return text
+
+
+def _newest_gpu(folder: Path) -> str:
+    """The name of the last result file of `bench.gpu`; "" where there is none."""
+    found = {path.name: content for path in folder.glob("*.json") if "checks" in (content := read_json(path))}
+    return max(found, key=lambda name: found[name]["machine"]["date"], default="")
+
+
+def _gpu_table(content: dict[str, Any]) -> str:
+    """A step and a layer, launch by launch and as a CUDA graph: time, over the baseline's likewise, and peak."""
+    rows = []
+    for record in [*_with(content, "step"), *sorted(_with(content, "layer"), key=lambda r: r["point"]["R"])]:
+        point, providers, baseline = record["point"], record["providers"], record["baseline"]
+        if point.get("pass", "both") != "both":
+            continue
+        if record["case"] == "layer":
+            where = f"layer, {point['B']} × {point['T']}, R={point['R']}"
+        else:
+            where = f"step, {point['vit']}, {point['B']} × {point['T']}"
+        for name in ("full fine-tuning", "st-adapter", "LoRA", "attention probe", "static", "dynamic"):
+            if name not in providers:
+                continue
+            cells = []
+            for own, other in ((name, baseline), (f"{name} graphed", f"{baseline} graphed")):
+                if own not in providers:
+                    cells.append("not measured")
+                    continue
+                over = f" ({between(record, own, other).value:.2f}×)" if other in providers and own != other else ""
+                cells.append(f"{statistics.median(providers[own]['ms']):.2f}{over}")
+            peaks = [providers[own]["bytes"].get("peak") for own in (name, f"{name} graphed") if own in providers]
+            memory = " / ".join(f"{peak / MIB:,.0f}" for peak in peaks if peak is not None)
+            label = f"**{name}**" if providers[name]["role"] == "ours" else name
+            rows.append([where, label, *cells, memory])
+            where = ""
+    if not rows:
+        return NOTHING
+    heads = ["bf16", "", "eager, ms", "as a CUDA graph, ms", "peak, MiB"]
+    machine = content["machine"]
+    without = "" if any(r["case"] == "step" for r in content["records"]) else "; no training step in this run"
+    conditions = f"{machine['device']}, torch {machine['torch']}, {machine['date']}, {_commit(content)}{without}."
+    return _under(table(heads, rows, "llrrr"), conditions)
+
+
+def _host_table(content: dict[str, Any]) -> str:
+    """Launches, waits and host time beside the baseline's, on a CUDA that is not there."""
+    rows, conditions = [], []
+    for name in ("layer", "step", "fit"):
+        if name not in content["cases"]:
+            continue
+        case = content["cases"][name]
+        device, date = (case["machine"][key] for key in ("device", "date"))
+        conditions.append(f"{name}: {case['rounds']} rounds, {device}, {date}, {_commit(case)}")
+        for title, contenders in case["tables"].items():
+            for contender, found in contenders.items():
+                ratio = f"{found['ratio']:.2f}" if "ratio" in found else ""
+                rows.append([title, contender, f"{found['launches']:.0f}", f"{found['waits']:.0f}", ratio])
+                title = ""
+    heads = ["", "", "launches", "waits", "host time over ST-Adapter's"]
+    measured = f"Measured on {content['measured on']}. " + "; ".join(conditions) + "."
+    return _under(table(heads, rows, "llrrr"), measured) if rows else NOTHING
 
 
 def _demo_table(content: dict[str, Any]) -> str:
@@ -151,6 +218,10 @@ def _under(lines: list[str], conditions: str = "") -> str:
 def _device(content: dict[str, Any]) -> str:
     machine = content["machine"]
     return f"{machine['device']}, {machine['threads']} threads, torch {machine['torch']}, {machine['date']}"
+
+
+def _commit(content: dict[str, Any]) -> str:
+    return f"commit {content['machine']['commit'][:7]}"
 
 
 def _with(content: dict[str, Any], case: str, *providers: str) -> list[Record]:

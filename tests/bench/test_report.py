@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 
 from bench.app import app as bench_app
+from bench.host.run import with_case
 from bench.measure.results import ROOT, Results
 from bench.report import compare, plots, report
 from bench.report.compare import ratio
 from bench.report.readme import updated
 from bench.suite import run as suite
 from fe_adapter.errors import InputError
+from fe_adapter.files import write_json
 
 
 def test_the_ratio_cancels_drift_and_its_interval_holds_the_truth():
@@ -61,15 +63,71 @@ def test_the_report_puts_what_we_lose_first(toy, tmp_path):
 def test_the_readme_takes_its_tables_from_the_suite(tmp_path):
     results = Results(tmp_path / "suite-cpu.json")
     list(suite.run(results, ["layer", "step"], quick=True))
-    readme = "a\n<!-- layer -->\n<!-- /layer -->\nb\n<!-- step -->\nold\n<!-- /step -->\nc\n"
+    readme, page = "a\n<!-- step -->\nold\n<!-- /step -->\nc\n", "b\n<!-- layer -->\n<!-- /layer -->\n"
     made = updated(readme, folder=tmp_path)
-    assert "| 16 | static |" in made
+    assert "| 16 | static |" in updated(page, "docs/benchmarks.md", tmp_path)
     assert "| tiny | 1 × 4 |" in made
     assert "old" not in made
     assert updated(made, folder=tmp_path) == made
     results.content["records"] = []
     results.write()
-    assert updated(readme, folder=tmp_path).count("Not measured yet.") == 2
+    assert updated(readme, folder=tmp_path).count("Not measured yet.") == 1
+    assert updated(page, "docs/benchmarks.md", tmp_path).count("Not measured yet.") == 1
+
+
+def fake_gpu_run(date="2026-01-02"):
+    """A result file of `bench.gpu`: a layer, and a step of which one provider could not be captured."""
+
+    def provider(role, ms, peak=None):
+        return {"role": role, "ms": [ms] * 5, "bytes": {} if peak is None else {"peak": peak * 2**20}}
+
+    layer = {
+        "st-adapter": provider("rival", 2.0, 100), "static": provider("ours", 1.0, 50),
+        "static gemm graphed": provider("design", 9.0), "plain dynamic": provider("rival", 50.0),
+        "st-adapter graphed": provider("rival", 0.8), "static graphed": provider("ours", 0.2, 40),
+    }  # fmt: skip
+    step = {"full fine-tuning": provider("rival", 40.0, 900), "static": provider("ours", 30.0, 600)}
+    common = {"command": "python -m bench", "seconds": 1.0, "skipped": {}, "failures": {}}
+    records = [
+        {"case": "layer", "point": {"pass": "both", "B": 8, "T": 4, "R": 64}, "baseline": "st-adapter",
+         "providers": layer, **common},
+        {"case": "step", "point": {"vit": "ViT-B/16", "B": 8, "T": 4}, "baseline": "full fine-tuning",
+         "providers": step, **common},
+    ]  # fmt: skip
+    machine = {"device": "a card", "torch": "2", "date": date, "commit": "0123456789ab"}
+    return {"machine": machine, "checks": {}, "records": records}
+
+
+def test_the_readme_leads_with_the_newest_gpu(tmp_path):
+    write_json(tmp_path / "old.json", fake_gpu_run("2025-12-31"))
+    write_json(tmp_path / "new.json", fake_gpu_run())
+    made = updated("<!-- gpu -->\n<!-- /gpu -->\n" + "".join(f"<!-- {n} -->\n<!-- /{n} -->" for n in ("demo", "step")),
+                   folder=tmp_path)  # fmt: skip
+    assert "| layer, 8 × 4, R=64 | st-adapter | 2.00 | 0.80 | 100 |" in made
+    assert "| | **static** | 1.00 (0.50×) | 0.20 (0.25×) | 50 / 40 |" in made
+    assert "| step, ViT-B/16, 8 × 4 | full fine-tuning | 40.00 | not measured | 900 |" in made
+    assert "2026-01-02, commit 0123456." in made
+
+
+def test_plots_set_eager_beside_captured(tmp_path):
+    figures = plots.draw(fake_gpu_run())
+    assert list(figures) == ["layer-times", "layer-designs", "step-times"]
+    (axes,) = figures["layer-times"].axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["st-adapter", "static", "plain dynamic"]
+    assert [text.get_text() for text in axes.texts] == [
+        "2.00  1.00×", "0.80  1.00×", "1.00  0.50×", "0.20  0.25×", "50.0  25.00× ▸",
+    ]  # fmt: skip
+    assert max(bar.get_width() for bar in axes.patches) < 3  # what is far slower does not hide the rest
+    labels = [label.get_text() for label in figures["layer-designs"].axes[0].get_yticklabels()]
+    assert labels == ["st-adapter", "static", "static gemm"]
+
+
+def test_host_times_say_that_they_are_of_an_imitation(tmp_path):
+    path = tmp_path / "host.json"
+    write_json(path, with_case(path, "fit", 3, {"fit": {"capture=on": {"launches": 18.0, "waits": 0.0}}}))
+    made = updated("<!-- host -->\n<!-- /host -->", "docs/kernels.md", tmp_path)
+    assert "| fit | capture=on | 18 | 0 | |" in made
+    assert "an imitated CUDA: launches return at once and compute nothing" in made
 
 
 def test_comparing_files_finds_what_got_slower(toy, tmp_path):
