@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from fe_adapter import FEAdapterConfig, VideoClassifier, adapt
 from fe_adapter.errors import InputError
-from fe_adapter.sharing.st_adapter import load_st_adapter
+from fe_adapter.sharing import load_st_adapter, save_st_adapter
 from tests.vits import build
 
 
@@ -49,3 +51,42 @@ def test_foreign_st_adapter_checkpoints_are_refused(tmp_path, state, message):
     with pytest.raises(InputError, match=message):
         load_st_adapter(vit, tmp_path / "checkpoint.pth", num_frames=2)
     assert not hasattr(vit, "fe_adaptation")
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_st_adapter_checkpoints_come_out_as_they_went_in(tmp_path, suffix):
+    state = st_adapter_checkpoint()
+    torch.save({"model": state}, tmp_path / "in.pth")
+    vit = build("timm clip")
+    head = load_st_adapter(vit, tmp_path / "in.pth", num_frames=2)
+    model = VideoClassifier(vit, 5, num_frames=2)
+    model.head.load_state_dict(head)
+    save_st_adapter(model, tmp_path / f"out{suffix}")
+    if suffix == ".pth":
+        written = torch.load(tmp_path / "out.pth", weights_only=True)["model"]
+    else:
+        written = load_file(tmp_path / "out.safetensors")
+    assert written.keys() == state.keys()
+    assert all(torch.equal(written[name], state[name]) for name in state)
+    again = build("timm clip")
+    load_st_adapter(again, tmp_path / f"out{suffix}", num_frames=2)
+    x = torch.randn(4, 3, *model.preprocessing.size)
+    assert torch.equal(again.forward_features(x), vit.forward_features(x))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dilation": "dynamic"}, "has dilation=1; this model's adapters have 'dynamic'"),
+        ({"dilation": 2}, "has dilation=1; this model's adapters have 2"),
+        ({"dilation": 1, "causal": True}, "has causal=False"),
+        ({"dilation": 1, "activation": "gelu"}, "has activation='identity'"),
+    ],
+)
+def test_other_adapters_are_not_handed_on_as_st_adapter(tmp_path, options, message):
+    vit = adapt(build("timm clip"), FEAdapterConfig(bottleneck=4, **options), num_frames=2)
+    with pytest.raises(InputError, match=message):
+        save_st_adapter(vit, tmp_path / "out.pth")
+    with pytest.raises(InputError, match=r"neither \.pth nor \.safetensors"):
+        save_st_adapter(vit, tmp_path / "out.bin")
+    assert list(tmp_path.iterdir()) == []
