@@ -3,13 +3,14 @@
 from fe_adapter.data.datasets import VideoCSV, VideoDataset, VideoFolder, open_dataset
 from fe_adapter.data.feed import Feed
 from fe_adapter.data.listing import Clip
+from fe_adapter.data.live import stream_frames
 from fe_adapter.data.loader import make_loader
 from fe_adapter.data.protocol import ClipDataset
 from fe_adapter.data.reading import probe, read_frames
 from fe_adapter.data.recipe import ClipRecipe
 from fe_adapter.data.sampling import FrameSampler, sliding_windows
 from fe_adapter.data.transforms import EvalTransform, TrainTransform
-from fe_adapter.data.video import VideoInfo, stream_frames
+from fe_adapter.data.video import VideoInfo
 from fe_adapter.data.views import MultiView, Views
 
 __all__ = [

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from torch import Tensor
 
 from fe_adapter.data import frames, packed, video
 from fe_adapter.data.video import VideoInfo
+
+_AT_A_TIME = 8  # frames of a folder or a pack
 
 
 def probe(path: str | os.PathLike[str]) -> VideoInfo:
@@ -42,6 +44,27 @@ def read_frames(clip: VideoInfo | str | os.PathLike[str], indices: Sequence[int]
     if info.packed:
         return packed.read_packed(info, indices)
     return frames.read_folder(info, indices) if info.files else video.read_frames(info, indices)
+
+
+def frames_in_order(info: VideoInfo, indices: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
+    """Some frames one by one, in one pass, few of them in memory at a time.
+
+    Args:
+        info: what `probe` said of the clip.
+        indices: ascending, none twice.
+
+    Yields:
+        Index and frame, uint8 ``(3, H, W)``, the same as of `read_frames`.
+
+    Raises:
+        InputError: a frame that is promised cannot be decoded.
+    """
+    if not info.files and not info.packed:
+        yield from video.frames_in_order(info, indices)
+        return
+    for i in range(0, len(indices), _AT_A_TIME):
+        part = [int(index) for index in indices[i : i + _AT_A_TIME]]
+        yield from zip(part, read_frames(info, part), strict=True)
 
 
 def check_frames(info: VideoInfo) -> None:

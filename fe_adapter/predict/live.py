@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from fe_adapter.checks import check_count
+from fe_adapter.data.live import is_live, stream_frames
 from fe_adapter.data.transforms import EvalTransform
-from fe_adapter.data.video import is_live, stream_frames
 from fe_adapter.errors import InputError
 from fe_adapter.models.classifier import VideoClassifier, expected_frames
 from fe_adapter.models.inference import classifying, finite

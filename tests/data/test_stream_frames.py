@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from fe_adapter.data import probe, read_frames, stream_frames
+from fe_adapter.data.reading import frames_in_order
 from fe_adapter.errors import InputError
 from fe_adapter.predict.live import at_rate, newest
-from tests.videos import change_size, make_video
+from tests.videos import change_size, make_video, rotate
 
 
 def test_a_file_gives_all_its_frames(tmp_path):
@@ -20,6 +21,28 @@ def test_a_file_gives_all_its_frames(tmp_path):
     times, frames = zip(*stream_frames(str(path)), strict=True)
     assert list(times) == pytest.approx(probe(path).timestamps.tolist())
     assert torch.equal(torch.stack(frames), read_frames(path))
+
+
+@pytest.mark.parametrize("indices", [range(12), [0, 3, 11], [5], []], ids=str)
+def test_one_pass_gives_what_reading_gives(tmp_path, indices):
+    path = make_video(tmp_path / "clip.mp4", 12, times=[0, 1, 2, 5, 6, 7, 8, 11, 12, 13, 14, 15])
+    turned = rotate(make_video(tmp_path / "turned.mp4", 12), 270)
+    no_times = make_video(tmp_path / "raw.h264", 12)
+    far = make_video(tmp_path / "far.mp4", 12, fps=1, times=list(range(0, 600, 50)), x264={"g": "4"})
+    for file in (path, turned, no_times, far):
+        info = probe(file)
+        got = list(frames_in_order(info, indices))
+        assert [index for index, _ in got] == list(indices)
+        for index, frame in got:
+            assert torch.equal(frame, read_frames(info, [index])[0])
+
+
+def test_a_folder_gives_its_frames_in_order(tmp_path):
+    Image = pytest.importorskip("PIL.Image")
+    for i in range(20):
+        Image.new("RGB", (8, 6), (i, i, i)).save(tmp_path / f"{i}.png")
+    got = [(index, int(frame[0, 0, 0])) for index, frame in frames_in_order(probe(tmp_path), range(1, 20, 2))]
+    assert got == [(i, i) for i in range(1, 20, 2)]
 
 
 def test_an_address_gives_the_same(tmp_path):

@@ -219,8 +219,8 @@ def test_looking_at_a_video_keeps_no_packet_of_it(tmp_path, monkeypatch):
         with real(path, **options) as (container, stream):
             yield Container(container), stream
 
-    real = video._opened
-    monkeypatch.setattr(video, "_opened", opened)
+    real = video.opened
+    monkeypatch.setattr(video, "opened", opened)
     assert probe(path).num_frames == 30
     assert most <= 2
 
