@@ -1,6 +1,7 @@
 """Videos, clips and data sets."""
 
 from fe_adapter.data.datasets import VideoCSV, VideoDataset, VideoFolder, open_dataset
+from fe_adapter.data.faces import Face, FaceRecipe, FaceTracker, crop_face, load_detector
 from fe_adapter.data.feed import Feed
 from fe_adapter.data.listing import Clip
 from fe_adapter.data.live import stream_frames
@@ -18,6 +19,9 @@ __all__ = [
     "ClipDataset",
     "ClipRecipe",
     "EvalTransform",
+    "Face",
+    "FaceRecipe",
+    "FaceTracker",
     "Feed",
     "FrameSampler",
     "MultiView",
@@ -27,6 +31,8 @@ __all__ = [
     "VideoFolder",
     "VideoInfo",
     "Views",
+    "crop_face",
+    "load_detector",
     "make_loader",
     "open_dataset",
     "probe",

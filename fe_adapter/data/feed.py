@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import math
-import multiprocessing
-import os
-import pickle
 import shutil
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,12 +14,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 
 from fe_adapter.checks import check_num_workers
-from fe_adapter.data.loader import batches_of, data_loader, one_line_errors
+from fe_adapter.data.loader import batches_of, can_have_workers, data_loader, num_cores, one_line_errors
 from fe_adapter.data.protocol import ClipDataset
 from fe_adapter.data.transforms import MAX_SENT, finish
-from fe_adapter.errors import first_line
 
-_log = logging.getLogger("fe_adapter")
 MOST_WORKERS = 8  # that "auto" starts
 SLOW = 0.2  # share of an epoch's time waited for data, from which a CPU that trains starts a worker
 WORTH_SECONDS = 10.0  # waited in an epoch, below which starting it is not worth its own time
@@ -117,7 +110,7 @@ class Feed:
             self._start(self._auto_workers() if isinstance(self._num_workers, str) else self._num_workers)
         elif self._may_grow and self._was_slow:
             self._may_grow = False
-            self._start(int(_num_cores() > 1 and self._can_have_workers()))
+            self._start(int(num_cores() > 1 and self._can_have_workers()))
         assert self._loader is not None
         return self._loader
 
@@ -135,16 +128,11 @@ class Feed:
     def _auto_workers(self) -> int:
         if self.device.type == "cpu" or not self._can_have_workers():
             return 0
-        return min(MOST_WORKERS, max(1, _num_cores() - 1), len(self), self._workers_with_room())
+        return min(MOST_WORKERS, max(1, num_cores() - 1), len(self), self._workers_with_room())
 
     def _can_have_workers(self) -> bool:
         in_memory = getattr(self._dataset, "in_memory", False)  # of each worker, too
-        if in_memory or multiprocessing.current_process().daemon:
-            return False
-        reason = _unguarded_script() or _unsendable(self._items)
-        if reason is not None:
-            _log.warning("videos are decoded in this process: %s", reason)
-        return reason is None
+        return not in_memory and can_have_workers(self._items)
 
     def _workers_with_room(self) -> int:
         """How many have room for the batches on their way, which are in shared memory: small in many containers."""
@@ -222,33 +210,3 @@ def _collate(items: list[dict[str, Any]]) -> dict[str, Any]:
         return default_collate(items)
     lists = {name: [item.pop(name) for item in items] for name in ("video", "edit")}
     return default_collate(items) | lists
-
-
-def _num_cores() -> int:
-    """Cores that this process may use, of which processes of one run on this machine have a share each."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-
-
-def _unguarded_script() -> str | None:
-    """Why a worker, which imports the main script again, would run it from its start, too; None where it would not."""
-    main = sys.modules["__main__"]
-    file = getattr(main, "__file__", None)
-    if getattr(main, "__spec__", None) is not None or file is None:  # python -m, or no script at all
-        return None
-    try:
-        is_guarded = "__name__" in Path(file).read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        is_guarded = False
-    return None if is_guarded else f"workers need `if __name__ == '__main__':` in {file}"
-
-
-def _unsendable(items: _Items) -> str | None:
-    """Why a worker cannot have ``items``; None where it can."""
-    try:
-        sent = pickle.dumps(items)
-    except Exception as error:  # of a data set's own, too
-        return f"the data set cannot be sent to workers ({first_line(error)})"
-    if b"__main__" in sent and getattr(sys.modules["__main__"], "__file__", None) is None:
-        return "the data set cannot be sent to workers, since it is of a class of this session; put that into a file"
-    return None

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
 import threading
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -15,7 +18,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from fe_adapter.checks import check_choice, check_count
 from fe_adapter.data.protocol import ClipDataset
-from fe_adapter.errors import InputError
+from fe_adapter.errors import InputError, first_line
+
+_log = logging.getLogger("fe_adapter")
 
 SAMPLERS = (None, "shuffle", "balanced")
 
@@ -103,6 +108,22 @@ def _order(dataset: ClipDataset, sampler: str | None, seed: int, epoch: int) -> 
     return list(range(n))
 
 
+def can_have_workers(items: Any) -> bool:
+    """Whether processes can be started that read ``items``; where not, why is logged."""
+    if multiprocessing.current_process().daemon:
+        return False
+    reason = _unguarded_script() or _unsendable(items)
+    if reason is not None:
+        _log.warning("videos are decoded in this process: %s", reason)
+    return reason is None
+
+
+def num_cores() -> int:
+    """Cores that this process may use, of which processes of one run on this machine have a share each."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
 def one_line_errors(loader: Any) -> Iterator[dict[str, Any]]:
     """The batches of ``loader``; an `InputError` of a worker, which arrives with its stack trace, in its own words."""
     try:
@@ -139,3 +160,27 @@ def _context() -> Any:
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return context
+
+
+def _unguarded_script() -> str | None:
+    """Why a worker, which imports the main script again, would run it from its start, too; None where it would not."""
+    main = sys.modules["__main__"]
+    file = getattr(main, "__file__", None)
+    if getattr(main, "__spec__", None) is not None or file is None:  # python -m, or no script at all
+        return None
+    try:
+        is_guarded = "__name__" in Path(file).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        is_guarded = False
+    return None if is_guarded else f"workers need `if __name__ == '__main__':` in {file}"
+
+
+def _unsendable(items: Any) -> str | None:
+    """Why a worker cannot have ``items``; None where it can."""
+    try:
+        sent = pickle.dumps(items)
+    except Exception as error:  # of a data set's own, too
+        return f"the data set cannot be sent to workers ({first_line(error)})"
+    if b"__main__" in sent and getattr(sys.modules["__main__"], "__file__", None) is None:
+        return "the data set cannot be sent to workers, since it is of a class of this session; put that into a file"
+    return None

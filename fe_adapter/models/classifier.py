@@ -99,6 +99,7 @@ class VideoClassifier(nn.Module):
         self.temperature = 1.0  # of the softmax in `probabilities`, as training fitted it to the validation set
         self.note: str | None = None  # what whoever predicts with it should know
         self.clip_sampling: dict[str, Any] | None = None  # sampling, stride and val_fraction of its training, likewise
+        self.faces: dict[str, Any] | None = None  # a `fe_adapter.data.FaceRecipe`, where it was trained on faces
 
         is_adapted = hasattr(self.vit, "fe_adaptation")
         if num_frames is None and not is_adapted:
@@ -254,6 +255,7 @@ class VideoClassifier(nn.Module):
             "preprocessing": dataclasses.asdict(self.preprocessing),
             "clip_seconds": self.clip_seconds,
             "clip_sampling": self.clip_sampling,
+            "faces": self.faces,
             "note": self.note,
             "temperature": self.temperature,
         }

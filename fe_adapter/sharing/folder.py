@@ -137,7 +137,7 @@ def load_classifier(
         raise InputError(f"{folder} holds adapters without a classifier; use load_adapter")
     options = content.classifier.model_dump(exclude_unset=True)
     options["preprocessing"] = Preprocessing(**options["preprocessing"])
-    remembered = {name: options.pop(name, None) for name in ("clip_seconds", "clip_sampling", "note")}
+    remembered = {name: options.pop(name, None) for name in ("clip_seconds", "clip_sampling", "faces", "note")}
     remembered["temperature"] = options.pop("temperature", 1.0)
     if options["tune"] == "adapter":
         options["config"] = content.adapter

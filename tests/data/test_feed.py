@@ -123,18 +123,18 @@ def workers(data, device="cuda", batch_size=1, **options) -> int:
 def test_auto_is_as_many_workers_as_are_of_use(videos, monkeypatch):
     data = open_videos(videos)
     for cores, expected in ((4, 3), (64, 5), (1, 1)):  # there are five batches of one
-        monkeypatch.setattr(feed, "_num_cores", lambda cores=cores: cores)
+        monkeypatch.setattr(feed, "num_cores", lambda cores=cores: cores)
         assert workers(data) == expected
         assert workers(data, "cpu") == 0  # which trains
         assert workers(open_videos(videos, in_memory=True)) == 0
     monkeypatch.setattr(feed, "MOST_WORKERS", 2)
-    monkeypatch.setattr(feed, "_num_cores", lambda: 64)
+    monkeypatch.setattr(feed, "num_cores", lambda: 64)
     assert workers(data) == 2
 
 
 def test_auto_starts_no_more_workers_than_shared_memory_holds_batches_of(videos, monkeypatch, tmp_path):
     data = open_videos(videos)
-    monkeypatch.setattr(feed, "_num_cores", lambda: 64)
+    monkeypatch.setattr(feed, "num_cores", lambda: 64)
     clip = 3 * 3 * 24 * 24 * feed.MAX_SENT
     for room in (2, 0):
         usage = types.SimpleNamespace(free=room * (3 * 2 * clip) + 1)
@@ -148,7 +148,7 @@ def test_auto_starts_no_more_workers_than_shared_memory_holds_batches_of(videos,
 def test_auto_starts_a_worker_where_a_cpu_waited(videos, monkeypatch, cores, in_memory, counts):
     monkeypatch.setattr(feed, "WORTH_SECONDS", 0.0)
     monkeypatch.setattr(feed, "SLOW", 0.0)
-    monkeypatch.setattr(feed, "_num_cores", lambda: cores)
+    monkeypatch.setattr(feed, "num_cores", lambda: cores)
     data = open_videos(videos, in_memory=in_memory)
     source, found, batches = Feed(data, 2), [], []
     for epoch in range(len(counts)):
@@ -160,7 +160,7 @@ def test_auto_starts_a_worker_where_a_cpu_waited(videos, monkeypatch, cores, in_
 
 
 def test_auto_keeps_a_data_set_that_cannot_be_sent(videos, monkeypatch, caplog):
-    monkeypatch.setattr(feed, "_num_cores", lambda: 4)
+    monkeypatch.setattr(feed, "num_cores", lambda: 4)
     assert workers(open_videos(videos, transform=lambda clip, seed: clip)) == 0
     assert "the data set cannot be sent to workers" in caplog.text
 
@@ -182,7 +182,7 @@ def test_auto_does_not_run_a_script_again(videos, monkeypatch, tmp_path, caplog,
     main.__file__, main.__spec__ = str(tmp_path / "script.py"), spec
     (tmp_path / "script.py").write_text(script)
     monkeypatch.setitem(sys.modules, "__main__", main)
-    monkeypatch.setattr(feed, "_num_cores", lambda: 4)
+    monkeypatch.setattr(feed, "num_cores", lambda: 4)
     assert workers(open_videos(videos)) == (3 if may else 0)
     assert ("workers need `if __name__" in caplog.text) != may
 

