@@ -28,7 +28,9 @@ EXAMPLES = (
 )
 CONTEXT = {"allow_extra_args": True, "ignore_unknown_options": True}  # those of train
 EPOCHS = ("last", "best")  # adapter folders of a run, in the order of the report
-_OF_TEST = ("batch_size", "num_workers", "frames_folder", "lists_folder", "on_error")  # options that eval has, too
+_OF_TEST = (  # options that eval has, too
+    "batch_size", "num_workers", "frames_folder", "lists_folder", "on_error", "on_no_face", "face_cache",
+)  # fmt: skip
 
 
 def crossval(

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from fe_adapter.cli.fields import Fields
 from fe_adapter.cli.options import Data, Device, Precision, Run, Weights, find_device, words
 from fe_adapter.cli.tables import show_published, show_recalls
+from fe_adapter.data.faces import FaceOptions
 from fe_adapter.data.recipe import ClipRecipe
 from fe_adapter.data.views import MultiView, Views
 from fe_adapter.models.classifier import expected_frames
@@ -35,6 +36,7 @@ def eval(
     ] = None,
     recipe: Annotated[TrainConfig, Fields(only=("batch_size", "num_workers"))],
     clips: Annotated[ClipRecipe, Fields(only=("on_error", "tier", "fold", "frames_folder", "lists_folder"))],
+    faces: Annotated[FaceOptions, Fields("Faces", only=("face_model", "on_no_face", "face_cache"))],
     precision: Precision = "auto",
     device: Device = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print the metrics as JSON.")] = False,
@@ -53,9 +55,11 @@ def eval(
         clips = dataclasses.replace(clips, num_frames=views.num_frames)
     dataset = clips.open(data, split, class_names=model.class_names)
     dataset.transform = clips.transform(*expected_frames(model))
+    faces.crop(dataset, recipe=faces.recipe(model.faces), num_workers=recipe.num_workers)
     shown = dataset if views is None else MultiView(dataset, views)
     on_test = clips.select_on_test and dataset.split_name == "test" and model_folder.name != "last"
-    about = {"views": None if views is None else str(views), "select_on_test": on_test}
+    about: dict[str, Any] = {"views": None if views is None else str(views), "select_on_test": on_test}
+    about |= {"faces": model.faces, "without_face": len(dataset.faceless)}
     evaluation = evaluate(
         model, shown, batch_size=recipe.batch_size, num_workers=recipe.num_workers, precision=precision
     )
@@ -72,4 +76,6 @@ def eval(
             show_published(dataset.origin.get("layout"), [(of_fold, metrics.uar, metrics.war)])
     if on_test:
         words.print("the epoch was chosen on this very test split (--select-on-test): this is no test")
+    if dataset.faceless:
+        words.print(f"left out, since no face is found in them (--on-no-face skip): {len(dataset.faceless)}")
     words.print(f"written to {folder}")

@@ -85,6 +85,12 @@ def use_config_file(context: typer.Context, file: Path | None) -> Path | None:
     return file
 
 
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option(callback=use_config_file, is_eager=True, help="TOML file with values for these options."),
+]
+
+
 def _as_option(value: Any) -> Any:
     """A TOML value as the command line writes it."""
     if isinstance(value, bool):

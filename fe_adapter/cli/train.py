@@ -14,15 +14,16 @@ from fe_adapter.cli.options import (
     ADAPTER_FIELDS,
     Backbone,
     BackboneArgs,
+    ConfigFile,
     Data,
     LastBlocks,
     find_device,
     in_last_blocks,
     read_json_object,
-    use_config_file,
     words,
 )
 from fe_adapter.config import FEAdapterConfig
+from fe_adapter.data.faces import FaceOptions
 from fe_adapter.data.protocol import ClipDataset
 from fe_adapter.data.recipe import ClipRecipe, summary_of
 from fe_adapter.errors import InputError, Terminated
@@ -37,6 +38,7 @@ EXAMPLES = (
     "fe-adapter train videos/ --backbone timm:vit_base_patch16_clip_224.openai --out run",
     "fe-adapter train list.csv --backbone hf:google/vit-base-patch16-224 --num-frames 8 --out run --resume",
     "fe-adapter train marks.srt --window 1 --backbone timm:vit_small_patch14_dinov2 --last-blocks 4 --out run",
+    "fe-adapter train videos/ --faces largest --backbone timm:vit_base_patch16_clip_224.openai --out run",
     "fe-adapter train dfew:DFEW --fold 1 --backbone timm:vit_large_patch14_clip_224.openai --memory 8GB --out run",
 )
 Recipe = Annotated[TrainConfig, Fields("Training", without=("precision",), panels={"memory_policy": "Memory"})]
@@ -50,12 +52,10 @@ def train(
     out: Annotated[Path, typer.Option(help="Folder for the run.")],
     weights: Annotated[str, typer.Option(help="pretrained, a local FILE or FOLDER, or none.")] = "pretrained",
     backbone_args: BackboneArgs = "{}",
-    config: Annotated[
-        Path | None,
-        typer.Option(callback=use_config_file, is_eager=True, help="TOML file with values for these options."),
-    ] = None,
+    config: ConfigFile = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where the run in --out stopped.")] = False,
     clips: Annotated[ClipRecipe, Fields("Clips")],
+    faces: Annotated[FaceOptions, Fields("Faces")],
     cache_features: Annotated[
         Path | None,
         typer.Option(
@@ -95,6 +95,7 @@ def train(
     from fe_adapter.train.state import CHECKPOINT
     from fe_adapter.train.trackers import check_tracker
 
+    faces.check_training()
     checkpoint, is_cached = out / CHECKPOINT, cache_features is not None
     if not resume and checkpoint.exists():
         raise InputError(f"{out} already holds a training run; add --resume or choose another folder")
@@ -122,8 +123,10 @@ def train(
             temporal_pool=temporal_pool,
             head_dropout=head_dropout,
         )
-    within = MemoryBudget(model, recipe, memory, approximate, memory_fallback, is_cached, say=words.print)
     frames = expected_frames(model)
+    face_recipe = faces.recipe({"size": max(frames[0])})
+    faces.crop(train_videos, val_videos, recipe=face_recipe, num_workers=recipe.num_workers)
+    within = MemoryBudget(model, recipe, memory, approximate, memory_fallback, is_cached, say=words.print)
     train_videos.transform, val_videos.transform = clips.transform(*frames, not is_cached), clips.transform(*frames)
     train_set: ClipDataset = train_videos  # or what is kept of them
     val_set: ClipDataset = val_videos

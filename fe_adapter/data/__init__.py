@@ -1,7 +1,7 @@
 """Videos, clips and data sets."""
 
 from fe_adapter.data.datasets import VideoCSV, VideoDataset, VideoFolder, open_dataset
-from fe_adapter.data.faces import Face, FaceRecipe, FaceTracker, crop_face, load_detector
+from fe_adapter.data.faces import Face, FaceRecipe, FaceTracker, crop_face, crop_to_faces, load_detector
 from fe_adapter.data.feed import Feed
 from fe_adapter.data.listing import Clip
 from fe_adapter.data.live import stream_frames
@@ -32,6 +32,7 @@ __all__ = [
     "VideoInfo",
     "Views",
     "crop_face",
+    "crop_to_faces",
     "load_detector",
     "make_loader",
     "open_dataset",

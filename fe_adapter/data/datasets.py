@@ -17,6 +17,8 @@ from torch.utils.data import Dataset
 
 from fe_adapter.checks import check_choice
 from fe_adapter.data.annotations import Cutting
+from fe_adapter.data.faces.clips import ClipFaces
+from fe_adapter.data.faces.face import FaceRecipe
 from fe_adapter.data.layouts import Where
 from fe_adapter.data.listing import (
     SPLITS,
@@ -84,17 +86,16 @@ class VideoDataset(Dataset[dict[str, Any]]):
             raise InputError(f"{source} has the unknown class {unknown[0]!r}; known are {', '.join(self.class_names)}")
         if len(self.class_names) < 2:
             raise InputError(f"{source} has the one class {self.class_names[0]!r}; a classifier needs two or more")
-        index = {name: i for i, name in enumerate(self.class_names)}
-        self._infos, self.skipped = _probe_all(list(dict.fromkeys(clip.path for clip in clips)), on_error, source)
-        self.clips = [clip for clip in clips if clip.path in self._infos]
-        self.paths = [clip.name for clip in self.clips]
-        self.labels = [index[clip.class_name] for clip in self.clips]
-        self.targets = shares(self.clips, self.class_names)  # (n, C), or None without soft labels
-        if not self.paths:
+        self.source = source
+        self.infos, self.skipped = _probe_all(list(dict.fromkeys(clip.path for clip in clips)), on_error, source)
+        self._hold([clip for clip in clips if clip.path in self.infos])
+        if not self.clips:
             raise InputError(f"{source} holds no readable videos")
-        lost = [name for name in found if index[name] not in self.labels]
+        lost = [name for name in found if self.class_names.index(name) not in self.labels]
         if lost:
             raise InputError(f"{source} has no readable video of the class {lost[0]!r}")
+        self.faces: ClipFaces | None = None  # what is cut out of frames, as `crop_to_faces` sets it
+        self.faceless: list[str] = []  # clips that it left out
         self.sampler, self.transform = sampler, transform
         self.split_name: str | None = None  # as the data calls the split that this is, where it has splits
         self.val_fraction: float | None = None  # the share held out, where `open_dataset` held one out
@@ -117,9 +118,14 @@ class VideoDataset(Dataset[dict[str, Any]]):
         return self._frames is not None
 
     @property
+    def face_recipe(self) -> FaceRecipe | None:
+        """Which faces are cut out of the frames, and how; None where none are."""
+        return None if self.faces is None else self.faces.recipe
+
+    @property
     def clip_seconds(self) -> float:
         """Median time that a clip spans in its video, in seconds."""
-        return float(np.median([self.sampler.seconds(self._infos[clip.path], clip.window) for clip in self.clips]))
+        return float(np.median([self.sampler.seconds(self.infos[clip.path], clip.window) for clip in self.clips]))
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -141,10 +147,37 @@ class VideoDataset(Dataset[dict[str, Any]]):
         return item | {"video": compact(part, edit), "edit": edit}
 
     def frames(self, index: int, random: np.random.Generator | None = None, view: tuple[int, int] = (0, 1)) -> Tensor:
-        """The frames ``(T, 3, H, W)`` of a clip as they are in the video; options as of `FrameSampler`."""
+        """The frames ``(T, 3, H, W)`` of a clip as they are in the video, or the faces cut out of them.
+
+        Options as of `FrameSampler`.
+        """
         clip = self.clips[index]
-        info = self._infos[clip.path]
-        return self._read(info, self.sampler(info, random, clip.window, view))
+        info = self.infos[clip.path]
+        chosen = self.sampler(info, random, clip.window, view)
+        if self.faces is None:
+            return self._read(info, chosen)
+        chosen, places = self.faces.nearest(index, info, chosen)
+        return self.faces.cut(index, self._read(info, chosen), places)
+
+    def keep(self, indices: Sequence[int], reason: str) -> None:
+        """Leave out all other clips, of which the ``reason`` is.
+
+        Raises:
+            InputError: no clip is left, or none of some class.
+        """
+        before, chosen = set(self.labels), [self.clips[i] for i in indices]
+        lost = before - {self.class_names.index(clip.class_name) for clip in chosen}
+        if lost:
+            raise InputError(f"{self.source} has only clips of the class {self.class_names[min(lost)]!r} {reason}")
+        self._hold(chosen)
+
+    def _hold(self, clips: list[Clip]) -> None:
+        """Be of these clips."""
+        index = {name: i for i, name in enumerate(self.class_names)}
+        self.clips = clips
+        self.paths = [clip.name for clip in clips]
+        self.labels = [index[clip.class_name] for clip in clips]
+        self.targets = shares(clips, self.class_names)  # (n, C), or None without soft labels
 
     def _untransformed(self, index: int) -> tuple[dict[str, Any], int]:
         """The item with its frames as they are, and the seed of what chance does to it."""

@@ -131,4 +131,6 @@ def summary_of(train_set: VideoDataset, val_set: VideoDataset) -> str:
     line = f"{len(train_set)} clips to train on, {len(val_set)} to validate ({origin})"
     skipped = {*train_set.skipped, *val_set.skipped}
     left_out = f", {len(skipped)} unreadable left out" if skipped else ""
+    faceless = {*train_set.faceless, *val_set.faceless}
+    left_out += f", {len(faceless)} without a face left out" if faceless else ""
     return f"{line}, {len(train_set.class_names)} classes{left_out}"

@@ -67,7 +67,7 @@ class MultiView(Dataset[dict[str, Any]]):
     def __init__(self, dataset: VideoDataset, views: Views) -> None:
         self._videos, self._views = dataset, views
         self.num_views = views.clips * views.crops
-        self.class_names = dataset.class_names
+        self.class_names, self.face_recipe = dataset.class_names, dataset.face_recipe
         self.labels = [label for label in dataset.labels for _ in range(self.num_views)]
         self.paths = [path for path in dataset.paths for _ in range(self.num_views)]
         self.sampler, self.clip_seconds = dataset.sampler, dataset.clip_seconds

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fe_adapter.backbones.backbone import unwrapped
+from fe_adapter.data.faces import other_than_trained
 from fe_adapter.data.feed import Feed
 from fe_adapter.data.protocol import ClipDataset
 from fe_adapter.distributed import gather, num_processes, process_index
@@ -24,6 +26,8 @@ from fe_adapter.evaluate.metrics import Metrics, confusion_matrix
 from fe_adapter.files import write_csv, write_figure, write_json
 from fe_adapter.models.classifier import VideoClassifier
 from fe_adapter.models.inference import classify
+
+_log = logging.getLogger("fe_adapter")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +105,8 @@ def evaluate(
     check_classes(inner, dataset)
     if len(dataset) == 0:
         raise InputError("the data set holds no clips to evaluate on")
+    if hasattr(dataset, "face_recipe") and (other := other_than_trained(inner.faces, dataset.face_recipe)):
+        _log.warning("%s", other)
     device = next(model.parameters()).device
     shard = (process_index(), num_processes())
     feed = Feed(dataset, batch_size, device=device, num_workers=num_workers, shard=shard)

@@ -69,7 +69,7 @@ class CachedFeatures(Dataset[dict[str, Any]]):
         self.folder, self._shards, self._clips_per_shard = folder, index.shards, index.clips_per_shard
         self.paths, self.labels, self.class_names = source.paths, source.labels, source.class_names
         self.sampler, self.transform, self.clip_seconds = source.sampler, source.transform, source.clip_seconds
-        self.targets = source.targets
+        self.targets, self.face_recipe = source.targets, source.face_recipe
         self.val_fraction, self.origin = source.val_fraction, source.origin
         self._checked: set[int] = set()
 
@@ -175,6 +175,7 @@ def _identity(model: VideoClassifier, dataset: VideoDataset) -> dict[str, Any]:
         "files": hashlib.blake2b(files.encode(), digest_size=16).hexdigest(),
         "frames": repr(dataset.sampler),
         "transform": repr(dataset.transform),
+        "faces": None if dataset.faces is None else dataset.faces.describe(),
     }
 
 

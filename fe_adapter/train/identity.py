@@ -30,6 +30,12 @@ def clip_sampling(train_set: ClipDataset) -> dict[str, Any] | None:
     return {"sampling": sampler.sampling, "stride": sampler.stride, "val_fraction": val_fraction, **origin}
 
 
+def faces_of(train_set: ClipDataset) -> dict[str, Any] | None:
+    """Which faces the clips are of, and how they were cut out, as prediction has to do it; None of whole frames."""
+    recipe = getattr(train_set, "face_recipe", None)
+    return None if recipe is None else recipe.as_dict()
+
+
 def identity(model: VideoClassifier, train_set: ClipDataset) -> dict[str, Any]:
     """What must be the same for a run to go on: the model, the data and what is made of it, as JSON values."""
     described = {name: value for name, value in model.describe().items() if name not in REMEMBERED}

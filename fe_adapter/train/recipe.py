@@ -27,7 +27,7 @@ from fe_adapter.memory.policies import check_device, moves_to_host, replace_memo
 from fe_adapter.models.classifier import VideoClassifier
 from fe_adapter.sharing.folder import save_adapter
 from fe_adapter.train.config import TrainConfig
-from fe_adapter.train.identity import MAY_CHANGE, OF_FILES, clip_sampling, identity
+from fe_adapter.train.identity import MAY_CHANGE, OF_FILES, clip_sampling, faces_of, identity
 from fe_adapter.train.log import TrainingLog
 from fe_adapter.train.losses import Criterion
 from fe_adapter.train.optimizers import Schedule, classifier_of, parameter_groups
@@ -151,7 +151,7 @@ class _Run:
         if config.memory_policy is not None:
             replace_memory_policy(model, config.memory_policy)
         model.clip_seconds = train_set.clip_seconds  # what predict_video slides over a longer video
-        model.clip_sampling = clip_sampling(train_set)
+        model.clip_sampling, model.faces = clip_sampling(train_set), faces_of(train_set)
         make_folder(out)
         self.accelerator = _accelerator(config, out)
         if self.accelerator.is_main_process:

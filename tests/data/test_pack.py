@@ -61,7 +61,7 @@ def test_jpeg_of_a_smaller_size_is_close_and_small(videos, tmp_path):
     for a, b in zip(before, after, strict=True):
         # JPEG of quality 95 moves a pixel of smooth grey by a few levels; edges of the marks by more
         assert (a["video"].float() - b["video"].float()).abs().mean() < 4
-    sizes = {(info.height, info.width) for info in after._infos.values()}
+    sizes = {(info.height, info.width) for info in after.infos.values()}
     assert sizes == {(32, 43), (40, 32), (32, 48)}
     assert said[0].startswith("about ")
 

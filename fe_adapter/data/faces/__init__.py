@@ -1,5 +1,6 @@
 """Faces in videos: found, followed from frame to frame, and cut out alike for training and for prediction."""
 
+from fe_adapter.data.faces.clips import crop_to_faces
 from fe_adapter.data.faces.detectors import Detector, load_detector
 from fe_adapter.data.faces.face import Face, FaceRecipe, crop_face
 from fe_adapter.data.faces.options import FaceOptions, other_than_trained
@@ -12,6 +13,7 @@ __all__ = [
     "FaceRecipe",
     "FaceTracker",
     "crop_face",
+    "crop_to_faces",
     "load_detector",
     "other_than_trained",
 ]

