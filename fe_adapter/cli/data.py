@@ -12,6 +12,7 @@ from rich.table import Table
 
 from fe_adapter.cli.fields import Fields
 from fe_adapter.cli.options import Data, show, words
+from fe_adapter.data.faces import FaceOptions
 from fe_adapter.data.recipe import ClipRecipe
 from fe_adapter.errors import some
 from fe_adapter.files import check_folder, printable
@@ -20,7 +21,11 @@ PACK_EXAMPLES = ("fe-adapter data pack videos/ packed", "fe-adapter data pack df
 PACKED_FIELDS = (
     "fold", "frames_folder", "lists_folder", "window", "background", "split_by", "tier", "val_fraction", "soft_labels",
 )  # fmt: skip
-EXAMPLES = ("fe-adapter data check videos/", "fe-adapter data check dfew:DFEW --content --out check")
+EXAMPLES = (
+    "fe-adapter data check videos/",
+    "fe-adapter data check videos/ --faces largest",
+    "fe-adapter data check dfew:DFEW --content --out check",
+)
 
 
 def check(
@@ -33,20 +38,30 @@ def check(
     content: Annotated[
         bool, typer.Option("--content", help="Decode every frame, and find the same content under two names.")
     ] = False,
+    faces: Annotated[FaceOptions, Fields("Faces", only=("faces", "face_model", "face_detection_size", "face_cache"))],
     out: Annotated[Path, typer.Option(help="Folder for the report and the pictures.")] = Path("data-check"),
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Look at all of a data set: clips per class and split, what is missing, unreadable, mislabelled or leaked.
 
     Published data sets are compared with their published counts. Writes check.json, contact_sheet.png and
-    histograms.png; exits with 1 where something is off.
+    histograms.png, with --faces largest faces.png as well; exits with 1 where something is off.
     """
     from fe_adapter.data.check import check_data
     from fe_adapter.data.layouts import Where
 
     check_folder(out)
     where = Where(clips.frames_folder, clips.lists_folder)
-    report = check_data(data, fold=clips.fold, where=where, is_subset=subset, content=content)
+    recipe = faces.for_one_face()
+    report = check_data(
+        data,
+        fold=clips.fold,
+        where=where,
+        is_subset=subset,
+        content=content,
+        faces=recipe,
+        face_cache=faces.cache,
+    )
     report.save(out)
     if as_json:
         print(json.dumps(report.as_dict()))

@@ -95,7 +95,7 @@ def train(
     from fe_adapter.train.state import CHECKPOINT
     from fe_adapter.train.trackers import check_tracker
 
-    faces.check_training()
+    faces.for_one_face()  # or what is wrong is said
     checkpoint, is_cached = out / CHECKPOINT, cache_features is not None
     if not resume and checkpoint.exists():
         raise InputError(f"{out} already holds a training run; add --resume or choose another folder")

@@ -15,6 +15,9 @@ from rich.console import Console
 from rich.progress import track
 
 from fe_adapter.data.contact_sheet import draw_contact_sheet, draw_histograms
+from fe_adapter.data.faces.clips import of_clip
+from fe_adapter.data.faces.face import FaceRecipe
+from fe_adapter.data.faces.sightings import Sightings, find_sightings
 from fe_adapter.data.frames import frame_size
 from fe_adapter.data.layouts import Layout, Listing, Where, find_layout, read_listing
 from fe_adapter.data.listing import Clip
@@ -34,7 +37,7 @@ class Finding:
     """One thing that is off.
 
     Args:
-        kind: "absent", "list", "unreadable", "count", "class", "votes", "leak", "content", "frames" or "size".
+        kind: "absent", "list", "unreadable", "count", "class", "votes", "leak", "content", "frames", "size" or "face".
         message: a sentence.
         names: every clip it is about.
     """
@@ -55,6 +58,7 @@ class DataReport:
         counts: clips by fold ("" without folds), split and class.
         infos: what is in every readable clip, by path.
         clips: one `Clip` for each of them.
+        faces: the face of each clip, by its name, where faces were looked for.
     """
 
     data: str
@@ -63,6 +67,7 @@ class DataReport:
     counts: dict[str, dict[str, dict[str, int]]]
     infos: dict[str, VideoInfo]
     clips: tuple[Clip, ...]
+    faces: dict[str, Sightings] = dataclasses.field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """Everything as plain values, ready for JSON."""
@@ -80,11 +85,13 @@ class DataReport:
         }
 
     def save(self, folder: Path) -> None:
-        """Write ``check.json``, ``contact_sheet.png`` and ``histograms.png`` into ``folder``."""
+        """Write ``check.json``, ``contact_sheet.png``, ``histograms.png`` and, of faces, ``faces.png``."""
         make_folder(folder)
         write_json(folder / "check.json", self.as_dict())
         if self.infos:
             write_figure(draw_contact_sheet(self.clips, self.infos), folder / "contact_sheet.png")
+            if self.faces:
+                write_figure(draw_contact_sheet(self.clips, self.infos, self.faces), folder / "faces.png")
             write_figure(draw_histograms(list(self.infos.values())), folder / "histograms.png")
 
 
@@ -95,6 +102,8 @@ def check_data(
     where: Where | None = None,
     is_subset: bool = False,
     content: bool = False,
+    faces: FaceRecipe | None = None,
+    face_cache: Path | None = None,
 ) -> DataReport:
     """Look at every clip of ``data``, and say all that is off.
 
@@ -104,6 +113,8 @@ def check_data(
         where: its folders, where they have other names than the published ones.
         is_subset: it is a part of the published data set, whose counts are others.
         content: decode every frame, and find the same content under two names.
+        faces: look for the face of every clip in this way.
+        face_cache: folder where boxes are kept, as of `fe_adapter.data.crop_to_faces`.
 
     Raises:
         InputError: there is no such data at all, or it is another data set than the one named.
@@ -148,9 +159,15 @@ def check_data(
     mixed = sum(len(look.sizes) > 1 for look in looks.values())
     if mixed:
         notes.append(f"{mixed} folders hold frames of several sizes, which are scaled to the first one's")
+    there = tuple(clip for clip in clips.values() if clip.path in infos)
+    seen: dict[str, Sightings] = {}
+    if faces is not None:
+        found_faces = find_sightings(list(infos.values()), faces, cache=face_cache)
+        seen = {clip.name: of_clip(clip, infos[clip.path], found_faces[clip.path]) for clip in there}
+        if without := tuple(name for name, own in seen.items() if not len(own.frames)):
+            findings.append(Finding("face", f"no face is found in {len(without)} of {len(seen)} clips", without))
     counts = {"" if k is None else str(k): _counts(listing) for k, listing in listings.items()}
-    return DataReport(os.fspath(data), tuple(findings), tuple(notes), counts, infos,
-                      tuple(clip for clip in clips.values() if clip.path in infos))  # fmt: skip
+    return DataReport(os.fspath(data), tuple(findings), tuple(notes), counts, infos, there, seen)
 
 
 @dataclasses.dataclass(frozen=True)

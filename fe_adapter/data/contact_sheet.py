@@ -11,6 +11,8 @@ import torch
 from einops import rearrange
 from torch.nn import functional as F
 
+from fe_adapter.data.faces.face import FaceRecipe, crop_face
+from fe_adapter.data.faces.sightings import Sightings
 from fe_adapter.data.listing import Clip
 from fe_adapter.data.reading import read_frames
 from fe_adapter.data.sampling import FrameSampler
@@ -22,10 +24,12 @@ COLUMNS, TILE = 10, 96  # clips of a class, and pixels
 _MOST_CLASSES, _MOST_SIZES = 40, 8
 
 
-def draw_contact_sheet(clips: Sequence[Clip], infos: Mapping[str, VideoInfo]) -> Any:
+def draw_contact_sheet(
+    clips: Sequence[Clip], infos: Mapping[str, VideoInfo], faces: Mapping[str, Sightings] | None = None
+) -> Any:
     """A matplotlib figure with a row for every class: the middle frame of up to ten clips, spread over all of them.
 
-    A frame that cannot be decoded is grey.
+    With ``faces``, by the clips' names, there are those. What cannot be decoded, or shows no face, is grey.
     """
     by_class: dict[str, list[Clip]] = collections.defaultdict(list)
     for clip in clips:
@@ -35,7 +39,7 @@ def draw_contact_sheet(clips: Sequence[Clip], infos: Mapping[str, VideoInfo]) ->
     for name in names:
         own = by_class[name]
         chosen = [own[i] for i in np.linspace(0, len(own) - 1, min(COLUMNS, len(own))).astype(int)]
-        tiles = [_tile(infos[clip.path], clip.window) for clip in chosen]
+        tiles = [_tile(infos[clip.path], clip.window, None if faces is None else faces[clip.name]) for clip in chosen]
         tiles += [torch.full((3, TILE, TILE), 255, dtype=torch.uint8)] * (COLUMNS - len(tiles))
         rows.append(torch.stack(tiles))
     figure, axes = new_figure(1.2 + 0.8 * COLUMNS, 0.5 + 0.8 * len(rows))
@@ -43,7 +47,7 @@ def draw_contact_sheet(clips: Sequence[Clip], infos: Mapping[str, VideoInfo]) ->
     axes.set_yticks([TILE * (i + 0.5) for i in range(len(names))], names)
     axes.set_xticks([])
     axes.set_frame_on(False)
-    axes.set_title(f"middle frames, {len(clips):,} clips")
+    axes.set_title(f"{'middle frames' if faces is None else 'faces'}, {len(clips):,} clips")
     return figure
 
 
@@ -62,13 +66,19 @@ def draw_histograms(infos: Sequence[VideoInfo]) -> Any:
     return figure
 
 
-def _tile(info: VideoInfo, window: tuple[float, float] | None) -> torch.Tensor:
-    """uint8 ``(3, TILE, TILE)``: the middle frame, as large as fits, on white."""
+def _tile(info: VideoInfo, window: tuple[float, float] | None, seen: Sightings | None) -> torch.Tensor:
+    """uint8 ``(3, TILE, TILE)``: the middle frame, or its face, as large as fits, on white."""
+    grey, room = torch.full((3, TILE, TILE), 128, dtype=torch.uint8), TILE - 4
+    chosen = FrameSampler(1)(info, window=window)
+    if seen is not None and not len(seen.frames):
+        return grey
+    place = 0 if seen is None else seen.nearest(chosen, info.timestamps)[0]
     try:
-        frame = read_frames(info, FrameSampler(1)(info, window=window))
+        frame = read_frames(info, chosen if seen is None else [int(seen.frames[place])])
     except InputError:
-        return torch.full((3, TILE, TILE), 128, dtype=torch.uint8)
-    room = TILE - 4
+        return grey
+    if seen is not None:
+        return F.pad(crop_face(frame[0], seen.face(place), FaceRecipe("largest", size=room)), (2, 2, 2, 2), value=255)
     scale = room / max(info.height, info.width)
     h, w = max(1, round(info.height * scale)), max(1, round(info.width * scale))
     tile = torch.full((3, TILE, TILE), 255, dtype=torch.uint8)

