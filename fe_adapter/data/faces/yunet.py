@@ -37,7 +37,7 @@ class YuNet:
     """
 
     def __init__(self, file: Path) -> None:
-        require("onnxruntime", "a face detector in an ONNX file", "faces")
+        require("onnxruntime", "a face detector in an ONNX file", "yunet")
         if not file.is_file():
             raise InputError(f"{file}: no such file")
         import onnxruntime
