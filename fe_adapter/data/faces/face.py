@@ -96,7 +96,7 @@ def crop_face(frame: Tensor, face: Face, recipe: FaceRecipe) -> Tensor:
     if across.count > 0 and down.count > 0:
         part = frame[:, down.low : down.high, across.low : across.high].permute(1, 2, 0)
         box = (across.start - across.low, down.start - down.low, across.end - across.low, down.end - down.low)
-        inside = _scaled(part.contiguous().numpy(), (across.count, down.count), box)
+        inside = _scaled(part.contiguous().cpu().numpy(), (across.count, down.count), box)
         crop[:, down.first : down.first + down.count, across.first : across.first + across.count] = inside
     return crop
 

@@ -70,8 +70,9 @@ class FaceTracker:
         boxes, scores = find_faces(self._detector, frame, self._recipe.detection_size, seconds)
         if seconds < self._seconds:
             self._people, self._held = [], None
+        since = min(self._seconds, seconds - self._max_gap - 1e-6)  # who was in the frame before is never gone
+        self._people = [person for person in self._people if person.seen >= since]
         self._seconds = seconds
-        self._people = [person for person in self._people if seconds - person.seen <= self._max_gap]
         known = self._recognized(boxes, scores)
         seen = []
         for i, (box, score) in enumerate(zip(boxes, scores.tolist(), strict=True)):

@@ -45,7 +45,7 @@ class YuNet:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()  # one in a worker, which has neighbours
         options.log_severity_level = 4
-        self._file = file
+        self._file, self.name = file, str(file)
         self._names = [f"{kind}_{stride}" for kind in _OUTPUTS for stride in STRIDES]
         try:
             content = file.read_bytes()
