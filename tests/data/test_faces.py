@@ -75,6 +75,7 @@ def test_who_is_out_of_sight_for_a_second_is_the_same_and_for_longer_is_somebody
 
 def test_at_less_than_a_frame_a_second_people_keep_their_numbers():
     assert ids(followed([[(60, 30, 20, 20)]] * 4, fps=0.4)) == [[0]] * 4
+    assert ids(followed([[(60, 30, 20, 20)]] * 2, fps=0.1)) == [[0], [1]]  # a stream that stood still for ten seconds
 
 
 def test_who_moves_on_out_of_sight_is_the_same():

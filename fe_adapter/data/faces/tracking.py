@@ -13,6 +13,7 @@ from fe_adapter.data.faces.face import Face, FaceRecipe
 from fe_adapter.errors import InputError
 
 MAX_GAP = 1.0  # seconds unseen after which a person is gone
+SLOWEST = 5.0  # seconds from frame to frame, beyond which it is another scene
 START_SCORE, KEEP_SCORE = 0.7, 0.5  # of a face that is new, and of one that is followed already (ByteTrack's idea)
 LEAST_OVERLAP = 0.2  # with where somebody is expected
 PATIENCE = 0.25  # seconds that "largest" waits for its person before it looks at another one
@@ -68,11 +69,12 @@ class FaceTracker:
         if self._recipe.which == "none":
             return []
         boxes, scores = find_faces(self._detector, frame, self._recipe.detection_size, seconds)
-        if seconds < self._seconds:
+        since, before, self._seconds = seconds - self._max_gap - 1e-6, self._seconds, seconds
+        if seconds < before:
             self._people, self._held = [], None
-        since = min(self._seconds, seconds - self._max_gap - 1e-6)  # who was in the frame before is never gone
+        if seconds - before < SLOWEST:  # of few frames a second, too, whoever was in the one before is still there
+            since = min(since, before)
         self._people = [person for person in self._people if person.seen >= since]
-        self._seconds = seconds
         known = self._recognized(boxes, scores)
         seen = []
         for i, (box, score) in enumerate(zip(boxes, scores.tolist(), strict=True)):
@@ -91,7 +93,7 @@ class FaceTracker:
         if not len(boxes) or not self._people:
             return {}
         expected = np.stack([person.expected(self._seconds) for person in self._people])
-        slack = np.array([1 + self._seconds - person.seen for person in self._people])[:, None, None]
+        slack = np.array([1 + min(1.0, self._seconds - person.seen) for person in self._people])[:, None, None]
         scale = np.concatenate([np.ones_like(slack), np.ones_like(slack), slack, slack], -1)  # of sizes, not of centres
         shares = overlap(expected[:, None] * scale, boxes * scale)  # (people, boxes)
         shares[:, scores < KEEP_SCORE] = 0
@@ -132,8 +134,8 @@ class _Person:
         self._last, self.seen, self.score = now, seconds, score
 
     def expected(self, seconds: float) -> np.ndarray:
-        """The box ``(4,)``, centre and size, where they went on as they did; their size is what it was."""
-        centre = self._last[:2] + self._speed[:2] * self._unit()[:2] * (seconds - self.seen)
+        """The box ``(4,)``, centre and size, had they gone on as they did, for a second; their size is what it was."""
+        centre = self._last[:2] + self._speed[:2] * self._unit()[:2] * min(1.0, seconds - self.seen)
         return np.concatenate([centre, np.exp(self._last[2:])])
 
     @property
