@@ -201,10 +201,12 @@ def test_workers_find_the_same(made, tmp_path):
     assert len(list((tmp_path / "cache").iterdir())) == 4
 
 
-def test_the_nearest_sighting_is_by_time_and_not_by_number():
-    times = np.array([0.0, 0.1, 1.0, 1.1])
-    seen = Sightings(np.array([0, 3]), np.zeros(2, int), np.zeros((2, 4)), np.zeros(2))
+def test_the_nearest_sighting_is_of_the_clip_if_it_has_one():
+    times = np.array([0.0, 0.1, 1.0, 1.1, 1.2, 1.3])
+    seen = Sightings(np.array([0, 3, 5]), np.zeros(3, int), np.zeros((3, 4)), np.zeros(3))
     assert seen.nearest([0, 1, 2, 3], times) == [0, 0, 1, 1]
+    assert seen.nearest([0, 0, 2, 4, 4, 5], times) == [0, 0, 0, 0, 2, 2]  # 3 is no frame of the clip
+    assert seen.nearest([1, 2, 4], times) == [0, 1, 1]  # by time, of all
     assert len(seen.of_one(1, 3).frames) == 0
 
 

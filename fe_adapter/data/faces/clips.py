@@ -31,7 +31,7 @@ ON_NO_FACE = ("fail", "skip")
 class ClipFaces:
     """Where the face of each clip is: of the person who is seen most often in it.
 
-    In the place of a frame in which they are not seen there is the one nearest in time in which they are.
+    In the place of a frame in which they are not seen there is the nearest one of the clip in which they are.
 
     Args:
         recipe: how they were found, and how they are cut out.

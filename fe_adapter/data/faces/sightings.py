@@ -39,8 +39,8 @@ class Sightings:
     Args:
         frames: ``(n,)`` int64, the number of a frame; one may have several faces, or none.
         people: ``(n,)`` int64, who it is.
-        boxes: ``(n, 4)`` float32, x, y, width and height in pixels of the frame.
-        scores: ``(n,)`` float32.
+        boxes: ``(n, 4)`` float64, x, y, width and height in pixels of the frame.
+        scores: ``(n,)`` float64.
     """
 
     frames: np.ndarray
@@ -55,8 +55,8 @@ class Sightings:
         return cls(
             np.array([row[0] for row in rows], np.int64),
             np.array([row[1] for row in rows], np.int64),
-            np.array([row[2] for row in rows], np.float32).reshape(-1, 4),
-            np.array([row[3] for row in rows], np.float32),
+            np.array([row[2] for row in rows], np.float64).reshape(-1, 4),
+            np.array([row[3] for row in rows], np.float64),
         )
 
     def face(self, i: int) -> Face:
@@ -76,9 +76,17 @@ class Sightings:
         return self._where(max(seen.values(), key=lambda own: (own.sum(), areas[own].mean())))
 
     def nearest(self, frames: Sequence[int], timestamps: np.ndarray) -> list[int]:
-        """Which sighting is nearest in time to each of ``frames``; ``timestamps`` are those of all frames."""
-        gaps = np.abs(timestamps[self.frames] - timestamps[np.asarray(frames)][:, None])
-        return gaps.argmin(1).tolist()
+        """Which sighting of one person stands for each of ``frames``, which ascend; ``timestamps`` are those of all.
+
+        That in the frame itself or, where there is none, in the nearest of ``frames`` that has one, as in prediction,
+        which keeps no others; where none has, the nearest in time.
+        """
+        wanted = np.asarray(frames)
+        places = np.searchsorted(self.frames, wanted).clip(max=len(self.frames) - 1)
+        seen = np.flatnonzero(self.frames[places] == wanted)
+        if not len(seen):
+            return np.abs(timestamps[self.frames] - timestamps[wanted][:, None]).argmin(1).tolist()
+        return places[seen[np.abs(seen - np.arange(len(wanted))[:, None]).argmin(1)]].tolist()
 
     def _where(self, chosen: np.ndarray) -> Sightings:
         return Sightings(self.frames[chosen], self.people[chosen], self.boxes[chosen], self.scores[chosen])
