@@ -17,6 +17,7 @@ from fe_adapter.data.recipe import ClipRecipe
 from fe_adapter.data.views import MultiView, Views
 from fe_adapter.models.classifier import expected_frames
 from fe_adapter.sharing.folder import find_model, load_classifier
+from fe_adapter.sharing.hub import is_on_hub
 from fe_adapter.train.config import TrainConfig
 from fe_adapter.train.settings import tested_on
 
@@ -29,7 +30,7 @@ def eval(
     data: Data,
     split: Annotated[str | None, typer.Option(help="train, val or test; default test, else all of DATA.")] = None,
     weights: Weights = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for the results; default RUN/eval.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the results; default RUN/eval, or eval.")] = None,
     protocol: Annotated[
         str | None,
         typer.Option(help="FRAMESxCLIPSxCROPS, such as 16x2x2: the mean over views, beside published figures."),
@@ -64,7 +65,7 @@ def eval(
         model, shown, batch_size=recipe.batch_size, num_workers=recipe.num_workers, precision=precision
     )
     evaluation = dataclasses.replace(evaluation, about=about)
-    folder = out or run_folder / "eval"
+    folder = out or (Path("eval") if is_on_hub(run_folder) else run_folder / "eval")
     evaluation.save(folder)
     metrics = evaluation.metrics
     if as_json:

@@ -43,7 +43,9 @@ Data = Annotated[
         + "."
     ),
 ]
-Run = Annotated[Path, typer.Argument(metavar="RUN", help="What train wrote, or an adapter folder.")]
+Run = Annotated[
+    Path, typer.Argument(metavar="RUN", help="What train wrote, an adapter folder, or hub:OWNER/NAME[@REVISION].")
+]
 Weights = Annotated[
     str | None, typer.Option(help="The backbone's weights, if they moved: FILE, FOLDER, pretrained or none.")
 ]

@@ -7,7 +7,7 @@ import json
 import logging
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -15,16 +15,20 @@ from torch import Tensor, nn
 from fe_adapter.backbones.backbone import plain_name
 from fe_adapter.distributed import full_tensor
 from fe_adapter.errors import InputError, first_line, some
-from fe_adapter.files import check_as, not_finite
+from fe_adapter.files import check_as, not_finite, read_as, read_json
 from fe_adapter.memory import frozen_weights
 from fe_adapter.models.adaptation import get_adaptation, get_adapters
 from fe_adapter.models.classifier import VideoClassifier
 from fe_adapter.models.origin import changed_tensors, get_origin, hooked_modules, other_settings, settings_of
 from fe_adapter.models.pooling import AttentionPool
 
+if TYPE_CHECKING:
+    from fe_adapter.sharing.schema import AdapterFolder
+
 _log = logging.getLogger("fe_adapter")
 FORMAT_VERSION = 1
 CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
 _PARTS = ("pool", "head")  # of a classifier, beside the backbone
 
 
@@ -75,6 +79,28 @@ def content_of(model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if empty := [name for name, t in tensors.items() if t.is_meta]:
         raise InputError(f"{some(empty)} is on the meta device, where there is nothing to save")
     return description, tensors
+
+
+def read_config(folder: Path) -> AdapterFolder:
+    """What the config of an adapter folder says.
+
+    Raises:
+        InputError: there is none, or it is damaged, or newer than this release.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder} is no adapter folder")
+    file = folder / CONFIG_FILE
+    content = read_json(file)
+    version = content.get("format_version") if isinstance(content, dict) else None
+    if type(version) is not int or version < 1:
+        raise InputError(f"{file} does not say its format_version")
+    if version > FORMAT_VERSION:
+        raise InputError(
+            f"{folder} has format version {version}, this release reads up to {FORMAT_VERSION}; update fe-adapter"
+        )
+    from fe_adapter.sharing.schema import AdapterFolder  # not before it is needed: the kernels' checks go without
+
+    return read_as(AdapterFolder, file)
 
 
 def saved_tensors(model: nn.Module, changed: Collection[str] = ()) -> dict[str, Tensor]:

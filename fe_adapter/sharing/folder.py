@@ -13,25 +13,26 @@ from fe_adapter.backbones.backbone import Preprocessing, plain_name, unwrapped
 from fe_adapter.config import FEAdapterConfig
 from fe_adapter.distributed import full_tensor, is_first_process
 from fe_adapter.errors import InputError, some
-from fe_adapter.files import atomic_write, not_finite, read_as, read_json, read_tensors
+from fe_adapter.files import atomic_write, not_finite, read_tensors
 from fe_adapter.memory import frozen_weights
 from fe_adapter.models.adaptation import adapt, get_adaptation, unadapt
 from fe_adapter.models.classifier import VideoClassifier
 from fe_adapter.models.origin import get_origin, other_settings, settings_of
 from fe_adapter.sharing.content import (
     CONFIG_FILE,
-    FORMAT_VERSION,
+    WEIGHTS_FILE,
     check_finite,
     content_of,
+    read_config,
     saved_tensors,
     saves_backbone,
 )
+from fe_adapter.sharing.hub import local_folder
 
 if TYPE_CHECKING:
     from fe_adapter.sharing.schema import AdapterFolder
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-WEIGHTS_FILE = "adapter_model.safetensors"
 MODEL_FOLDERS = ("best", "last")  # of a training run, by preference
 
 
@@ -68,14 +69,14 @@ def load_adapter(vit: nn.Module, folder: Path | str, strict: bool = True) -> nn.
 
     Args:
         vit: the backbone the adapters were trained on.
-        folder: written by `save_adapter`.
+        folder: written by `save_adapter`; or ``hub:OWNER/NAME`` (`fe_adapter.sharing.hub`).
         strict: refuse another backbone, and missing or extra tensors; otherwise load what fits.
 
     Raises:
         InputError: the folder is damaged, newer than this release, or of another backbone.
     """
-    folder, given, vit = Path(folder), vit, unwrapped(vit)
-    content = _read_config(folder)
+    folder, given, vit = local_folder(folder), vit, unwrapped(vit)
+    content = read_config(folder)
     config, num_frames = content.adapter, content.num_frames
     if config is None or num_frames is None:
         raise InputError(f"{folder} holds no adapters; use load_classifier")
@@ -124,15 +125,15 @@ def load_classifier(
     """The `VideoClassifier` saved in ``folder``, in evaluation mode.
 
     Args:
-        folder: written by `save_adapter` from a `VideoClassifier`.
+        folder: written by `save_adapter` from a `VideoClassifier`; or ``hub:OWNER/NAME`` (`fe_adapter.sharing.hub`).
         vit: the plain backbone; None builds it by the name in the folder.
         weights: the backbone's weights, FILE, FOLDER, "pretrained" or "none"; None is where they came from in training.
 
     Raises:
         InputError: the folder is damaged, newer than this release, of another backbone, or has no backbone's name.
     """
-    folder = Path(folder)
-    content = _read_config(folder)
+    folder = local_folder(folder)
+    content = read_config(folder)
     if content.classifier is None:
         raise InputError(f"{folder} holds adapters without a classifier; use load_adapter")
     options = content.classifier.model_dump(exclude_unset=True)
@@ -180,7 +181,7 @@ def find_model(run: Path | str) -> Path:
     Raises:
         InputError: there is none.
     """
-    run = Path(run)
+    run = local_folder(run)
     if not run.is_dir():
         raise InputError(f"{run}: no such folder")
     for folder in (run, *(run / name for name in MODEL_FOLDERS)):
@@ -197,23 +198,6 @@ def _let_train(vit: nn.Module, content: AdapterFolder, folder: Path) -> None:
         raise InputError(f"{folder} trained {name} of the backbone, which this one does not have")
     for name in content.also_trained:
         parameters[name].requires_grad_(True)
-
-
-def _read_config(folder: Path) -> AdapterFolder:
-    if not folder.is_dir():
-        raise InputError(f"{folder} is no adapter folder")
-    file = folder / CONFIG_FILE
-    content = read_json(file)
-    version = content.get("format_version") if isinstance(content, dict) else None
-    if type(version) is not int or version < 1:
-        raise InputError(f"{file} does not say its format_version")
-    if version > FORMAT_VERSION:
-        raise InputError(
-            f"{folder} has format version {version}, this release reads up to {FORMAT_VERSION}; update fe-adapter"
-        )
-    from fe_adapter.sharing.schema import AdapterFolder  # not before it is needed: the kernels' checks go without
-
-    return read_as(AdapterFolder, file)
 
 
 def _check_shape(vit: nn.Module, content: AdapterFolder, folder: Path) -> None:
