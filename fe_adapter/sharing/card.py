@@ -138,7 +138,7 @@ def _clips(classifier: ClassifierPart | None) -> str:
     if classifier.clip_seconds is not None:
         words.append(f"about {classifier.clip_seconds:.1f} s long")
     if classifier.faces is not None:
-        words.append(f"cut to faces ({classifier.faces.which}, by {classifier.faces.detector})")
+        words.append(f"cut to faces ({classifier.faces.which}, by {Path(classifier.faces.detector).name})")
     else:
         words.append("whole frames")
     return ", ".join(words) + "."

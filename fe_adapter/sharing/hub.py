@@ -50,8 +50,8 @@ def local_folder(folder: Path | str) -> Path:
 def push(folder: Path | str, repository: str, *, private: bool = False, license: str | None = None) -> str:
     """Put an adapter folder with its card into a repository of the hub, which is made if need be, as one commit.
 
-    Of a path where the backbone's weights lie here, its last part alone is told. The token is that of
-    ``huggingface-cli login``, or of the variable ``HF_TOKEN``.
+    Of a path where the backbone's weights or a face detector lie here, its last part alone is told. The token is that
+    of ``huggingface-cli login``, or of the variable ``HF_TOKEN``.
 
     Args:
         folder: written by `save_adapter`.
@@ -93,6 +93,8 @@ def stage(folder: Path, out: Path, title: str, license: str | None = None) -> No
     backbone = content.get("backbone")
     if backbone is not None:
         backbone["weights"] = Path(backbone["weights"]).name
+    if faces := (content.get("classifier") or {}).get("faces"):
+        faces["detector"] = Path(faces["detector"]).name
     write_json(out / CONFIG_FILE, content)
     shutil.copyfile(folder / WEIGHTS_FILE, out / WEIGHTS_FILE)
     (out / CARD_FILE).write_text(card, encoding="utf-8")

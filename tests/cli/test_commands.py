@@ -395,7 +395,7 @@ def test_the_quick_demo_runs_through(tmp_path, capsys):
     rows = json.loads((tmp_path / "demo" / "results.json").read_text())["rows"]
     assert [row["uar"] for row in rows if row["averages_frames"]] == [0.5, 0.5]  # whatever they learned
     assert [row["name"] for row in rows] == [entry.name for entry in ENTRIES]
-    assert [entry.is_extra for entry in ENTRIES] == [False, False, True, True, True, False]
+    assert [entry.is_extra for entry in ENTRIES] == [False, False, True, True, True, True, False]
     said = capsys.readouterr().err
     assert said.index("FE-Adapter, dynamic dilation: test UAR") < said.index("frozen + linear: test UAR")
     made = {path.name for path in (tmp_path / "demo" / "prediction").iterdir()}
