@@ -88,8 +88,8 @@ def call(x: Tensor, weights: Weights, options: tuple) -> Tensor:
     """`adapter` by its operator. ``options``: its keyword arguments, the dilation's tensors left out, in order."""
     if torch.jit.is_tracing() or torch.onnx.is_in_onnx_export():
         raise RuntimeError(
-            "the fused adapter is one operator that torch.jit.trace and ONNX do not know; use torch.export, or "
-            "FEAdapter, its plain PyTorch form"
+            "the fused adapter is one operator that torch.jit.trace and ONNX do not know; use torch.export, or for "
+            "ONNX fe-adapter export, or FEAdapter, its plain PyTorch form"
         )
     T, spec = settle(x, weights, options)
     recompute, backend = options[7:9]

@@ -17,7 +17,7 @@ import typer
 from rich.logging import RichHandler
 
 from fe_adapter import __version__
-from fe_adapter.cli import crossval, data, demo, env, eval, plan, predict, push, train
+from fe_adapter.cli import crossval, data, demo, env, eval, export, plan, predict, push, train
 from fe_adapter.cli.fields import with_fields
 from fe_adapter.cli.options import words
 from fe_adapter.errors import DiskFullError, InputError, Terminated, TrainingError
@@ -38,6 +38,7 @@ for group, command, examples, settings in (
     (app, eval.eval, eval.EXAMPLES, None),
     (app, crossval.crossval, crossval.EXAMPLES, crossval.CONTEXT),
     (app, predict.predict, predict.EXAMPLES, None),
+    (app, export.export, export.EXAMPLES, None),
     (app, push.push, push.EXAMPLES, None),
     (of_data, data.check, data.EXAMPLES, None),
     (of_data, data.pack, data.PACK_EXAMPLES, None),
