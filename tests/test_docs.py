@@ -78,6 +78,8 @@ def _run(words: list[str]) -> None:
     elif words[:2] == ["pip", "install"]:
         extras = importlib.metadata.metadata("fe-adapter").get_all("Provides-Extra")
         assert re.search(r"\[(\w+)\]", words[-1])[1] in extras
+    elif words[:2] == ["python", "-m"] and words[2].startswith("fe_adapter."):
+        subprocess.run([sys.executable, *words[1:]], check=True)
     elif words[:3] == ["python", "-m", "bench"]:
         bench_app([*words[3:], *FAST_BENCH[words[3]]], standalone_mode=False)
     else:

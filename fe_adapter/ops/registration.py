@@ -13,19 +13,20 @@ from typing import Any
 import torch
 from torch.autograd import forward_ad
 
-_LIBRARY = torch.library.Library("fe_adapter", "FRAGMENT")
+NAMESPACE = "fe_adapter"
+_LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 
 
 def register(function: Callable, fake: Callable) -> Any:
-    """The operator ``fe_adapter::NAME``, which runs ``function`` on any device; its schema is in the annotations.
+    """The operator ``NAMESPACE::NAME``, which runs ``function`` on any device; its schema is in the annotations.
 
     ``function`` changes none of its arguments, and what it returns shares no memory with them.
     """
     name = function.__name__
     _LIBRARY.define(name + torch.library.infer_schema(function, mutates_args=()), tags=(torch.Tag.pt2_compliant_tag,))
     _LIBRARY.impl(name, function, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"fe_adapter::{name}", fake, lib=_LIBRARY)
-    return getattr(torch.ops.fe_adapter, name).default
+    torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_LIBRARY)
+    return getattr(getattr(torch.ops, NAMESPACE), name).default
 
 
 def register_autograd(operator: Any, differentiable: Callable) -> None:
