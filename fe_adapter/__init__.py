@@ -7,12 +7,18 @@ from fe_adapter.layers import FEAdapter, FusedFEAdapter
 from fe_adapter.memory import apply_memory_policy, estimate_memory, plan_memory
 from fe_adapter.models import (
     VideoClassifier,
+    active_adapter,
     adapt,
+    add_adapter,
+    delete_adapter,
     disable_adapters,
+    list_adapters,
     print_trainable_parameters,
+    set_adapter,
     set_num_frames,
     trainable_parameters,
     unadapt,
+    use_adapters,
 )
 from fe_adapter.sharing import load_adapter, load_classifier, load_st_adapter, save_adapter
 
@@ -29,11 +35,15 @@ __all__ = [
     "StreamingClassifier",
     "TrainConfig",
     "VideoClassifier",
+    "active_adapter",
     "adapt",
+    "add_adapter",
     "apply_memory_policy",
+    "delete_adapter",
     "disable_adapters",
     "estimate_memory",
     "fit",
+    "list_adapters",
     "load_adapter",
     "load_classifier",
     "load_st_adapter",
@@ -41,9 +51,11 @@ __all__ = [
     "predict_video",
     "print_trainable_parameters",
     "save_adapter",
+    "set_adapter",
     "set_num_frames",
     "trainable_parameters",
     "unadapt",
+    "use_adapters",
 ]
 
 _AT_FIRST_USE = {  # they need more than torch

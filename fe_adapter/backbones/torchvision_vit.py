@@ -47,7 +47,7 @@ def describe(model: nn.Module) -> Backbone | None:
 
 def frame_features(vit: Any, images: Tensor) -> Tensor:
     patches = vit._process_input(images)
-    return vit.encoder(torch.cat([vit.class_token.expand(len(patches), -1, -1), patches], dim=1))[:, 0]
+    return vit.encoder(torch.cat([vit.class_token.expand(patches.shape[0], -1, -1), patches], dim=1))[:, 0]
 
 
 def build(name: str, pretrained: bool, path: Path | None, args: dict[str, Any]) -> nn.Module:

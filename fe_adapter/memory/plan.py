@@ -25,7 +25,8 @@ from fe_adapter.memory.policies import (
     needs_host,
     parse_policy,
 )
-from fe_adapter.models.adaptation import adapt, get_adaptation, get_adapters, unadapt
+from fe_adapter.models.adaptation import adapt, get_adaptation, unadapt
+from fe_adapter.models.blocks import get_state
 from fe_adapter.models.classifier import VideoClassifier
 from fe_adapter.models.inference import PRECISIONS
 from fe_adapter.models.prefix import prefix_tokens
@@ -303,7 +304,8 @@ def is_exact(policy: str) -> bool:
 
 def _adapted_blocks(model: VideoClassifier) -> list[int]:
     blocks = get_blocks(model.vit, get_adaptation(model.vit).blocks_path)
-    return [i for i, block in enumerate(blocks) if get_adapters(block)]
+    adapted, active = map(get_state, blocks), get_adaptation(model.vit).active
+    return [i for i, state in enumerate(adapted) if state is not None and active in state.adapters]
 
 
 def _cached_clip(model: VideoClassifier, frames: tuple[int, ...]) -> tuple[tuple[int, ...], torch.dtype]:

@@ -248,6 +248,8 @@ def _take_off(vit: nn.Module, blocks: list[nn.Module]) -> None:
     for block in blocks:
         set_around(block, None)
         _set_gelu2bit(block, False)
-        for adapter in get_adapters(block):
-            adapter.recompute = adaptation.config.recompute if adaptation is not None else None
+        state = get_state(block)
+        for name, children in {} if state is None else state.adapters.items():
+            for child in children.values():
+                getattr(block, child).recompute = None if adaptation is None else adaptation.configs[name].recompute
     xformers.undo(vit)

@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import functools
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -23,7 +23,15 @@ from fe_adapter.checks import Dilation, check_count, check_kernel_size
 from fe_adapter.config import FEAdapterConfig
 from fe_adapter.errors import InputError
 from fe_adapter.layers import FEAdapter, FusedFEAdapter
-from fe_adapter.models.blocks import get_state, heed_checkpointing, put_adapters, set_around, take_adapters
+from fe_adapter.models.blocks import (
+    DEFAULT,
+    check_name,
+    get_state,
+    heed_checkpointing,
+    put_adapters,
+    set_around,
+    take_adapters,
+)
 from fe_adapter.models.forwards import restore_forwards
 from fe_adapter.models.origin import remember
 
@@ -34,15 +42,22 @@ _log = logging.getLogger("fe_adapter")
 class Adaptation:
     """What `adapt` did to a model; kept on it as ``fe_adaptation``."""
 
-    config: FEAdapterConfig
+    configs: Mapping[str, FEAdapterConfig]  # by the name of the adapter
+    active: str  # the name of the adapter that runs, trains and is saved
     num_frames: int
     blocks_path: str
     embed_dim: int
     num_prefix_tokens: int
+    grid_size: tuple[int, int] | None
     patch_size: tuple[int, int] | None
     trained_before: frozenset[str]  # parameters that asked for a gradient
     training_before: frozenset[str]  # modules in training mode
     parameter_names: frozenset[str]  # of backbone and adapters
+
+    @property
+    def config(self) -> FEAdapterConfig:
+        """Of the active adapter."""
+        return self.configs[self.active]
 
 
 def adapt(
@@ -54,6 +69,7 @@ def adapt(
     embed_dim: int | None = None,
     num_prefix_tokens: int | None = None,
     grid_size: tuple[int, int] | None = None,
+    name: str = DEFAULT,
 ) -> nn.Module:
     """Freeze ``vit`` and put a temporal adapter in front of its blocks, in place.
 
@@ -69,6 +85,7 @@ def adapt(
         embed_dim: width D.
         num_prefix_tokens: class and register tokens P in front of the patches.
         grid_size: patches ``(H, W)``; needed only by kernels with a spatial extent.
+        name: of the adapter, beside which `add_adapter` may put others.
 
     Returns:
         ``vit`` itself.
@@ -83,6 +100,7 @@ def adapt(
     if not isinstance(config, FEAdapterConfig):
         raise TypeError(f"config is a {type(config).__name__}; pass an FEAdapterConfig")
     num_frames = check_count("num_frames", num_frames, 1)
+    check_name(name)
     if any(type(module).__module__.startswith("peft.") for module in vit.modules()):
         raise InputError(
             "the model holds layers of peft (LoRA, say), which adapt would freeze; adapt it first, then add them"
@@ -92,37 +110,70 @@ def adapt(
         found = describe_backbone(vit)
         is_fixed = not getattr(vit, "dynamic_img_size", False)  # or the grid is that of the images it will be given
         given_sizes = {"embed_dim": embed_dim, "num_prefix_tokens": num_prefix_tokens}
-        for name, value in (given_sizes | ({"grid_size": grid_size} if is_fixed else {})).items():
-            if value not in (None, getattr(found, name)):
-                raise InputError(f"{name}={value!r}, but the model has {getattr(found, name)}; leave {name} out")
+        for size, value in (given_sizes | ({"grid_size": grid_size} if is_fixed else {})).items():
+            if value not in (None, getattr(found, size)):
+                raise InputError(f"{size}={value!r}, but the model has {getattr(found, size)}; leave {size} out")
         blocks_path, patch_size = found.blocks_path, found.patch_size
         embed_dim = found.embed_dim if embed_dim is None else embed_dim
         num_prefix_tokens = found.num_prefix_tokens if num_prefix_tokens is None else num_prefix_tokens
         grid_size = found.grid_size if grid_size is None else grid_size
     elif embed_dim is None or num_prefix_tokens is None:
         raise InputError("with blocks_path, give embed_dim and num_prefix_tokens as well")
-    blocks = get_blocks(vit, blocks_path)
-    chosen = [blocks[i] for i in _indices(config.blocks, len(blocks))]
+    before: dict[str, Any] = {
+        "trained_before": frozenset(plain_name(name) for name, p in vit.named_parameters() if p.requires_grad),
+        "training_before": frozenset(plain_name(f"{name}.") for name, part in vit.named_modules() if part.training),
+    }
+    adaptation = Adaptation(
+        configs={name: config},
+        active=name,
+        num_frames=num_frames,
+        blocks_path=blocks_path,
+        embed_dim=embed_dim,
+        num_prefix_tokens=num_prefix_tokens,
+        grid_size=grid_size,
+        patch_size=patch_size,
+        parameter_names=frozenset(),
+        **before,
+    )
+    put = prepared(vit, adaptation, config)  # before the model is touched
+    vit.requires_grad_(False)
+    put(name)
+    names = frozenset(map(plain_name, vit.state_dict()))
+    vit.fe_adaptation = dataclasses.replace(adaptation, parameter_names=names)  # type: ignore[assignment]
+    remember(vit)
+    vit.train = functools.partial(_train_adapters_only, vit)  # type: ignore[method-assign]
+    vit.train(vit.training)
+    return given
+
+
+def prepared(vit: nn.Module, adaptation: Adaptation, config: FEAdapterConfig) -> Callable[[str], None]:
+    """Build the adapters of ``config`` for ``vit``, which is not touched: what is returned puts them in, by a name.
+
+    Raises:
+        InputError: they do not fit the model.
+    """
+    blocks = get_blocks(vit, adaptation.blocks_path)
+    indices = _indices(config.blocks, len(blocks))
+    chosen = [blocks[i] for i in indices]
     if len({id(block) for block in chosen}) < len(chosen):
         raise InputError("one block is in the model several times; it cannot hold several adapters")
     forwards = [_forward_before_mlp(block) if "mlp" in config.positions else None for block in chosen]
     _warn_if_input_is_not_shared(config, vit)
-
     spatial = check_kernel_size(config.kernel_size)[1:] != (1, 1)
     parameter = next(vit.parameters())
 
     def build(dilation: Dilation) -> FusedFEAdapter:
         return FusedFEAdapter(
-            embed_dim,
+            adaptation.embed_dim,
             config.bottleneck,
-            num_frames=num_frames,
+            num_frames=adaptation.num_frames,
             kernel_size=config.kernel_size,
             dilation=dilation,
             max_dilation=config.max_dilation,
             causal=config.causal,
             activation=config.activation,
-            num_prefix_tokens=num_prefix_tokens,
-            grid_size=grid_size if spatial else None,
+            num_prefix_tokens=adaptation.num_prefix_tokens,
+            grid_size=adaptation.grid_size if spatial else None,
             recompute=config.recompute,
             backend=config.backend,
             device=parameter.device,
@@ -130,32 +181,21 @@ def adapt(
         )
 
     dilations = config.dilations(len(chosen))
-    adapters = [{position: build(d) for position in config.positions} for d in dilations]  # before the model is touched
-    before: dict[str, Any] = {
-        "trained_before": frozenset(plain_name(name) for name, p in vit.named_parameters() if p.requires_grad),
-        "training_before": frozenset(plain_name(f"{name}.") for name, part in vit.named_modules() if part.training),
-    }
-    vit.requires_grad_(False)
-    for block, forward, by_position in zip(chosen, forwards, adapters, strict=True):
-        put_adapters(block, by_position, forward)
-    for block in blocks[blocks.index(chosen[0]) :]:
-        heed_checkpointing(block)
-    vit.fe_adaptation = Adaptation(  # type: ignore[assignment]
-        config=config,
-        num_frames=num_frames,
-        blocks_path=blocks_path,
-        embed_dim=embed_dim,
-        num_prefix_tokens=num_prefix_tokens,
-        patch_size=patch_size,
-        parameter_names=frozenset(map(plain_name, vit.state_dict())),
-        **before,
-    )
-    remember(vit)
-    if spatial and patch_size is not None:
-        vit.register_forward_pre_hook(_follow_grid, with_kwargs=True)
-    vit.train = functools.partial(_train_adapters_only, vit)  # type: ignore[method-assign]
-    vit.train(vit.training)
-    return given
+    adapters = [{position: build(d) for position in config.positions} for d in dilations]
+
+    def put(name: str) -> None:
+        for block, forward, by_position in zip(chosen, forwards, adapters, strict=True):
+            put_adapters(block, by_position, forward, name)
+        for block in blocks[indices[0] :]:
+            heed_checkpointing(block)
+        for block in blocks:
+            state = get_state(block)
+            if state is not None:
+                state.active = adaptation.active
+        if spatial and adaptation.patch_size is not None and _follow_grid not in vit._forward_pre_hooks.values():
+            vit.register_forward_pre_hook(_follow_grid, with_kwargs=True)
+
+    return put
 
 
 def unadapt(vit: nn.Module) -> nn.Module:
@@ -213,8 +253,9 @@ def active_adapters(vit: nn.Module) -> Iterator[Any]:
     """The adapters that run in the adapted ``vit``: asked of its blocks alone, and not of all that is in it."""
     for block in get_blocks(vit, get_adaptation(vit).blocks_path):
         state = get_state(block)
-        if state is not None and state.active is not None:
-            yield from (getattr(block, child) for child in state.adapters[state.active].values())
+        if state is not None:
+            for name in dict.fromkeys(state.names or (state.active or "",)):
+                yield from (getattr(block, child) for child in state.adapters.get(name, {}).values())
 
 
 def get_adaptation(vit: nn.Module) -> Adaptation:
@@ -295,4 +336,15 @@ def _train_adapters_only(vit: nn.Module, mode: bool = True) -> nn.Module:
     type(vit).train(vit, False)
     for adapter in get_adapters(vit):
         adapter.train(mode)
+    if mode and _are_frozen_by_peft(vit):
+        _log.warning(
+            "the adapters are frozen, as peft freezes all that is not its own; set_adapter(model, %r) lets them train",
+            get_adaptation(vit).active,
+        )
     return vit
+
+
+def _are_frozen_by_peft(vit: nn.Module) -> bool:
+    if any(p.requires_grad for adapter in active_adapters(vit) for p in adapter.parameters()):
+        return False
+    return any(type(module).__module__.startswith("peft.") for module in vit.modules())

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,11 +15,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from fe_adapter.errors import InputError
 from fe_adapter.models.forwards import override_forward, restore_forward
 
 # (run, block, args, kwargs): calls run(*args, **kwargs), which is the block and its adapters
 Around = Callable[[Callable, nn.Module, tuple, dict[str, Any]], Any]
 CHILDREN = {"attn": "fe_adapter", "mlp": "fe_adapter_mlp"}  # by position: the block's children that are adapters
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+DEFAULT = "default"  # the adapter that `adapt` makes
 
 
 @dataclasses.dataclass
@@ -27,7 +31,8 @@ class BlockState:
 
     Args:
         adapters: by name, the positions of an adapter and the block's child that is there.
-        active: the name of the adapter that runs.
+        active: the name of the adapter that runs; the block may have none of that name.
+        names: of the adapter that runs on each clip of the batch, in place of ``active``.
         disabled: how many callers want none to run at present.
         through: calls an adapter with tokens, in place of its own call.
         before_mlp: the block's forward, to be given the adapter before its MLP, where there is one.
@@ -39,6 +44,7 @@ class BlockState:
 
     adapters: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict)
     active: str | None = None
+    names: tuple[str, ...] | None = None
     disabled: int = 0
     through: Callable[[Any, Tensor], Tensor] | None = None
     before_mlp: Callable[..., Tensor] | None = None
@@ -48,15 +54,43 @@ class BlockState:
 
 
 def put_adapters(
-    block: nn.Module, adapters: Mapping[str, nn.Module], before_mlp: Callable[..., Tensor] | None, name: str = "default"
+    block: nn.Module, adapters: Mapping[str, nn.Module], before_mlp: Callable[..., Tensor] | None, name: str = DEFAULT
 ) -> None:
-    """Make ``adapters``, by position, children of ``block`` and let them run; those of other names stay."""
+    """Make ``adapters``, by position, children of ``block``; those of other names stay, and one of them runs."""
     state = _state(block)
-    suffix = "" if name == "default" else f"_{name}"
-    state.adapters[name] = {position: f"{CHILDREN[position]}{suffix}" for position in adapters}
+    state.adapters[name] = {position: child_name(position, name) for position in adapters}
     for position, adapter in adapters.items():
         block.add_module(state.adapters[name][position], adapter)
-    state.active, state.before_mlp = name, before_mlp or state.before_mlp
+    state.before_mlp = before_mlp or state.before_mlp
+
+
+def child_name(position: str, name: str) -> str:
+    """What the block's child at ``position`` is called, of the adapter ``name``."""
+    return CHILDREN[position] if name == DEFAULT else f"{CHILDREN[position]}__{name}"
+
+
+def split_child_name(child: str) -> tuple[str, str] | None:
+    """What the block's child ``child`` would be called of the default adapter, and the name of its adapter; None where
+    it is no adapter."""
+    base, _, name = child.partition("__")
+    return (base, name or DEFAULT) if base in CHILDREN.values() else None
+
+
+def check_name(name: str) -> None:
+    """Raise `InputError` unless an adapter can have that name."""
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise InputError(f"{name!r} is no name of an adapter: it is 1 to 64 letters, digits, '_' and '-'")
+
+
+def common_name(name: str, adapter: str) -> str | None:
+    """What a parameter or setting is called in a backbone with the default adapter alone; None where it belongs to
+    another one than ``adapter``."""
+    parts = name.split(".")
+    for i, part in enumerate(parts):
+        if (child := split_child_name(part)) is not None:
+            parts[i] = child[0]
+            return ".".join(parts) if child[1] == adapter else None
+    return name
 
 
 def heed_checkpointing(block: nn.Module) -> None:
@@ -65,15 +99,18 @@ def heed_checkpointing(block: nn.Module) -> None:
         _state(block).is_checkpointed = True
 
 
-def take_adapters(block: nn.Module) -> None:
-    """Take all adapters out of ``block``."""
+def take_adapters(block: nn.Module, name: str | None = None) -> None:
+    """Take the adapter ``name`` out of ``block``; None is all of them, with what came with them."""
     state = get_state(block)
     if state is None:
         return
-    for children in state.adapters.values():
-        for child in children.values():
+    for taken in list(state.adapters) if name is None else {name} & state.adapters.keys():
+        for child in state.adapters.pop(taken).values():
             delattr(block, child)
-    state.adapters, state.active, state.before_mlp, state.is_checkpointed = {}, None, None, False
+    if not any("mlp" in children for children in state.adapters.values()):
+        state.before_mlp = None
+    if name is None:
+        state.active, state.is_checkpointed = None, False
     _drop_if_plain(block)
 
 
@@ -145,8 +182,29 @@ def _adapters_and_block(block: Any, own: Callable, *args: Any, **kwargs: Any) ->
 
 def _adapter(block: Any, state: BlockState, position: str) -> Callable[[Tensor], Tensor] | None:
     """What is to be done to the tokens there."""
-    children = {} if state.active is None or state.disabled else state.adapters[state.active]
-    if position not in children:
+    if state.disabled:
         return None
-    adapter = getattr(block, children[position])
+    if state.names is not None:
+        wanted = any(position in state.adapters.get(name, ()) for name in state.names)
+        return functools.partial(_each_its_own, block, state, position) if wanted else None
+    child = state.adapters.get(state.active or "", {}).get(position)
+    if child is None:
+        return None
+    adapter = getattr(block, child)
     return adapter if state.through is None else functools.partial(state.through, adapter)
+
+
+def _each_its_own(block: Any, state: BlockState, position: str, tokens: Tensor) -> Tensor:
+    """Tokens ``(B*T, L, D)``, the clips of each name through the adapter of that name; its clips run as one batch."""
+    names = state.names
+    assert names is not None
+    if tokens.shape[0] % len(names):
+        raise InputError(f"{len(names)} adapter names for {tokens.shape[0]} frames; give one name for each clip")
+    clips = tokens.unflatten(0, (len(names), -1))  # (B, T, L, D)
+    out = clips.clone()
+    for name in dict.fromkeys(names):
+        child = state.adapters.get(name, {}).get(position)
+        if child is not None:
+            rows = torch.tensor([i for i, other in enumerate(names) if other == name], device=tokens.device)
+            out = out.index_copy(0, rows, getattr(block, child)(clips[rows]))
+    return out.flatten(0, 1)

@@ -24,6 +24,7 @@ from fe_adapter.models.adaptation import active_adapters, adapt, get_adaptation,
 from fe_adapter.models.origin import remember
 from fe_adapter.models.pooling import AttentionPool
 from fe_adapter.models.prefix import starting_from
+from fe_adapter.models.task import Task
 
 _log = logging.getLogger("fe_adapter")
 TUNE = ("adapter", "head", "full")
@@ -118,14 +119,13 @@ class VideoClassifier(nn.Module):
             remember(self.vit)
             self.vit.requires_grad_(tune == "full")
         parameter = next(self.vit.parameters())
-        self._check_temporal_pool()
+        self._check_temporal_pool(temporal_pool)
         self.embed_dim = backbone.embed_dim
-        pools = temporal_pool == "attention"
-        self.pool = AttentionPool(self.embed_dim, self.num_frames).to(parameter.device) if pools else None
         self.dropout = nn.Dropout(head_dropout)
-        self.head = nn.Linear(*self.head_shape()[::-1], device=parameter.device)
-        nn.init.trunc_normal_(self.head.weight, std=0.02)
-        nn.init.zeros_(self.head.bias)
+        self.pool, self.head = self._fresh(len(self.class_names), self.temporal_pool, parameter.device)
+        self.adapter = get_adaptation(self.vit).active if tune == "adapter" else None  # whose head this is
+        self.put_by = nn.ModuleDict()  # tasks of adapters that are not active
+        self.names: tuple[str, ...] | None = None  # adapters of the clips of a batch, see `use_adapters`
         for name in ("mean", "std"):
             value = torch.tensor(getattr(preprocessing, name), device=parameter.device).view(3, 1, 1)
             self.register_buffer(name, value, persistent=False)
@@ -163,6 +163,8 @@ class VideoClassifier(nn.Module):
 
     def forward(self, video: Tensor) -> Tensor:
         B, T = video.shape[:2]
+        if self.names is not None and len(self.names) != B:
+            raise InputError(f"{len(self.names)} adapter names for {B} clips; give one name for each clip")
         if self._are_tokens(video):
             tokens = video.flatten(0, 1).to(next(self.vit.parameters()).dtype)
             images = tokens.new_zeros(B * T, 3, *self.preprocessing.size)
@@ -173,20 +175,81 @@ class VideoClassifier(nn.Module):
             set_num_frames(self.vit, T)
         with start:
             features = self.frame_features(images).unflatten(0, (B, T))
-        return self.classify(self._pooled(features))
+        if self.names is None:
+            return self.classify(self._pooled(features))
+        return self._each_its_own(features)
+
+    def _each_its_own(self, features: Tensor) -> Tensor:
+        """Logits of clips, those of each name by the head of that name."""
+        assert self.names is not None
+        logits: list[Any] = [None] * len(self.names)
+        for name in dict.fromkeys(self.names):
+            rows, task = [i for i, other in enumerate(self.names) if other == name], self.task(name)
+            for i, row in zip(rows, self.classify(self._pooled(features[rows], task), task), strict=True):
+                logits[i] = row
+        return torch.stack(logits)
+
+    def task(self, adapter: str) -> VideoClassifier | Task:
+        """Head, pool, class names and the like that belong to an adapter; of the active one they are the classifier's.
+
+        Raises:
+            InputError: this classifier has no head for it.
+        """
+        if adapter == self.adapter:
+            return self
+        if Task.key(adapter) not in self.put_by:
+            raise InputError(
+                f"this classifier has no head for the adapter {adapter!r}; add it to the classifier, not its backbone"
+            )
+        return self.put_by[Task.key(adapter)]  # type: ignore[return-value]
+
+    def new_task(self, class_names: Sequence[str] | None, temporal_pool: str | None) -> Task:
+        """One with a fresh head, and what is not given as in the present one."""
+        values: dict[str, Any] = {"num_frames": self.num_frames, "clip_seconds": None, "clip_sampling": None}
+        values |= {
+            "faces": None,
+            "note": None,
+            "temperature": 1.0,
+            "temporal_pool": temporal_pool or self.temporal_pool,
+        }
+        values["class_names"] = _class_names(None, self.class_names if class_names is None else class_names)
+        check_choice("temporal_pool", values["temporal_pool"], TEMPORAL_POOL)
+        self._check_temporal_pool(values["temporal_pool"])
+        like = self.head.weight
+        pool, head = self._fresh(len(values["class_names"]), values["temporal_pool"], like.device)
+        modules: dict[str, nn.Module | None] = {"pool": pool, "dropout": nn.Dropout(self.dropout.p), "head": head}
+        return Task(values, modules).to(like.dtype)
+
+    def _fresh(
+        self, num_classes: int, temporal_pool: str, device: torch.device
+    ) -> tuple[AttentionPool | None, nn.Linear]:
+        """A pool and a head that know nothing yet."""
+        pools = temporal_pool == "attention"
+        pool = AttentionPool(self.embed_dim, self.num_frames).to(device) if pools else None
+        width = self.embed_dim * (self.num_frames if temporal_pool == "concat" else 1)
+        head = nn.Linear(width, num_classes, device=device)
+        nn.init.trunc_normal_(head.weight, std=0.02)
+        nn.init.zeros_(head.bias)
+        return pool, head
 
     def frame_features(self, images: Tensor) -> Tensor:
         """What the backbone says ``(n, D)`` of `normalized` images ``(n, 3, height, width)``."""
         return self._frame_features(self.vit, images)
 
-    def _pooled(self, features: Tensor) -> Tensor:
-        if self.pool is not None:
-            return self.pool(features.to(self.head.weight.dtype))
-        return features.mean(1) if self.temporal_pool == "mean" else features.flatten(1)
+    def _pooled(self, features: Tensor, task: VideoClassifier | Task | None = None) -> Tensor:
+        task = task or self
+        if task.pool is not None:
+            return task.pool(features.to(task.head.weight.dtype))
+        return features.mean(1) if task.temporal_pool == "mean" else features.flatten(1)
 
-    def classify(self, pooled: Tensor) -> Tensor:
-        """Logits ``(B, C)`` of frame features that are pooled over time."""
-        return self.head(self.dropout(pooled.to(self.head.weight.dtype)))
+    def classify(self, pooled: Tensor, task: VideoClassifier | Task | None = None) -> Tensor:
+        """Logits ``(B, C)`` of frame features that are pooled over time; None is by the active adapter's head."""
+        task = task or self
+        if self.tune == "adapter" and self.adapter != get_adaptation(self.vit).active:
+            raise InputError(
+                "another adapter was set on the backbone alone, not its head; give set_adapter the classifier"
+            )
+        return task.head(task.dropout(pooled.to(task.head.weight.dtype)))
 
     def _are_tokens(self, video: Tensor) -> bool:
         """Whether it holds what the frozen prefix would compute, in the place of frames."""
@@ -215,9 +278,9 @@ class VideoClassifier(nn.Module):
         """Of the head's weight: classes, and width of the pooled features."""
         return len(self.class_names), self.embed_dim * (self.num_frames if self.temporal_pool == "concat" else 1)
 
-    def _check_temporal_pool(self) -> None:
-        if self.temporal_pool != "mean" and self.num_frames < 2:
-            raise InputError(f"temporal_pool={self.temporal_pool!r} needs at least two frames")
+    def _check_temporal_pool(self, temporal_pool: str) -> None:
+        if temporal_pool != "mean" and self.num_frames < 2:
+            raise InputError(f"temporal_pool={temporal_pool!r} needs at least two frames")
 
     def normalized(self, video: Tensor) -> Tensor:
         """``(B, T, 3, h, w)`` -> ``(B*T, 3, height, width)`` as the backbone wants it."""
@@ -225,8 +288,9 @@ class VideoClassifier(nn.Module):
             raise InputError(f"a video is (B, T, 3, h, w); got {tuple(video.shape)}")
         if video.dtype != torch.uint8 and not video.is_floating_point():
             raise TypeError(f"a video is uint8, or float in [0, 1]; got {video.dtype}")
-        if self.temporal_pool != "mean" and video.shape[1] != self.num_frames:
-            raise InputError(f"the head was built for {self.num_frames} frames; got {video.shape[1]}")
+        for task in (self,) if self.names is None else map(self.task, dict.fromkeys(self.names)):
+            if task.temporal_pool != "mean" and video.shape[1] != task.num_frames:
+                raise InputError(f"the head was built for {task.num_frames} frames; got {video.shape[1]}")
         size = self.preprocessing.size
         if tuple(video.shape[-2:]) != size and not self.resize:
             raise InputError(

@@ -112,7 +112,7 @@ def fingerprint(vit: nn.Module) -> str | None:
     digest = hashlib.blake2b(digest_size=16)
     parameters = {plain_name(name): p for name, p in unwrapped(vit).named_parameters()}
     for name, p in sorted(parameters.items()):
-        if not _is_of_adapter(name):
+        if not is_of_adapter(name):
             digest.update(f"{name} {tuple(p.shape)}".encode())
             digest.update(_bytes(full_tensor(p.detach()).to("cpu", torch.bfloat16)))
     return digest.hexdigest()
@@ -170,14 +170,15 @@ def _is_setting(key: str, value: Any) -> bool:
     return type(value) in (bool, int, str, type(None)) or (type(value) is float and math.isfinite(value))
 
 
-def _is_of_adapter(name: str) -> bool:
+def is_of_adapter(name: str) -> bool:
+    """Whether a parameter belongs to an adapter."""
     return any(part.startswith("fe_adapter") for part in name.split("."))
 
 
 def _state(vit: nn.Module) -> dict[str, Tensor]:
     """The state dict without adapters; sharded tensors as they are, each a part."""
     state = {plain_name(name): t for name, t in unwrapped(vit).state_dict().items()}
-    return {name: t for name, t in state.items() if isinstance(t, Tensor) and not _is_of_adapter(name)}
+    return {name: t for name, t in state.items() if isinstance(t, Tensor) and not is_of_adapter(name)}
 
 
 def _checksums(vit: nn.Module) -> dict[str, tuple[torch.dtype, int]]:
@@ -186,7 +187,7 @@ def _checksums(vit: nn.Module) -> dict[str, tuple[torch.dtype, int]]:
 
 def _has_values(vit: nn.Module) -> bool:
     """Whether all is there: nothing on the meta device, nothing fake."""
-    parameters = [p for name, p in unwrapped(vit).named_parameters() if not _is_of_adapter(name)]
+    parameters = [p for name, p in unwrapped(vit).named_parameters() if not is_of_adapter(name)]
     is_known = (type(p) in (nn.Parameter, Tensor) or hasattr(p, "full_tensor") for p in parameters)
     return all(is_known) and not any(p.is_meta for p in parameters)
 

@@ -30,6 +30,6 @@ class AttentionPool(nn.Module):
             nn.init.trunc_normal_(parameter, std=0.02)
 
     def forward(self, features: Tensor) -> Tensor:
-        token = self.token.expand(len(features), 1, -1)
+        token = self.token.expand(features.shape[0], 1, -1)
         tokens = torch.cat([token, features + self.positions], dim=1)
         return self.attention(token, tokens, tokens, need_weights=False)[0].squeeze(1)

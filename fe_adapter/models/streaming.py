@@ -26,12 +26,13 @@ class AdapterStreams:
         batch_size: streams B.
 
     Raises:
-        InputError: an adapter is not causal.
+        InputError: an adapter is not causal; later, another one is active than when the streams began.
     """
 
     def __init__(self, vit: nn.Module, batch_size: int) -> None:
         self._vit, self._batch_size = vit, batch_size
         self._states: dict[FEAdapter, StreamState] = {}
+        self._name = get_adaptation(vit).active
         adapters = list(active_adapters(vit))
         if not all(adapter.causal for adapter in adapters):
             raise InputError(
@@ -49,6 +50,10 @@ class AdapterStreams:
         """Within the context a call of the backbone is the next frame of every stream, ``(B, 3, h, w)``."""
         blocks = get_blocks(self._vit, get_adaptation(self._vit).blocks_path)
         states = [state for state in map(get_state, blocks) if state is not None]
+        if any(state.names is not None or state.active != self._name for state in states):
+            raise InputError(
+                f"these streams began with the adapter {self._name!r}; set it again, or begin others with another one"
+            )
         for state in states:
             state.through = self._update
         try:

@@ -12,14 +12,22 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from fe_adapter.backbones.backbone import plain_name
+from fe_adapter.backbones.backbone import plain_name, unwrapped
 from fe_adapter.distributed import full_tensor
 from fe_adapter.errors import InputError, first_line, some
 from fe_adapter.files import check_as, not_finite, read_as, read_json
 from fe_adapter.memory import frozen_weights
-from fe_adapter.models.adaptation import get_adaptation, get_adapters
+from fe_adapter.models.adaptation import get_adaptation
+from fe_adapter.models.blocks import DEFAULT, common_name
 from fe_adapter.models.classifier import VideoClassifier
-from fe_adapter.models.origin import changed_tensors, get_origin, hooked_modules, other_settings, settings_of
+from fe_adapter.models.origin import (
+    changed_tensors,
+    get_origin,
+    hooked_modules,
+    is_of_adapter,
+    other_settings,
+    settings_of,
+)
 from fe_adapter.models.pooling import AttentionPool
 
 if TYPE_CHECKING:
@@ -48,9 +56,11 @@ def content_of(model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
     vit = model if classifier is None else classifier.vit
     if classifier is not None:
         _check_classifier(classifier)
-    _check_parts(model, vit, (get_adaptation(vit) if classifier is None else classifier).parameter_names)
+    adapted = classifier is None or classifier.tune == "adapter"
+    _check_parts(model, vit, (get_adaptation(vit) if adapted or classifier is None else classifier).parameter_names)
     origin = get_origin(vit)
-    description: dict[str, Any] = {"format_version": FORMAT_VERSION, "backbone_settings": origin.settings}
+    settings = settings_with(vit, origin.settings)
+    description: dict[str, Any] = {"format_version": FORMAT_VERSION, "backbone_settings": settings}
     changed: set[str] = set()
     if classifier is None or not saves_backbone(classifier):
         trained, changed = also_trained(vit), set(changed_tensors(vit))
@@ -68,7 +78,7 @@ def content_of(model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
                 "args": classifier.backbone_args,
                 "weights": classifier.backbone_weights,
             }
-    if classifier is None or classifier.tune == "adapter":
+    if adapted:
         adaptation = get_adaptation(vit)
         description["adapter"] = dataclasses.asdict(adaptation.config)
         for name in ("num_frames", "embed_dim", "num_prefix_tokens"):
@@ -103,25 +113,40 @@ def read_config(folder: Path) -> AdapterFolder:
     return read_as(AdapterFolder, file)
 
 
-def saved_tensors(model: nn.Module, changed: Collection[str] = ()) -> dict[str, Tensor]:
-    """The tensors that go into the file, by the file's names; of the frozen backbone those that have ``changed``."""
+def saved_tensors(model: nn.Module, changed: Collection[str] = (), adapter: str | None = None) -> dict[str, Tensor]:
+    """The tensors that go into the file, by the file's names; of the frozen backbone those that have ``changed``, of
+    several adapters the one of that name (None is the active one) as if it were the only one."""
     classifier = model if isinstance(model, VideoClassifier) else None
     vit = model if classifier is None else classifier.vit
-    state: dict[str, Tensor] = {plain_name(name): t for name, t in vit.state_dict().items()}
+    name_of = _active(vit) if adapter is None else adapter
+    state: dict[str, Tensor] = {}
+    for own_name, t in vit.state_dict().items():
+        if (name := common_name(plain_name(own_name), name_of)) is not None:
+            state[name] = t
     if classifier is None or not saves_backbone(classifier):
-        state = _adapter_parameters(vit) | also_trained(vit) | {name: state[name] for name in changed}
+        kept = {name for name in state if is_of_adapter(name)} | set(changed)
+        state = {name: t for name, t in state.items() if name in kept} | also_trained(vit)
     named = {f"vit.{name}": t for name, t in state.items()}
-    for part in () if classifier is None else _PARTS:
-        module = getattr(classifier, part)
+    if classifier is None:
+        return named
+    task = classifier if adapter is None or classifier.tune != "adapter" else classifier.task(adapter)
+    for part in _PARTS:
+        module = getattr(task, part)
         named |= {} if module is None else {f"{part}.{name}": t for name, t in module.state_dict().items()}
     return named
 
 
+def settings_with(vit: nn.Module, settings: dict[str, Any], adapter: str | None = None) -> dict[str, Any]:
+    """``settings`` of a backbone as they would be with the adapter of that name alone; None is the active one."""
+    name_of = _active(vit) if adapter is None else adapter
+    named = ((common_name(key, name_of), value) for key, value in settings.items())
+    return {key: value for key, value in named if key is not None}
+
+
 def also_trained(vit: nn.Module) -> dict[str, Tensor]:
     """The parameters of the backbone itself that train."""
-    adapters = _adapter_parameters(vit)
     parameters = {plain_name(name): p for name, p in vit.named_parameters() if p.requires_grad}
-    return {name: p for name, p in parameters.items() if name not in adapters}
+    return {name: p for name, p in parameters.items() if not is_of_adapter(name)}
 
 
 def saves_backbone(model: VideoClassifier) -> bool:
@@ -147,6 +172,7 @@ def _check_parts(model: nn.Module, vit: nn.Module, made: frozenset[str]) -> None
         with torch.device("meta"):
             pool = AttentionPool(model.embed_dim, model.num_frames)
         heads |= {f"pool.{name}" for name, _ in pool.named_parameters()}
+    own = [name for name in own if not name.startswith("put_by.")]  # of adapters that are not active
     came = set(own) - {f"vit.{name}" for name in made} - heads
     if came:
         raise InputError(
@@ -224,6 +250,5 @@ def _warn_of_hooks(model: nn.Module, vit: nn.Module) -> None:
         _log.warning("%s: hooks and forwards of your own are not saved; put them on what is loaded again", some(hooked))
 
 
-def _adapter_parameters(vit: nn.Module) -> dict[str, Tensor]:
-    own = {id(p) for adapter in get_adapters(vit) for p in adapter.parameters()}
-    return {plain_name(name): p for name, p in vit.named_parameters() if id(p) in own}
+def _active(vit: nn.Module) -> str:
+    return get_adaptation(vit).active if hasattr(unwrapped(vit), "fe_adaptation") else DEFAULT

@@ -20,7 +20,7 @@ from fe_adapter.errors import InputError, first_line
 from fe_adapter.files import check_folder, make_folder
 from fe_adapter.layers import FEAdapter
 from fe_adapter.libraries import quiet, require
-from fe_adapter.memory import frozen_weights
+from fe_adapter.memory import apply_memory_policy, frozen_weights
 from fe_adapter.models.adaptation import get_adapters
 from fe_adapter.models.classifier import VideoClassifier
 
@@ -38,7 +38,7 @@ def export_onnx(model: nn.Module, path: Path | str, *, opset: int | None = None)
     their equations in plain operators, in fp32. Class names, frames and sizes are in the file's metadata.
 
     Args:
-        model: a `VideoClassifier`; it stays as it is.
+        model: a `VideoClassifier`; it stays as it is. Of several adapters the active one is exported.
         path: ``….onnx``; weights of 2 GB and more lie beside it in ``….onnx.data``.
         opset: of ONNX; None is PyTorch's default.
 
@@ -51,6 +51,8 @@ def export_onnx(model: nn.Module, path: Path | str, *, opset: int | None = None)
         raise InputError(f"{path} does not end in .onnx")
     if not isinstance(inner, VideoClassifier):
         raise InputError(f"what is exported is a VideoClassifier; got a {type(inner).__name__}")
+    if inner.names is not None:
+        raise InputError("the clips of this model have adapters of their own (use_adapters); export one of them")
     if opset is not None:
         check_count("opset", opset, MIN_OPSET, MAX_OPSET)
     if kinds := set(frozen_weights.kinds_of(inner.vit)) - {"bf16"}:
@@ -94,8 +96,9 @@ class _Exported(nn.Module):
 
 
 def _plain(model: VideoClassifier) -> VideoClassifier:
-    """A copy on the CPU, in fp32 and evaluation mode, whose adapters are plain PyTorch."""
+    """A copy on the CPU, in fp32 and evaluation mode, without memory policies, whose adapters are plain PyTorch."""
     plain = copy.deepcopy(model).cpu().float().eval()
+    apply_memory_policy(plain, "none")
     for adapter in get_adapters(plain) if plain.tune == "adapter" else ():
         adapter.__class__ = FEAdapter
     return plain.requires_grad_(False)

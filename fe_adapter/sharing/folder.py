@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +16,11 @@ from fe_adapter.errors import InputError, some
 from fe_adapter.files import atomic_write, not_finite, read_tensors
 from fe_adapter.memory import frozen_weights
 from fe_adapter.models.adaptation import adapt, get_adaptation, unadapt
+from fe_adapter.models.blocks import DEFAULT, common_name
 from fe_adapter.models.classifier import VideoClassifier
+from fe_adapter.models.named import add_adapter, delete_adapter
 from fe_adapter.models.origin import get_origin, other_settings, settings_of
+from fe_adapter.models.task import VALUES, Task
 from fe_adapter.sharing.content import (
     CONFIG_FILE,
     WEIGHTS_FILE,
@@ -26,6 +29,7 @@ from fe_adapter.sharing.content import (
     read_config,
     saved_tensors,
     saves_backbone,
+    settings_with,
 )
 from fe_adapter.sharing.hub import local_folder
 
@@ -64,59 +68,109 @@ def save_adapter(model: nn.Module, folder: Path | str) -> None:
             weights_file.write(to_bytes(tensors, {"format": "pt"}))
 
 
-def load_adapter(vit: nn.Module, folder: Path | str, strict: bool = True) -> nn.Module:
+def load_adapter(vit: nn.Module, folder: Path | str, strict: bool = True, name: str | None = None) -> nn.Module:
     """Put the adapters of ``folder`` into ``vit``, in place; it is adapted first if it is not yet.
 
+    An adapter of that name which is there already, and has the same config, is given other values: they are copied into
+    the tensors that it has, so that graphs which were compiled or captured stay good. One of a new name comes beside
+    the others, and is not active until `set_adapter` says so.
+
     Args:
-        vit: the backbone the adapters were trained on.
+        vit: the backbone the adapters were trained on; or a `VideoClassifier` around it, which takes head, class names
+            and temperature from the folder, too.
         folder: written by `save_adapter`; or ``hub:OWNER/NAME`` (`fe_adapter.sharing.hub`).
         strict: refuse another backbone, and missing or extra tensors; otherwise load what fits.
+        name: of the adapter in the model; None is the active one, or "default".
 
     Raises:
-        InputError: the folder is damaged, newer than this release, or of another backbone.
+        InputError: the folder is damaged, newer than this release, or of another backbone; the name is none.
     """
-    folder, given, vit = local_folder(folder), vit, unwrapped(vit)
+    folder, given, model = local_folder(folder), vit, unwrapped(vit)
+    classifier = model if isinstance(model, VideoClassifier) else None
+    vit = unwrapped(model if classifier is None else classifier.vit)
     content = read_config(folder)
     config, num_frames = content.adapter, content.num_frames
     if config is None or num_frames is None:
         raise InputError(f"{folder} holds no adapters; use load_classifier")
+    if classifier is not None:
+        _check_classifier(classifier, content, folder)
     tensors = read_tensors(folder / WEIGHTS_FILE)
     is_plain = not hasattr(vit, "fe_adaptation")
+    name = name or (DEFAULT if is_plain else get_adaptation(vit).active)
+    is_new = is_plain or name not in get_adaptation(vit).configs
     if is_plain:
         try:
-            adapt(vit, config, num_frames=num_frames)
+            adapt(vit, config, num_frames=num_frames, name=name)
         except InputError as error:
             raise InputError(
                 f"{error}; where adapt was told more of the model, call it first, then load_adapter"
             ) from None
+    elif is_new:
+        task = content.classifier if classifier is not None else None
+        names, pool = (None, None) if task is None else (task.class_names, task.temporal_pool)
+        add_adapter(model, name, config, class_names=names, temporal_pool=pool)
     try:
-        _load_adapter(vit, content, config, tensors, folder, strict)
+        _load_adapter(model, vit, content, config, tensors, folder, strict, name)
     except InputError:
         if is_plain:
             unadapt(vit)  # as it came
+        elif is_new:
+            delete_adapter(model, name)
         raise
+    if classifier is not None:
+        _tell(classifier.task(name), content)
     return given
 
 
 def _load_adapter(
+    model: nn.Module,
     vit: nn.Module,
     content: AdapterFolder,
     config: FEAdapterConfig,
     tensors: dict[str, Tensor],
     folder: Path,
     strict: bool,
+    name: str,
 ) -> None:
-    adaptation = get_adaptation(vit)
-    if adaptation.config != config:
-        raise InputError(f"{folder} has other adapters than the model: {config}, not {adaptation.config}")
+    configs = get_adaptation(vit).configs
+    if configs[name] != config:
+        raise InputError(f"{folder} has other adapters than the model: {config}, not {configs[name]}")
+    if len(configs) > 1 and (of_backbone := [*content.also_trained, *content.also_changed]):
+        raise InputError(
+            f"{folder} also changed {some(of_backbone)} of the backbone, which the model's other adapters share; "
+            "load it into a backbone of its own"
+        )
     if strict:
         _check_shape(vit, content, folder)
-        _check_backbone(vit, content, folder)
+        _check_backbone(vit, content, folder, adapter=name)
     _let_train(vit, content, folder)
-    own = {name: t for name, t in tensors.items() if not name.startswith(("head.", "pool."))}
-    backbone = {f"vit.{plain_name(name)}" for name in vit.state_dict()} - set(saved_tensors(vit, content.also_changed))
-    own = {name: t for name, t in own.items() if name not in backbone}  # there with ``weights="none"``
-    _load(vit, own, content, folder, strict)
+    expected = saved_tensors(model, content.also_changed, name)
+    own = tensors if model is not vit else {n: t for n, t in tensors.items() if not n.startswith(("head.", "pool."))}
+    backbone = {f"vit.{plain_name(n)}" for n in vit.state_dict()} - set(expected)
+    own = {n: t for n, t in own.items() if n not in backbone}  # there with ``weights="none"``
+    _load(model, expected, own, folder, strict, name)
+
+
+def _check_classifier(model: VideoClassifier, content: AdapterFolder, folder: Path) -> None:
+    """Raise `InputError` unless what ``folder`` holds can come into ``model`` with its head."""
+    if content.classifier is None:
+        raise InputError(f"{folder} holds adapters without a classifier; load them into the backbone, model.vit")
+    if model.tune != "adapter":
+        raise InputError(f"the classifier was made with tune={model.tune!r} and takes no adapters")
+    if Preprocessing(**content.classifier.preprocessing.model_dump()) != model.preprocessing:
+        raise InputError(f"{folder} was trained on frames of another size, mean or std; load it by load_classifier")
+    if content.frozen_weights != (own := frozen_weights.kinds_of(model.vit)):
+        rounded = [" and ".join(kinds) or "nothing" for kinds in (content.frozen_weights, own)]
+        raise InputError(f"{folder} was trained on a backbone rounded to {rounded[0]}, this one is to {rounded[1]}")
+
+
+def _tell(task: Any, content: AdapterFolder) -> None:
+    """Let a classifier, or what it has put by, say of itself what the folder does."""
+    assert content.classifier is not None
+    values = content.classifier.model_dump(exclude_unset=True)
+    for name in set(VALUES) - {"temporal_pool"}:
+        value = values.get(name, getattr(content.classifier, name))
+        setattr(task, name, tuple(value) if name == "class_names" else value)
 
 
 def load_classifier(
@@ -171,7 +225,8 @@ def load_classifier(
     if content.dtype is not None:
         model.to(getattr(torch, content.dtype))
     _let_train(model.vit, content, folder)
-    _load(model, read_tensors(folder / WEIGHTS_FILE), content, folder, strict=True)
+    tensors, name = read_tensors(folder / WEIGHTS_FILE), model.adapter or DEFAULT
+    _load(model, saved_tensors(model, content.also_changed), tensors, folder, True, name)
     return model.eval()
 
 
@@ -213,8 +268,10 @@ def _check_shape(vit: nn.Module, content: AdapterFolder, folder: Path) -> None:
         )
 
 
-def _check_backbone(vit: nn.Module, content: AdapterFolder, folder: Path, saves_backbone: bool = False) -> None:
-    if other := other_settings(content.backbone_settings, settings_of(vit)):
+def _check_backbone(
+    vit: nn.Module, content: AdapterFolder, folder: Path, saves_backbone: bool = False, adapter: str | None = None
+) -> None:
+    if other := other_settings(content.backbone_settings, settings_with(vit, settings_of(vit), adapter)):
         raise InputError(
             f"{folder} was trained on another backbone: this one has {some(other)}; build it as it was in training"
         )
@@ -226,8 +283,15 @@ def _check_backbone(vit: nn.Module, content: AdapterFolder, folder: Path, saves_
         )
 
 
-def _load(model: nn.Module, tensors: dict[str, Tensor], content: AdapterFolder, folder: Path, strict: bool) -> None:
-    expected = saved_tensors(model, content.also_changed)
+def _load(
+    model: nn.Module,
+    expected: dict[str, Tensor],
+    tensors: dict[str, Tensor],
+    folder: Path,
+    strict: bool,
+    adapter: str,
+) -> None:
+    """Copy ``tensors`` into those that are ``expected``, the model's by the file's names."""
     missing, extra = sorted(set(expected) - set(tensors)), sorted(set(tensors) - set(expected))
     file = folder / WEIGHTS_FILE
     if strict and missing:
@@ -246,6 +310,21 @@ def _load(model: nn.Module, tensors: dict[str, Tensor], content: AdapterFolder, 
     # as what they are loaded into: 1e300 is finite in fp64 only
     if infinite := not_finite({name: tensors[name].to(t.dtype) for name, t in expected.items() if name in tensors}):
         raise InputError(f"{file}: {infinite[0]} holds NaN or infinite values; the training it is of went wrong")
-    prefix = "" if isinstance(model, VideoClassifier) else "vit."
-    names = {prefix + plain_name(name): name for name in model.state_dict()}
+    names = _own_names(model, adapter)
     model.load_state_dict({names[name]: tensors[name] for name in expected if name in tensors}, strict=False)
+
+
+def _own_names(model: nn.Module, adapter: str) -> dict[str, str]:
+    """By the names that a file with ``adapter`` has for them, those of the model's tensors."""
+    classifier = model if isinstance(model, VideoClassifier) else None
+    prefix, own_part = "vit." if classifier is None else "", ""
+    if classifier is not None and adapter != classifier.adapter and classifier.tune == "adapter":
+        own_part = f"put_by.{Task.key(adapter)}."
+    names = {}
+    for own in model.state_dict():
+        name = common_name(prefix + plain_name(own), adapter)
+        if name is not None and name.startswith("vit."):
+            names[name] = own
+        elif name is not None and name.startswith(own_part):
+            names[name.removeprefix(own_part)] = own
+    return names

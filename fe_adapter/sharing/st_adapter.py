@@ -18,7 +18,7 @@ from fe_adapter.errors import InputError
 from fe_adapter.files import atomic_write
 from fe_adapter.layers import FEAdapter
 from fe_adapter.models.adaptation import adapt, get_adaptation, unadapt
-from fe_adapter.models.blocks import CHILDREN
+from fe_adapter.models.blocks import CHILDREN, child_name
 from fe_adapter.models.classifier import VideoClassifier
 
 _KEY = re.compile(r"transformer\.resblocks\.(\d+)\.adapter_pre_(attn|mlp)\.(fc1|conv|fc2)\.(weight|bias)$")
@@ -70,7 +70,7 @@ def save_st_adapter(model: nn.Module, path: Path | str) -> None:
     There the mean over time comes before the last norm, here after it: with the head, logits differ a little.
 
     Args:
-        model: an adapted backbone, or a `VideoClassifier`.
+        model: an adapted backbone, or a `VideoClassifier`; of several adapters the active one is written.
         path: ``….pth``, as that script writes and reads it, by pickle; or ``….safetensors``, the same names.
 
     Raises:
@@ -84,8 +84,8 @@ def save_st_adapter(model: nn.Module, path: Path | str) -> None:
     adaptation = get_adaptation(vit)
     state = {}
     for number, block in enumerate(get_blocks(vit, adaptation.blocks_path)):
-        for position, child in CHILDREN.items():
-            adapter: Any = getattr(block, child, None)
+        for position in CHILDREN:
+            adapter: Any = getattr(block, child_name(position, adaptation.active), None)
             if adapter is not None:
                 _check_is_st_adapter(adapter)
                 prefix = f"transformer.resblocks.{number}.adapter_pre_{position}"

@@ -58,6 +58,6 @@ def classifier_of(model: nn.Module) -> VideoClassifier:
     adapters = [p for adapter in get_adapters(inner) for p in adapter.parameters()]
     if adapters and not any(p.requires_grad for p in adapters):
         raise InputError(
-            "the adapters are frozen, as peft freezes all that is not its own; let them train (requires_grad_)"
+            "the adapters are frozen, as peft freezes all that is not its own; set_adapter(model, name) lets them train"
         )
     return inner

@@ -407,6 +407,8 @@ def test_a_block_holds_adapters_of_several_names():
     for p in other.parameters():
         nn.init.normal_(p, generator=torch.Generator().manual_seed(0))
     put_adapters(block, {"attn": other}, None, "second")
+    assert torch.equal(tokens(vit, x), expected)
+    get_state(block).active = "second"
     assert not torch.equal(tokens(vit, x), expected)
     get_state(block).active = "default"
     assert torch.equal(tokens(vit, x), expected)

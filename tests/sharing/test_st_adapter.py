@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fe_adapter import FEAdapterConfig, VideoClassifier, adapt
+from fe_adapter import FEAdapterConfig, VideoClassifier, adapt, add_adapter, set_adapter
 from fe_adapter.errors import InputError
 from fe_adapter.sharing import load_st_adapter, save_st_adapter
 from tests.vits import build
@@ -90,3 +90,13 @@ def test_other_adapters_are_not_handed_on_as_st_adapter(tmp_path, options, messa
     with pytest.raises(InputError, match=r"neither \.pth nor \.safetensors"):
         save_st_adapter(vit, tmp_path / "out.bin")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_of_several_adapters_the_active_one_is_written(tmp_path):
+    config = FEAdapterConfig(bottleneck=6, dilation=1)
+    vit = adapt(build("timm clip"), config, num_frames=2)
+    set_adapter(add_adapter(vit, "b", config), "b")
+    save_st_adapter(vit, tmp_path / "b.safetensors")
+    again = build("timm clip")
+    load_st_adapter(again, tmp_path / "b.safetensors", num_frames=2)
+    assert torch.equal(again.blocks[0].fe_adapter.down_proj.weight, vit.blocks[0].fe_adapter__b.down_proj.weight)
