@@ -26,7 +26,7 @@ VERSION = 1
 BACKENDS = ("cpu", "cuda")
 _ROOT = Path(__file__).parents[1]
 _IMPORT = re.compile(r"^( *)from fe_adapter((?:\.\w+)*) import", re.MULTILINE)
-_INIT = '''"""The temporal adapter of FE-Adapter (arXiv 2408.02421), fused, with gradients; ST-Adapter's in its static form.
+_INIT = '''"""The temporal adapter of FE-Adapter (arXiv 2408.02421), fused, with gradients; static, it is ST-Adapter's.
 
 ``adapter(x, …)`` is ``x + up(φ(temporal_conv(down(x))))`` on the patch tokens of ``x`` (B*T, L, D); by Triton on a GPU,
 by PyTorch elsewhere. Generated from fe-adapter.
