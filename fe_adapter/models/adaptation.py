@@ -95,7 +95,7 @@ def adapt(
     """
     given, vit = vit, unwrapped(vit)
     if hasattr(vit, "fe_adaptation"):
-        raise InputError("the model is adapted already; call unadapt first")
+        raise InputError("the model is adapted already; call unadapt first, or add_adapter for one more")
     config = FEAdapterConfig() if config is None else config
     if not isinstance(config, FEAdapterConfig):
         raise TypeError(f"config is a {type(config).__name__}; pass an FEAdapterConfig")

@@ -203,6 +203,12 @@ class VideoClassifier(nn.Module):
             )
         return self.put_by[Task.key(adapter)]  # type: ignore[return-value]
 
+    def temperatures(self) -> float | Tensor:
+        """What logits are divided by before the softmax; where each clip has its own adapter, ``(B, 1)``."""
+        if self.names is None:
+            return self.temperature
+        return torch.tensor([[self.task(name).temperature] for name in self.names], device=self.head.weight.device)
+
     def new_task(self, class_names: Sequence[str] | None, temporal_pool: str | None) -> Task:
         """One with a fresh head, and what is not given as in the present one."""
         values: dict[str, Any] = {"num_frames": self.num_frames, "clip_seconds": None, "clip_sampling": None}

@@ -57,12 +57,14 @@ def classifying(model: Any, precision: str = "auto") -> Callable[[Callable[[Tens
     ``call`` is ``model``, or gives its logits in another way; precision and temperature are those of `classify`.
     """
     check_choice("precision", precision, ("auto", *PRECISIONS))
-    autocast, temperature = _autocast(model, precision), getattr(unwrapped(model), "temperature", 1.0)
+    autocast = _autocast(model, precision)
+    inner: Any = unwrapped(model)
 
     def run(call: Callable[[Tensor], Tensor], video: Tensor) -> OnItsWay:
         with torch.no_grad(), autocast():
             logits = call(video).float()
             is_finite = logits.isfinite().all(-1, keepdim=True)
+            temperature = inner.temperatures() if hasattr(inner, "temperatures") else 1.0
             return OnItsWay((logits / temperature).softmax(-1).masked_fill(~is_finite, torch.nan))
 
     return run

@@ -19,7 +19,7 @@ from fe_adapter.models.adaptation import adapt, get_adaptation, unadapt
 from fe_adapter.models.blocks import DEFAULT, common_name
 from fe_adapter.models.classifier import VideoClassifier
 from fe_adapter.models.named import add_adapter, delete_adapter
-from fe_adapter.models.origin import get_origin, other_settings, settings_of
+from fe_adapter.models.origin import get_origin, is_of_adapter, other_settings, settings_of
 from fe_adapter.models.task import VALUES, Task
 from fe_adapter.sharing.content import (
     CONFIG_FILE,
@@ -135,20 +135,32 @@ def _load_adapter(
     configs = get_adaptation(vit).configs
     if configs[name] != config:
         raise InputError(f"{folder} has other adapters than the model: {config}, not {configs[name]}")
-    if len(configs) > 1 and (of_backbone := [*content.also_trained, *content.also_changed]):
+    if len(configs) > 1 and (changed := [*content.also_trained, *content.also_changed]):
         raise InputError(
-            f"{folder} also changed {some(of_backbone)} of the backbone, which the model's other adapters share; "
+            f"{folder} also changed {some(changed)} of the backbone, which the model's other adapters share; "
             "load it into a backbone of its own"
         )
     if strict:
         _check_shape(vit, content, folder)
         _check_backbone(vit, content, folder, adapter=name)
     _let_train(vit, content, folder)
-    expected = saved_tensors(model, content.also_changed, name)
+    of_backbone = {f"vit.{n}" for n in (*content.also_trained, *content.also_changed)}
+    expected = saved_tensors(model, content.also_changed, name)  # of the backbone no more than the folder changed
+    expected = {n: t for n, t in expected.items() if not n.startswith("vit.") or is_of_adapter(n) or n in of_backbone}
     own = tensors if model is not vit else {n: t for n, t in tensors.items() if not n.startswith(("head.", "pool."))}
-    backbone = {f"vit.{plain_name(n)}" for n in vit.state_dict()} - set(expected)
-    own = {n: t for n, t in own.items() if n not in backbone}  # there with ``weights="none"``
+    backbone = {
+        f"vit.{plain_name(n)}": t for n, t in vit.state_dict().items() if f"vit.{plain_name(n)}" not in expected
+    }
+    others = [n for n, t in own.items() if n in backbone and not _is_same(t, backbone[n])]  # with ``weights="none"``
+    if strict and others:
+        raise InputError(f"{folder} holds other weights of the backbone ({some(others)}) than this one has")
+    own = {n: t for n, t in own.items() if n not in backbone}
     _load(model, expected, own, folder, strict, name)
+
+
+def _is_same(saved: Tensor, own: Tensor) -> bool:
+    """Whether two of a backbone's tensors are one, by the fingerprint's measure."""
+    return torch.equal(saved.to(torch.bfloat16), full_tensor(own.detach()).to("cpu", torch.bfloat16))
 
 
 def _check_classifier(model: VideoClassifier, content: AdapterFolder, folder: Path) -> None:

@@ -17,6 +17,7 @@ from fe_adapter import (
     add_adapter,
     delete_adapter,
     disable_adapters,
+    estimate_memory,
     list_adapters,
     load_adapter,
     load_classifier,
@@ -29,6 +30,7 @@ from fe_adapter import (
 )
 from fe_adapter.errors import InputError
 from fe_adapter.models.adaptation import get_adapters
+from fe_adapter.models.inference import classify
 from fe_adapter.models.streaming import AdapterStreams
 from tests.models.test_classifier import ARGS, CONFIG, NAME, classifier, video
 from tests.vits import build, tokens
@@ -271,6 +273,8 @@ def test_a_classifier_has_a_head_for_each_name(tmp_path):
         torch.testing.assert_close(model(clip), torch.stack([pain[0], default[1]]))
         with pytest.raises(InputError, match="2 adapter names for 4 clips"):
             model(torch.cat([clip, clip]))
+        rows = next(classify(model, [(None, clip)], "no"))[1]
+        torch.testing.assert_close(rows, torch.stack([(pain[0] / 1.5).softmax(-1), default[1].softmax(-1)]))
     with pytest.raises(InputError, match=r"different numbers of classes \('default' 3, 'two' 2\)"):
         use_adapters(model, ["default", "two"]).__enter__()
     delete_adapter(model, "two")
@@ -295,6 +299,30 @@ def test_heads_of_one_shape_are_swapped_in_place(tmp_path):
     assert torch.equal(first(clip), second(clip))
     assert [p.data_ptr() for p in first.parameters()] == where
     assert (first.class_names, first.temperature) == (("a", "b", "c"), 2.0)
+
+
+def test_loading_leaves_the_backbone_that_others_share(tmp_path):
+    """Random weights are in the folder, and nobody else's adapters may be given them."""
+    model, other = classifier(), classifier()
+    nn.init.normal_(other.vit.blocks[0].attn.proj.weight)
+    save_adapter(other, tmp_path)
+    before = model.vit.blocks[0].attn.proj.weight.clone()
+    with pytest.raises(InputError, match=r"holds other weights of the backbone \(vit\.blocks\.0\.attn\.proj\.weight\)"):
+        load_adapter(model, tmp_path, name="b")
+    load_adapter(model, tmp_path, name="b", strict=False)
+    assert torch.equal(model.vit.blocks[0].attn.proj.weight, before)
+    assert torch.equal(model.task("b").head.weight, other.head.weight)
+
+
+def test_the_planner_counts_all_there_are():
+    model = classifier()
+    first = estimate_memory(model, 2, 2, 3, 32, 32, dtype=torch.uint8)
+    add_adapter(model, "b")
+    added = sum(p.nbytes for key, p in model.named_parameters() if "__b" in key or "of_b" in key)
+    second = estimate_memory(model, 2, 2, 3, 32, 32, dtype=torch.uint8)
+    assert added > 0
+    assert second.parameters - first.parameters == added
+    assert (second.gradients, second.optimizer, second.saved) == (first.gradients, first.optimizer, first.saved)
 
 
 def test_a_backbone_alone_does_not_lead_its_classifier_astray(tmp_path):

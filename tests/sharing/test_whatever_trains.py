@@ -18,11 +18,13 @@ from fe_adapter import (
     TrainConfig,
     VideoClassifier,
     adapt,
+    add_adapter,
     apply_memory_policy,
     fit,
     load_adapter,
     load_classifier,
     save_adapter,
+    set_adapter,
 )
 from fe_adapter.data import EvalTransform, FrameSampler, VideoFolder
 from fe_adapter.demo.dataset import draw_onset, write_video
@@ -174,6 +176,22 @@ def test_lora_that_no_folder_could_give_back_is_refused_by_name(videos, weights,
     assert not (tmp_path / "run").exists()
     with pytest.raises(InputError, match="came into the model after"):
         save_adapter(model, tmp_path / "folder")
+
+
+def test_of_several_adapters_the_active_one_trains_and_is_saved(videos, weights, tmp_path):
+    model = classifier(weights)
+    set_adapter(add_adapter(model, "b"), "b")
+    before = {key: t.clone() for key, t in model.state_dict().items()}
+    fit(model, videos, None, TrainConfig(tracker=None, max_epochs=1), out=tmp_path / "run", progress=False)
+    changed = {key for key, t in model.state_dict().items() if not torch.equal(t, before[key])}
+    assert {part for key in changed for part in key.split(".")} >= {"fe_adapter__b", "head"}
+    assert all("fe_adapter__b" in key or key.startswith("head.") for key in changed)
+    x = torch.rand(1, 2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(load_classifier(tmp_path / "run" / "last").eval()(x), model.eval()(x))
+    again = set_adapter(classifier(weights), "default")
+    with pytest.raises(InputError, match=r"checkpoint\.safetensors"):  # it is of another adapter
+        fit(again, videos, None, TrainConfig(tracker=None, max_epochs=1), out=tmp_path / "run", resume=True)
 
 
 @pytest.mark.filterwarnings("ignore")
