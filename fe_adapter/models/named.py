@@ -69,13 +69,12 @@ def add_adapter(
     if not isinstance(config, FEAdapterConfig):
         raise TypeError(f"config is a {type(config).__name__}; pass an FEAdapterConfig")
     task = None if classifier is None else classifier.new_task(class_names, temporal_pool)
-    put, like = (
-        prepared(vit, adaptation, config),
-        next(p for a in _adapters(vit, adaptation.active) for p in a.parameters()),
-    )
+    put = prepared(vit, adaptation, config)
     put(name)
+    like = next(_adapters(vit, adaptation.active))
+    dtype = like.down_proj.weight.dtype
     for adapter in _adapters(vit, name):
-        adapter.to(like.device, like.dtype).train(next(_adapters(vit, adaptation.active)).training)
+        adapter.to(dtype=dtype).train(like.training)
     _let_train(vit, name, False)
     if classifier is not None and task is not None:
         classifier.put_by[Task.key(name)] = task.train(classifier.training).requires_grad_(False)
@@ -96,13 +95,14 @@ def set_adapter(model: nn.Module, name: str) -> nn.Module:
     """
     vit, classifier = _parts(model)
     adaptation = _with(vit, name)
-    if classifier is not None and name != adaptation.active:
+    if classifier is not None:
         other = classifier.task(name)
-        assert isinstance(other, Task)
-        del classifier.put_by[Task.key(name)]
-        classifier.put_by[Task.key(adaptation.active)] = Task.of(classifier).requires_grad_(False)
-        other.put_into(classifier)
-        classifier.adapter = name
+        if isinstance(other, Task):
+            assert classifier.adapter is not None
+            del classifier.put_by[Task.key(name)]
+            classifier.put_by[Task.key(classifier.adapter)] = Task.of(classifier).requires_grad_(False)
+            other.put_into(classifier)
+            classifier.adapter = name
     if classifier is not None:
         for module in (classifier.head, classifier.pool):
             if module is not None:
@@ -123,7 +123,7 @@ def delete_adapter(model: nn.Module, name: str) -> nn.Module:
     """
     vit, classifier = _parts(model)
     adaptation = _with(vit, name)
-    if name == adaptation.active:
+    if name == adaptation.active or (classifier is not None and name == classifier.adapter):
         raise InputError(f"{name!r} is the active adapter; set another one first, or take all out by unadapt")
     for block in get_blocks(vit, adaptation.blocks_path):
         take_adapters(block, name)

@@ -330,7 +330,11 @@ def test_a_backbone_alone_does_not_lead_its_classifier_astray(tmp_path):
     set_adapter(model.vit, "pain")
     with pytest.raises(InputError, match="give set_adapter the classifier"):
         model(video())
-    set_adapter(model.vit, "default")
+    with pytest.raises(InputError, match="'default' is the active adapter"):
+        delete_adapter(model, "default")
+    assert set_adapter(model, "pain")(video()).shape == (2, 3)  # as that line says
+    assert model.class_names == ("none", "some", "much")
+    set_adapter(model, "default")
     add_adapter(model.vit, "headless")
     with pytest.raises(InputError, match="no head for the adapter 'headless'"):
         set_adapter(model, "headless")
