@@ -26,6 +26,10 @@ class OutOfMemoryError(TrainingError):
     """A step did not fit; what was trained before it is safe."""
 
 
+class PredictionError(RuntimeError):
+    """Some of what was to be predicted could not be; results of the rest are there. The command line exits with 1."""
+
+
 def some(names: Iterable[str]) -> str:
     """The first of many names."""
     names = list(names)

@@ -62,13 +62,16 @@ def cannot_write(path: Path, error: OSError) -> InputError:
 
 @contextlib.contextmanager
 def only_one(folder: Path) -> Iterator[None]:
-    """Within the context no other process is in it for the same ``folder``, which is made.
+    """Within the context no other process is in it for the same ``folder``, which is made and, if empty, removed.
+
+    The lock is the system's: that of a process that is gone is in nobody's way.
 
     Raises:
         InputError: another one is, or the folder cannot be written to.
     """
     from filelock import FileLock, Timeout  # PyTorch needs it, too
 
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
     make_folder(folder)
     lock = FileLock(folder / ".lock", timeout=0, is_singleton=True)  # of one process, which may be in it twice
     try:
@@ -81,6 +84,9 @@ def only_one(folder: Path) -> Iterator[None]:
         if lock.lock_counter == 1:
             (folder / ".lock").unlink(missing_ok=True)
         lock.release()
+        with contextlib.suppress(OSError):  # which something is in
+            for path in new:
+                path.rmdir()
 
 
 def check_folder(path: Path) -> None:

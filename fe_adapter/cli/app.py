@@ -20,7 +20,7 @@ from fe_adapter import __version__
 from fe_adapter.cli import crossval, data, demo, env, eval, export, plan, predict, push, train
 from fe_adapter.cli.fields import with_fields
 from fe_adapter.cli.options import words
-from fe_adapter.errors import DiskFullError, InputError, Terminated, TrainingError
+from fe_adapter.errors import DiskFullError, InputError, PredictionError, Terminated, TrainingError
 from fe_adapter.files import printable
 
 app = typer.Typer(
@@ -82,9 +82,9 @@ def run(arguments: list[str]) -> int:
         if code == 130:  # typer turns Ctrl-C into this
             _say_error("interrupted")
         return code
-    except (InputError, TrainingError) as error:
+    except (InputError, TrainingError, PredictionError) as error:
         _say_error(str(error))
-        return 1 if isinstance(error, (TrainingError, DiskFullError)) else 2
+        return 1 if isinstance(error, (TrainingError, PredictionError, DiskFullError)) else 2
     except Terminated as error:
         _say_error("terminated")
         return int(error.code or 0)

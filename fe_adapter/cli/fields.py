@@ -135,6 +135,7 @@ WRITTEN = {
     "kernel_size": Written(read_kernel_size, "K|K,KH,KW"),
     "dilation": Written(read_dilation, "dynamic|N|N,N,…|T,H,W;…"),
     "num_workers": Written(read_num_workers, "auto|N"),
+    "formats": Written(lambda text: tuple(text.split(",")), "json|csv|png|parquet,…"),
     "positions": Written(lambda text: tuple(text.split(",")), "attn|mlp|attn,mlp"),
     "tracker": Written(lambda text: None if text == "none" else text, "tensorboard|wandb|none"),
 }

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import queue
-import threading
 import time
 from collections.abc import Iterator
 
@@ -17,6 +14,7 @@ from fe_adapter.data.transforms import EvalTransform
 from fe_adapter.errors import InputError
 from fe_adapter.models.classifier import VideoClassifier, expected_frames
 from fe_adapter.models.inference import classifying, finite
+from fe_adapter.predict.ahead import ahead
 from fe_adapter.predict.stream import StreamingClassifier
 
 _WAITS_FOR_US = ("http", "https", "file")  # protocols by which frames do not go on without us
@@ -87,12 +85,17 @@ def _answers(
     run = classifying(model, precision)
     transform, device = EvalTransform(*expected_frames(model)), next(model.parameters()).device
     frames = at_rate(stream_frames(source, timeout=timeout), rate)
-    if is_live(source) and source.partition("://")[0] not in _WAITS_FOR_US:
-        frames = newest(frames)
+    if goes_on(source):
+        frames = ahead(frames, 1, may_lose=True)
     for seconds, frame in frames:
         start = time.perf_counter()
         answer = finite(run(classifier, transform(frame[None]).to(device)).read())[0]
         yield Answer(seconds, answer, time.perf_counter() - start)
+
+
+def goes_on(source: str) -> bool:
+    """Whether the frames of ``source`` come when they come, as a camera's do, and not when they are asked for."""
+    return is_live(source) and source.partition("://")[0] not in _WAITS_FOR_US
 
 
 def at_rate(frames: Iterator[tuple[float, Tensor]], rate: float | None) -> Iterator[tuple[float, Tensor]]:
@@ -103,36 +106,3 @@ def at_rate(frames: Iterator[tuple[float, Tensor]], rate: float | None) -> Itera
             yield seconds, frame
             if rate is not None:
                 due = 1 / rate + (due if seconds < due + 1 / rate else seconds)  # after a gap it begins anew
-
-
-def newest(frames: Iterator[tuple[float, Tensor]]) -> Iterator[tuple[float, Tensor]]:
-    """The newest of ``frames`` whenever one is asked for, read by a thread; those in between are lost."""
-    waiting: queue.Queue = queue.Queue(maxsize=1)
-    stop = threading.Event()
-
-    def put(item: object) -> None:
-        while True:
-            try:
-                return waiting.put_nowait(item)
-            except queue.Full:
-                with contextlib.suppress(queue.Empty):
-                    waiting.get_nowait()
-
-    def read() -> None:
-        try:
-            for item in frames:
-                put(item)
-                if stop.is_set():
-                    return
-            put(None)
-        except BaseException as error:
-            put(error)
-
-    threading.Thread(target=read, daemon=True).start()
-    try:
-        while (item := waiting.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-    finally:
-        stop.set()

@@ -16,6 +16,7 @@ from fe_adapter.data.reading import read_frames
 from fe_adapter.data.sampling import FrameSampler
 from fe_adapter.data.video import VideoInfo
 from fe_adapter.files import any_script, new_figure, printable, use_any_font
+from fe_adapter.predict.strip import FilmStrip
 
 WIDTH, LEFT, AXES_WIDTH, AXES_HEIGHT = 9.6, 0.7, 6.6, 2.6
 BELOW, ABOVE, GAP = 0.55, 0.4, 0.06  # room for the time axis, for the title, between strip and curves
@@ -35,16 +36,20 @@ def draw_timeline(
     class_names: tuple[str, ...],
     windows: tuple[tuple[float, float], ...],
     rows: Any,
-    info: VideoInfo,
+    info: VideoInfo | None,
     unsure_below: float | None = None,
+    pictures: FilmStrip | None = None,
 ) -> Any:
     """A matplotlib figure of the probabilities ``rows``, ``(n, C)``, in the ``windows`` of a video.
 
     Up to two classes are one curve, more are areas that add up to 1. A window is a step, from half way to the one
     before to half way to the next; of more than there is room for, neighbours share a column. Where no class is as
-    probable as ``unsure_below`` the picture is pale.
+    probable as ``unsure_below`` the picture is pale; where rows are NaN nobody is there, and nothing is drawn.
+
+    The film strip is of ``pictures``, or else of frames read from the video, of which ``info`` is known.
     """
-    frames, strip_height = _strip_size(info)
+    source: FilmStrip | VideoInfo | None = pictures or info
+    frames, strip_height = _strip_size(source)
     height = BELOW + AXES_HEIGHT + GAP + strip_height + ABOVE
     figure, axes = new_figure(WIDTH, height)
     figure.set_layout_engine("none")
@@ -53,24 +58,34 @@ def draw_timeline(
     strip = figure.add_axes((LEFT / WIDTH, bottom / height, AXES_WIDTH / WIDTH, strip_height / height))
     strip.set_axis_off()
     end = windows[-1][1]
-    strip.imshow(_film_strip(info, frames, strip_height), aspect="auto", extent=(0, end, 0, 1))
+    edges = _edges(windows)
+    middles = [end * (i + 0.5) / frames for i in range(frames)]
+    is_there = ~np.isnan(rows[:, 0])[np.clip(np.searchsorted(edges, middles) - 1, 0, len(rows) - 1)]
+    strip.imshow(_film_strip(source, middles, is_there, strip_height), aspect="auto", extent=(0, end, 0, 1))
     strip.vlines([end * i / frames for i in range(1, frames)], 0, 1, color="white", linewidth=1)
     name = _shortened(figure, title, WIDTH - 2 * LEFT, 11)
     figure.text(LEFT / WIDTH, 1 - ABOVE / 2 / height, name, size=11, va="center", parse_math=False)
 
-    edges = _edges(windows)
     starts = _column_starts(len(windows))
     per_column = np.diff([*starts, len(windows)])
     edges = edges[[*starts, -1]]
-    means = np.add.reduceat(rows, starts) / per_column[:, None]
+    somebody = ~np.isnan(rows[:, 0])
+    seen = np.add.reduceat(somebody.astype(float), starts)
+    with np.errstate(invalid="ignore"):  # 0 / 0 where there is nobody
+        means = np.add.reduceat(np.nan_to_num(rows), starts) / seen[:, None]
+        overall = np.nan_to_num(rows).sum(0) / somebody.sum()
     if len(class_names) <= 2:
-        low, high = np.minimum.reduceat(rows[:, 0], starts), np.maximum.reduceat(rows[:, 0], starts)
+        low, high = np.fmin.reduceat(rows[:, 0], starts), np.fmax.reduceat(rows[:, 0], starts)
         band = (low, high) if per_column.max() > 1 else None
-        shown = _draw_curve(axes, class_names, edges, means[:, 0], band, rows.mean(0))
+        shown = _draw_curve(axes, class_names, edges, means[:, 0], band, overall)
     else:
-        shown = _draw_areas(axes, class_names, edges, means, rows.mean(0))
+        shown = _draw_areas(axes, class_names, edges, means, overall)
+    if not somebody.any():
+        shown = []
     if unsure_below is not None and (means.max(1) < unsure_below).any():
-        shown = [*shown, _draw_unsure(axes, edges, means.max(1) < unsure_below)]
+        shown = [*shown, _draw_unsure(axes, edges, means.max(1) < unsure_below, (seen > 0).sum())]
+    if not somebody.all():
+        shown = [*shown, _draw_nobody(axes, edges, seen == 0, (~somebody).mean())]
     together = f"  (each column: the mean of up to {per_column.max()} windows)" if per_column.max() > 1 else ""
     axes.set(xlim=(0, end), ylim=(-0.02, 1.02) if len(class_names) <= 2 else (0, 1), ylabel="probability")
     _label_time(axes, end, together)
@@ -117,14 +132,24 @@ def _draw_areas(axes: Any, names: tuple[str, ...], edges: Any, values: Any, over
     return shown[::-1]  # from top to bottom, as in the picture
 
 
-def _draw_unsure(axes: Any, edges: Any, is_unsure: Any) -> tuple[str, Any]:
-    """A veil over the columns without an answer."""
+def _draw_unsure(axes: Any, edges: Any, is_unsure: Any, num_columns: int) -> tuple[str, Any]:
+    """A veil over the columns without an answer, of those in which there is anybody."""
     from matplotlib.patches import Patch
 
     veil: dict[str, Any] = {"facecolor": "white", "alpha": 0.7, "edgecolor": "0.5", "hatch": "////", "linewidth": 0}
     for i in np.flatnonzero(is_unsure):
         axes.axvspan(edges[i], edges[i + 1], **veil)
-    return f"{is_unsure.mean():.0%} unsure", Patch(**veil)
+    return f"{is_unsure.sum() / num_columns:.0%} unsure", Patch(**veil)
+
+
+def _draw_nobody(axes: Any, edges: Any, is_empty: Any, share: float) -> tuple[str, Any]:
+    """Dots in the columns in which there is nobody; ``share`` is that of the windows."""
+    from matplotlib.patches import Patch
+
+    dots: dict[str, Any] = {"facecolor": "0.95", "edgecolor": "0.7", "hatch": "..", "linewidth": 0}
+    for i in np.flatnonzero(is_empty):
+        axes.axvspan(edges[i], edges[i + 1], **dots)
+    return f"{share:.0%} no face", Patch(**dots)
 
 
 def _colours() -> list[Any]:
@@ -160,23 +185,28 @@ def _label_time(axes: Any, end: float, note: str) -> None:
     axes.set_xlabel(f"time, min:s{note}")
 
 
-def _strip_size(info: VideoInfo) -> tuple[int, float]:
-    """How many whole frames, side by side, are as wide as the time axis, and how high they are then."""
-    aspect = info.width / info.height
+def _strip_size(source: Any) -> tuple[int, float]:
+    """How many whole pictures, side by side, are as wide as the time axis, and how high they are then."""
+    aspect = source.width / source.height
     frames = min(MAX_FRAMES, max(1, round(AXES_WIDTH / (STRIP_HEIGHT * aspect))))
     return frames, min(HIGHEST_STRIP, AXES_WIDTH / frames / aspect)
 
 
-def _film_strip(info: VideoInfo, num_frames: int, inches: float) -> Any:
-    """``(h, num_frames * w, 3)`` uint8: each frame is the middle one of the time that it stands above."""
+def _film_strip(source: Any, middles: list[float], is_there: Any, inches: float) -> Any:
+    """``(h, n * w, 3)`` uint8: each picture is of the middle of the time that it stands above, if anybody is there."""
+    num_frames = len(middles)
     slot = round(AXES_WIDTH * PIXELS_PER_INCH / num_frames)
     h = max(1, round(inches * PIXELS_PER_INCH))
-    w = min(slot, max(1, round(h * info.width / info.height)))
-    frames = read_frames(info, FrameSampler(num_frames)(info))
+    w = min(slot, max(1, round(h * source.width / source.height)))
+    if isinstance(source, FilmStrip):
+        frames = source.nearest(middles)
+    else:
+        frames = read_frames(source, FrameSampler(num_frames)(source))
     small = F.interpolate(frames, (h, w), mode="bilinear", antialias=True)
     left = (slot - w) // 2  # of a portrait that is higher than there is room for
     slots = torch.full((num_frames, 3, h, slot), 255, dtype=torch.uint8)
     slots[..., left : left + w] = small
+    slots[~torch.from_numpy(is_there)] = 255
     return rearrange(slots, "t c h w -> h (t w) c").numpy()
 
 

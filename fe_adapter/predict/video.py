@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+from array import array
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,14 +13,14 @@ from torch import Tensor
 
 from fe_adapter.backbones.backbone import unwrapped
 from fe_adapter.checks import check_count
-from fe_adapter.data.feed import transformed
-from fe_adapter.data.reading import probe, read_frames
-from fe_adapter.data.sampling import FrameSampler, sliding_windows
-from fe_adapter.data.transforms import EvalTransform, compact
+from fe_adapter.data.reading import probe
+from fe_adapter.data.sampling import sliding_windows
+from fe_adapter.data.transforms import EvalTransform
 from fe_adapter.data.video import VideoInfo
 from fe_adapter.models.classifier import VideoClassifier, expected_frames
-from fe_adapter.models.inference import classify
-from fe_adapter.predict.result import Prediction, check_unsure_below
+from fe_adapter.predict.ahead import ahead
+from fe_adapter.predict.passes import Look, Strips, answers, looks_of
+from fe_adapter.predict.result import Prediction, check_smooth, check_unsure_below
 
 
 def predict_video(
@@ -30,10 +32,12 @@ def predict_video(
     batch_size: int = 8,
     precision: str = "auto",
     unsure_below: float | None = None,
+    smooth: float | None = None,
 ) -> Prediction:
     """Slide a window over a video and classify every part of it.
 
-    The model keeps its device. Memory is bounded by ``batch_size``, not by the video.
+    The video is read once, by a thread ahead of the model. The model keeps its device. Memory is bounded by
+    ``batch_size``, not by the video.
 
     Args:
         model: in evaluation mode.
@@ -44,6 +48,10 @@ def predict_video(
         batch_size: parts at a time.
         precision: of autocast, as of `fe_adapter.models.inference.classify`: "auto" is bf16 on a GPU that has it.
         unsure_below: as of `Prediction`.
+        smooth: as of `Prediction.smoothed`; None leaves windows as they are.
+
+    Returns:
+        The prediction; ``pandas.DataFrame(prediction.records())`` is its table.
 
     Raises:
         InputError: no readable video; a window or a step that is not positive; no such precision; a logit is NaN or
@@ -51,24 +59,71 @@ def predict_video(
     """
     check_count("batch_size", batch_size, 1)
     check_unsure_below(unsure_below)
-    inner: Any = unwrapped(model)
+    check_smooth(smooth)
     info = video if isinstance(video, VideoInfo) else probe(video)
+    strips: Strips = {}
+    looks = ((None, look) for look in looks_in(model, info, window, step, strips))
+    gathered = Gathered(info.path, unwrapped_classes(model), info, unsure_below)
+    for _, look, row in answers(model, ahead(looks, 2 * batch_size), batch_size, precision):
+        gathered.add(look, row)
+    prediction = gathered.prediction(strips)
+    return prediction if smooth is None else prediction.smoothed(smooth)
+
+
+def looks_in(
+    model: VideoClassifier, info: VideoInfo, window: float | None, step: float | None, strips: Strips
+) -> Iterator[Look]:
+    """What ``model`` is to look at in a video, in windows as of `predict_video`."""
+    inner: Any = unwrapped(model)
     length = (inner.clip_seconds or info.duration) if window is None else window
     windows = sliding_windows(info.duration, length, length / 2 if step is None else step)
-    device = next(model.parameters()).device
-    batches = _batches(inner, info, windows, batch_size, device)
-    rows = [row for _, row in classify(model, batches, precision)]
-    return Prediction(info.path, inner.class_names, tuple(windows), torch.cat(rows), info, unsure_below)
+    return looks_of(info, windows, inner.num_frames, EvalTransform(*expected_frames(inner)), strips=strips)
 
 
-def _batches(
-    model: VideoClassifier, info: VideoInfo, windows: list[tuple[float, float]], batch_size: int, device: torch.device
-) -> Iterator[tuple[int, Tensor]]:
-    """The first window of each batch, and its clips; while those are classified, the next ones are decoded."""
-    sampler, transform = FrameSampler(model.num_frames), EvalTransform(*expected_frames(model))
-    for i in range(0, len(windows), batch_size):
-        cuts = [transform.cut(read_frames(info, sampler(info, window=w))) for w in windows[i : i + batch_size]]
-        parts = [compact(part, edit) for part, edit in cuts]
-        if device.type == "cuda":
-            parts = [part.pin_memory() for part in parts]
-        yield i, transformed(parts, [edit for _, edit in cuts], device)
+def unwrapped_classes(model: Any) -> tuple[str, ...]:
+    """The class names of a model that may be compiled or wrapped."""
+    inner: Any = unwrapped(model)
+    return inner.class_names
+
+
+class Gathered:
+    """The answers about one video, as they come.
+
+    Args:
+        path: as of `Prediction`.
+        class_names: likewise.
+        video: likewise.
+        unsure_below: likewise.
+    """
+
+    def __init__(
+        self, path: str, class_names: tuple[str, ...], video: VideoInfo | None, unsure_below: float | None
+    ) -> None:
+        self._empty = Prediction(path, class_names, (), torch.zeros(0, len(class_names)), video, unsure_below)
+        self._looks: list[Look] = []
+        self._values = array("f")  # an hour has thousands of rows, and a tensor each would be most of the memory
+
+    def add(self, look: Look, row: Tensor | None) -> Prediction:
+        """Take the next answer, or None where nobody is there; returns it alone."""
+        values = [float("nan")] * len(self._empty.class_names) if row is None else row.tolist()
+        self._values.extend(values)
+        self._looks.append(dataclasses.replace(look, parts=()))
+        return self._of(self._looks[-1:], torch.tensor([values]))
+
+    def prediction(self, strips: Strips) -> Prediction:
+        """All of them, at least one."""
+        rows = torch.tensor(self._values).unflatten(0, (len(self._looks), -1))
+        return dataclasses.replace(self._of(self._looks, rows), strips=strips)
+
+    def __len__(self) -> int:
+        return len(self._looks)
+
+    def _of(self, looks: list[Look], rows: Tensor) -> Prediction:
+        return dataclasses.replace(
+            self._empty,
+            windows=tuple((look.start, look.end) for look in looks),
+            window_probabilities=rows,
+            frames=tuple(look.frame for look in looks),
+            timestamps=tuple(look.timestamp for look in looks),
+            faces=tuple(look.face for look in looks),
+        )

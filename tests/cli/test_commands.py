@@ -23,7 +23,7 @@ from fe_adapter.demo.run import ENTRIES
 from fe_adapter.evaluate import evaluate
 from fe_adapter.models import get_adapters
 from fe_adapter.models.classifier import expected_frames
-from fe_adapter.predict.result import output_stems
+from fe_adapter.predict.jobs import output_stems
 from fe_adapter.sharing.folder import find_model
 
 pytest.importorskip("timm")
@@ -157,8 +157,8 @@ def test_predict_covers_a_long_video(trained, tmp_path, capsys):
 
 
 def test_results_never_overwrite_each_other(tmp_path):
-    assert output_stems(["a/x.mp4", "b/x.mov", "c/x-2.mp4", "d/x.mp4"], tmp_path) == [
-        tmp_path / name for name in ("x", "x-2", "x-2-2", "x-3")
+    assert output_stems(["x.mp4", "x.mov", "x-2.mp4", "x.mp4", "d/x.mp4"], tmp_path) == [
+        tmp_path / name for name in ("x", "x-2", "x-2-2", "x-3", "d/x")
     ]
 
 
@@ -267,7 +267,10 @@ def test_bad_folders_and_files_are_named(videos, trained, tmp_path, capsys):
         (["predict", trained, tmp_path / "none.mp4", "--out", out], "none.mp4: no such file"),
         (["predict", tmp_path / "none", videos / "onset" / "0000.mp4", "--out", out], "none: no such folder"),
         (["predict", videos, videos / "onset" / "0000.mp4", "--out", out], "holds no trained model"),
-        (["predict", trained, videos / "onset" / "0000.mp4", "--window", "0", "--out", out], "both must be positive"),
+        (
+            ["predict", trained, videos / "onset" / "0000.mp4", "--window", "0", "--out", out],
+            "windows and steps must be positive",
+        ),
         (["predict", trained, videos / "onset" / "0000.mp4", "--device", "cuda:9", "--out", out], "--device cuda:9: "),
         (["eval", trained, videos.parent, "--out", out], "has the unknown class 'videos'"),
         (["eval", trained, videos, "--split", "test", "--out", out], "has no test split"),
@@ -347,8 +350,12 @@ def test_a_video_that_fails_loses_no_results_of_others(trained, videos, tmp_path
     content[len(content) // 2 : len(content) // 2 + 4000] = bytes(4000)
     damaged.write_bytes(content)
     good = videos / "onset" / "0000.mp4"
-    assert cli.run([str(a) for a in ["predict", trained, good, damaged, "--out", tmp_path / "out"]]) == 2
-    assert "damaged.mp4 is " in capsys.readouterr().err
+    command = [str(a) for a in ["predict", trained, damaged, good, "--out", tmp_path / "out"]]
+    assert cli.run(command) == 1
+    said = capsys.readouterr()
+    assert "damaged.mp4 is " in said.err
+    assert said.err.splitlines()[-1] == f"fe-adapter: 1 of 2 videos could not be predicted: {damaged}"
+    assert "onset/" in said.out
     made = {path.name for path in (tmp_path / "out").iterdir()}
     assert made == {"0000.json", "0000.csv", "0000.png"}
 

@@ -12,7 +12,8 @@ import torch
 from fe_adapter.data import probe, read_frames, stream_frames
 from fe_adapter.data.reading import frames_in_order
 from fe_adapter.errors import InputError
-from fe_adapter.predict.live import at_rate, newest
+from fe_adapter.predict.ahead import ahead
+from fe_adapter.predict.live import at_rate
 from tests.videos import change_size, make_video, rotate
 
 
@@ -92,7 +93,7 @@ def test_as_many_frames_as_wanted():
 def test_the_newest_frame_is_taken():
     go_on = iter(range(10**9))
     taken = []
-    for i in newest(go_on):
+    for i in ahead(go_on, 1, may_lose=True):
         taken.append(i)
         while next(go_on) < taken[-1] + 1000:  # the thread reads on, too
             pass
@@ -105,4 +106,4 @@ def test_the_newest_frame_is_taken():
         raise InputError("the camera is gone")
 
     with pytest.raises(InputError, match="the camera is gone"):
-        list(newest(broken()))
+        list(ahead(broken(), 1))

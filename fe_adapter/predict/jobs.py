@@ -1,0 +1,302 @@
+"""Many videos, one after another: which there are, which are done already, and what becomes of each.
+
+While a video is predicted, what is known of it is in ``STEM.partial.csv``; once it is whole, that file is gone and the
+JSON file is there. A video that fails leaves the others alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fe_adapter.data.frames import holds_frames
+from fe_adapter.data.listing import find_videos
+from fe_adapter.data.live import is_live, stream_frames
+from fe_adapter.data.packed import file_of
+from fe_adapter.data.reading import probe
+from fe_adapter.data.transforms import EvalTransform
+from fe_adapter.data.video import VIDEO_SUFFIXES, VideoInfo
+from fe_adapter.errors import InputError, PredictionError, some
+from fe_adapter.files import read_json
+from fe_adapter.models.classifier import VideoClassifier, expected_frames
+from fe_adapter.predict.ahead import ahead
+from fe_adapter.predict.config import PredictConfig
+from fe_adapter.predict.live import goes_on
+from fe_adapter.predict.passes import Look, Strips, answers, looks_of_live
+from fe_adapter.predict.result import Prediction
+from fe_adapter.predict.tables import GrowingTable, in_style
+from fe_adapter.predict.video import Gathered, looks_in
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A video that is to be predicted.
+
+    Args:
+        path: a file, a folder of frames, a camera or an address.
+        stem: of the names of its results.
+    """
+
+    path: str
+    stem: Path
+
+    @property
+    def result(self) -> Path:
+        """The file that is there once all results are."""
+        return self.stem.with_name(f"{self.stem.name}.json")
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What has become of a job.
+
+    Args:
+        job: it.
+        content: its results, as the JSON file has them; None where there are none.
+        error: why they are not, or not all there is.
+        was_done: they were there before.
+        has_begun: there were answers before the error.
+    """
+
+    job: Job
+    content: Mapping[str, Any] | None = None
+    error: InputError | None = None
+    was_done: bool = False
+    has_begun: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class _Begun:
+    """The reader has opened a video."""
+
+    video: VideoInfo | None
+    strips: Strips
+
+
+class _Ended:
+    """The reader is through with a video."""
+
+
+def find_jobs(inputs: Sequence[str], out: Path) -> list[Job]:
+    """The videos among ``inputs``: files, and folders of videos at any depth, whose results go to the same places in
+    ``out``; what is in ``out`` itself is left out.
+
+    Raises:
+        InputError: there is no such file, a folder holds no videos and no frames, or a camera is one of several.
+    """
+    paths: list[str] = []
+    places: list[str] = []  # in ``out``
+    for given in inputs:
+        if is_live(given):
+            if len(inputs) > 1:
+                raise InputError(f"{given} is a camera or an address, which is watched alone; give nothing beside it")
+            paths, places = [given], [Path(given).name]
+        elif Path(given).is_dir():
+            found = [path for path in find_videos(Path(given)) if out.resolve() not in path.resolve().parents]
+            if found:
+                paths += map(str, found)
+                places += [str(path.relative_to(given)) for path in found]
+            elif holds_frames(given):
+                paths.append(given)
+                places.append(Path(given).resolve().name)
+            else:
+                raise InputError(f"{given} holds no videos and no frames; known endings are {' '.join(VIDEO_SUFFIXES)}")
+        elif not Path(given).exists() and not Path(given).parent.joinpath("pack.json").exists():
+            raise InputError(f"{given}: no such file")
+        else:
+            paths.append(given)
+            places.append(Path(given).name)
+    return [Job(path, stem) for path, stem in zip(paths, output_stems(places, out), strict=True)]
+
+
+def output_stems(places: Sequence[str], out: Path) -> list[Path]:
+    """Where to write the results of each file: its own place in ``out``, numbered where two files share one."""
+    stems: dict[Path, None] = {}
+    for place in places:
+        stem = name = (out / place).with_suffix("")
+        count = 1
+        while stem in stems:
+            count += 1
+            stem = name.with_name(f"{name.name}-{count}")
+        stems[stem] = None
+    return list(stems)
+
+
+def fingerprint(folder: Path) -> str:
+    """A hash of the files of an adapter folder."""
+    digest = hashlib.blake2b(digest_size=16)
+    for path in sorted(path for path in folder.iterdir() if path.suffix in (".json", ".safetensors")):
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def run_jobs(
+    model: VideoClassifier,
+    jobs: Sequence[Job],
+    config: PredictConfig,
+    *,
+    model_hash: str = "",
+    timeout: float = 10.0,
+    shown: Callable[[Job, Prediction], None] = lambda job, prediction: None,
+) -> Iterator[Outcome]:
+    """Predict many videos in one go, and write the results of each when it is whole.
+
+    One thread reads all of them, one after the other; batches of windows go across files. What has whole results of the
+    same file, model and settings is left as it is.
+
+    Args:
+        model: in evaluation mode.
+        jobs: as of `find_jobs`.
+        config: what is looked at, and written.
+        model_hash: as of `fingerprint`; other results of another one are not kept.
+        timeout: seconds to wait for a camera or an address.
+        shown: is given every answer as it comes: a `Prediction` of one row.
+
+    Raises:
+        InputError: a logit is NaN or infinite, or results cannot be written. What is wrong with one video is in its
+            `Outcome`.
+    """
+    settings = dataclasses.asdict(dataclasses.replace(config, batch_size=8, formats=tuple(sorted(config.formats))))
+    made = {"model": model_hash, "settings": {**settings, "formats": list(settings["formats"])}}
+    watches = len(jobs) == 1 and is_live(jobs[0].path)
+    items = _read(model, jobs, config, made, timeout)
+    waiting = ahead(items, 2 * config.batch_size, may_lose=watches and goes_on(jobs[0].path))
+    current: _Current | None = None
+    try:
+        for job, item, row in answers(model, waiting, config.batch_size, config.precision, at_once=watches):
+            if isinstance(item, dict):
+                yield Outcome(job, item, was_done=True)
+            elif isinstance(item, _Begun):
+                current = _Current(job, model.class_names, item, config, made)
+            elif isinstance(item, Look) and current is not None:
+                shown(job, current.add(item, row))
+            elif isinstance(item, InputError):
+                yield current.failed(item) if current is not None else Outcome(job, error=item)
+                current = None
+            elif isinstance(item, _Ended) and current is not None:
+                yield Outcome(job, current.save())
+                current = None
+    except KeyboardInterrupt:
+        if current is not None and watches:
+            current.save()
+        raise
+    finally:
+        waiting.close()
+        if current is not None:
+            current.table.close()
+
+
+class _Current:
+    """The video whose answers come."""
+
+    def __init__(
+        self, job: Job, class_names: tuple[str, ...], begun: _Begun, config: PredictConfig, made: Mapping[str, Any]
+    ) -> None:
+        self._job, self._config, self._strips = job, config, begun.strips
+        self._about = {"made": {**made, "input": _state(job.path)}}
+        self._gathered = Gathered(job.path, class_names, begun.video, config.unsure_below)
+        self.table = GrowingTable(job.stem.with_name(f"{job.stem.name}.partial.csv"))
+
+    def add(self, look: Look, row: Any) -> Prediction:
+        """Take an answer; it is on disk before the next one."""
+        answer = self._gathered.add(look, row)
+        self.table.add(in_style(answer.record(0), self._config.columns))
+        return answer
+
+    def save(self) -> dict[str, Any] | None:
+        """Write the results, if there are any, and return them as in the JSON file."""
+        if not len(self._gathered):
+            return None
+        prediction = self._gathered.prediction(self._strips)
+        if self._config.smooth is not None:
+            prediction = prediction.smoothed(self._config.smooth)
+        prediction.save(self._job.stem, self._config.formats, self._config.columns, self._about)
+        self.table.remove()
+        return prediction.as_dict() | self._about
+
+    def failed(self, error: InputError) -> Outcome:
+        """The outcome of a video that could not be read to its end; all there is of what is not a file."""
+        self.table.close()
+        if is_live(self._job.path):
+            return Outcome(self._job, self.save(), error, has_begun=len(self._gathered) > 0)
+        if len(self._gathered):
+            error = InputError(f"{error}; what comes before is in {self.table.path}")
+        return Outcome(self._job, error=error, has_begun=len(self._gathered) > 0)
+
+
+def _read(
+    model: VideoClassifier, jobs: Sequence[Job], config: PredictConfig, made: Mapping[str, Any], timeout: float
+) -> Iterator[tuple[Job, Any]]:
+    """Each job and what there is to look at in it, between `_Begun` and `_Ended`; results that are there; errors."""
+    for job in jobs:
+        old = _results(job, made, config)
+        if old is not None:
+            yield job, old
+            continue
+        strips: Strips = {}
+        try:
+            if is_live(job.path):
+                yield job, _Begun(None, strips)
+                looks: Iterator[Look | None] = _looks_of_live(model, job.path, config, timeout, strips)
+            else:
+                info = probe(job.path)
+                yield job, _Begun(info, strips)
+                looks = looks_in(model, info, config.window, config.step, strips)
+            for look in looks:
+                yield job, look
+            yield job, _Ended()
+        except InputError as error:
+            yield job, error
+
+
+def _looks_of_live(
+    model: VideoClassifier, source: str, config: PredictConfig, timeout: float, strips: Strips
+) -> Iterator[Look | None]:
+    length = model.clip_seconds if config.window is None else config.window
+    if length is None:
+        raise InputError("the model does not say how long the clips of its training were; give --window SECONDS")
+    frames = stream_frames(source, timeout=timeout)
+    step = length / 2 if config.step is None else config.step
+    transform = EvalTransform(*expected_frames(model))
+    return looks_of_live(frames, length, step, model.num_frames, transform, strips=strips)
+
+
+def _results(job: Job, made: Mapping[str, Any], config: PredictConfig) -> dict[str, Any] | None:
+    """The results of a job, if they are there, whole, and of the same file, model and settings."""
+    wanted = {**made, "input": _state(job.path)}
+    kinds = [kind for kind in config.formats if kind != "png"]  # which there may be several of
+    if is_live(job.path) or not all(job.stem.with_name(f"{job.stem.name}.{kind}").exists() for kind in kinds):
+        return None
+    try:
+        content = read_json(job.result)
+    except InputError:
+        return None
+    is_same = isinstance(content, dict) and content.get("path") == job.path and content.get("made") == wanted
+    return content if is_same else None
+
+
+def _state(path: str) -> dict[str, int] | None:
+    """What tells whether a file has changed; None of what is no file."""
+    if is_live(path):
+        return None
+    stat = os.stat(file_of(path))  # noqa: PTH116
+    return {"bytes": stat.st_size, "changed": stat.st_mtime_ns}
+
+
+def failure(outcomes: Sequence[Outcome]) -> Exception | None:
+    """What to raise in the end where videos could not be predicted: one line that names them."""
+    failed = [outcome for outcome in outcomes if outcome.error is not None]
+    if not failed:
+        return None
+    if len(outcomes) > 1:
+        names = some(outcome.job.path for outcome in failed)
+        return PredictionError(f"{len(failed)} of {len(outcomes)} videos could not be predicted: {names}")
+    (only,) = failed
+    assert only.error is not None
+    return only.error if not only.has_begun else PredictionError(str(only.error))
