@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import json
+import math
 import statistics
 import time
 from collections import deque
@@ -17,6 +17,8 @@ from rich.table import Table
 
 from fe_adapter.cli.options import show, words
 from fe_adapter.files import printable
+from fe_adapter.predict.result import label_of, plain
+from fe_adapter.predict.tables import GrowingTable
 
 if TYPE_CHECKING:
     from fe_adapter.predict.jobs import Job, Outcome
@@ -86,26 +88,20 @@ def watch(
     answers: Iterable[Answer], class_names: Sequence[str], path: Path, as_json: bool, unsure_below: float | None
 ) -> None:
     """Print and write every answer as it comes; in the end, or after Ctrl-C, say how fast they came."""
-    from fe_adapter.predict.result import UNSURE
-
     latencies: deque[float] = deque(maxlen=10_000)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        rows = csv.writer(file)
-        rows.writerow(["time", *class_names, "latency"])
+    with GrowingTable(path) as table:
         try:
             for answer in answers:
                 latencies.append(answer.latency)
-                by_name = dict(zip(class_names, answer.probabilities.tolist(), strict=True))
-                likeliest = max(by_name, key=by_name.__getitem__)
-                label = UNSURE if by_name[likeliest] < (unsure_below or 0) else likeliest
-                numbers = f"{answer.time:.3f}", *(f"{p:.6f}" for p in by_name.values()), f"{answer.latency:.4f}"
-                rows.writerow(numbers)
-                file.flush()
+                label = label_of(answer.probabilities, class_names, unsure_below)
+                by_name = dict(zip(class_names, plain(answer.probabilities), strict=True))
+                table.add({"time": answer.time, **by_name, "latency": answer.latency})
                 if as_json:
                     line = {"time": answer.time, "label": label, "probabilities": by_name, "latency": answer.latency}
                     print(json.dumps(line), flush=True)
                 else:
-                    said = f"{answer.time:9.2f} s  {printable(label)} {by_name[likeliest]:.1%}"
+                    most = float(answer.probabilities.max())
+                    said = f"{answer.time:9.2f} s  {printable(label)}{'' if math.isnan(most) else f' {most:.1%}'}"
                     print(f"{said}  {1000 * answer.latency:.0f} ms", flush=True)
         finally:
             if latencies:

@@ -10,6 +10,7 @@ import typer
 from fe_adapter.cli.answers import print_answer, progress_of, show_outcomes, watch
 from fe_adapter.cli.fields import Fields
 from fe_adapter.cli.options import Device, Run, Weights, find_device, words
+from fe_adapter.data.faces import FaceOptions, other_than_trained
 from fe_adapter.errors import InputError
 from fe_adapter.files import check_folder, only_one, printable
 from fe_adapter.predict.config import PredictConfig
@@ -18,7 +19,7 @@ from fe_adapter.sharing.folder import find_model, load_classifier
 EXAMPLES = (
     "fe-adapter predict run clip.mp4 other.mp4 --out predictions",
     "fe-adapter predict run videos --smooth 2 --unsure-below 0.6 --formats json,csv,png,parquet",
-    "fe-adapter predict run clip.mp4 --annotate",
+    "fe-adapter predict run clip.mp4 --faces all --annotate",
     "fe-adapter predict run 0 --stream",
     "fe-adapter predict run rtsp://camera.local/1 --stream --fps 8 --json",
 )
@@ -37,6 +38,7 @@ def predict(
     weights: Weights = None,
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("predictions"),
     config: Annotated[PredictConfig, Fields()],
+    faces: Annotated[FaceOptions, Fields("Faces", only=("faces", "face_model", "face_margin", "face_detection_size"))],
     stream: Annotated[
         bool, typer.Option("--stream", help="Answer frame by frame, as frames come; needs causal adapters.")
     ] = False,
@@ -57,11 +59,14 @@ def predict(
     from fe_adapter.data.live import is_live
     from fe_adapter.predict.jobs import failure, find_jobs, fingerprint, run_jobs
     from fe_adapter.predict.live import predict_stream
+    from fe_adapter.predict.video import faces_for
 
     if stream and (len(videos) > 1 or config.step is not None):
         raise InputError("--stream watches one VIDEO and answers at every frame; give one, and leave --step out")
     if fps is not None and not stream:
         raise InputError("--fps is of --stream; a window of a file has as many frames as the model was trained on")
+    if config.annotate and (stream or any(map(is_live, videos))):
+        raise InputError("--annotate writes a file again; a camera, an address or --stream has none")
     if not 0 < timeout < 1e6:
         raise InputError(f"timeout={timeout} is not positive, or too large")
     jobs = find_jobs(videos, out)
@@ -72,9 +77,14 @@ def predict(
     model = load_classifier(folder, weights=weights).to(find_device(device))
     if model.note is not None:
         words.print(f"Of this model: {printable(model.note)}")
+    recipe = faces.recipe(model.faces)
+    people = faces_for(model, recipe)
+    doubt = other_than_trained(model.faces, recipe)
+    if doubt is not None:
+        words.print(f"{doubt[0].upper()}{doubt[1:]}.")
     if stream:
         answers = predict_stream(
-            model, videos[0], fps=fps, window=config.window, timeout=timeout, precision=config.precision
+            model, videos[0], fps=fps, window=config.window, timeout=timeout, precision=config.precision, faces=people
         )
         with only_one(out):
             watch(answers, model.class_names, jobs[0].stem.with_suffix(".csv"), as_json, config.unsure_below)
@@ -83,7 +93,9 @@ def predict(
     outcomes = []
     with only_one(out), progress_of(jobs) as progress:
         show_one = (lambda job, answer: print_answer(answer, as_json)) if watched else progress
-        for outcome in run_jobs(model, jobs, config, model_hash=fingerprint(folder), timeout=timeout, shown=show_one):
+        for outcome in run_jobs(
+            model, jobs, config, model_hash=fingerprint(folder), faces=people, timeout=timeout, shown=show_one
+        ):
             outcomes.append(outcome)
             if outcome.error is not None and len(jobs) > 1:
                 words.print(printable(str(outcome.error)))

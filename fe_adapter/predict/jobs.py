@@ -24,12 +24,16 @@ from fe_adapter.errors import InputError, PredictionError, some
 from fe_adapter.files import read_json
 from fe_adapter.models.classifier import VideoClassifier, expected_frames
 from fe_adapter.predict.ahead import ahead
+from fe_adapter.predict.annotate import annotate
 from fe_adapter.predict.config import PredictConfig
 from fe_adapter.predict.live import goes_on
-from fe_adapter.predict.passes import Look, Strips, answers, looks_of_live
+from fe_adapter.predict.passes import Faces, Look, answers, looks_of_live
 from fe_adapter.predict.result import Prediction
+from fe_adapter.predict.seen import Seen, Tracks
 from fe_adapter.predict.tables import GrowingTable, in_style
 from fe_adapter.predict.video import Gathered, looks_in
+
+ANNOTATED = ".annotated.mp4"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +78,7 @@ class _Begun:
     """The reader has opened a video."""
 
     video: VideoInfo | None
-    strips: Strips
+    seen: Seen
 
 
 class _Ended:
@@ -83,7 +87,7 @@ class _Ended:
 
 def find_jobs(inputs: Sequence[str], out: Path) -> list[Job]:
     """The videos among ``inputs``: files, and folders of videos at any depth, whose results go to the same places in
-    ``out``; what is in ``out`` itself is left out.
+    ``out``; what earlier predictions have left there is left out.
 
     Raises:
         InputError: there is no such file, a folder holds no videos and no frames, or a camera is one of several.
@@ -96,7 +100,7 @@ def find_jobs(inputs: Sequence[str], out: Path) -> list[Job]:
                 raise InputError(f"{given} is a camera or an address, which is watched alone; give nothing beside it")
             paths, places = [given], [Path(given).name]
         elif Path(given).is_dir():
-            found = [path for path in find_videos(Path(given)) if out.resolve() not in path.resolve().parents]
+            found = [path for path in find_videos(Path(given)) if not _is_ours(path, Path(given), out)]
             if found:
                 paths += map(str, found)
                 places += [str(path.relative_to(given)) for path in found]
@@ -111,6 +115,12 @@ def find_jobs(inputs: Sequence[str], out: Path) -> list[Job]:
             paths.append(given)
             places.append(Path(given).name)
     return [Job(path, stem) for path, stem in zip(paths, output_stems(places, out), strict=True)]
+
+
+def _is_ours(path: Path, folder: Path, out: Path) -> bool:
+    """Whether a file in ``folder`` is of an earlier prediction into ``out``."""
+    is_below = folder.resolve() in out.resolve().parents
+    return path.name.endswith(ANNOTATED) or (is_below and out.resolve() in path.resolve().parents)
 
 
 def output_stems(places: Sequence[str], out: Path) -> list[Path]:
@@ -142,6 +152,7 @@ def run_jobs(
     config: PredictConfig,
     *,
     model_hash: str = "",
+    faces: Faces | None = None,
     timeout: float = 10.0,
     shown: Callable[[Job, Prediction], None] = lambda job, prediction: None,
 ) -> Iterator[Outcome]:
@@ -155,6 +166,7 @@ def run_jobs(
         jobs: as of `find_jobs`.
         config: what is looked at, and written.
         model_hash: as of `fingerprint`; other results of another one are not kept.
+        faces: who is looked at; None looks at whole frames.
         timeout: seconds to wait for a camera or an address.
         shown: is given every answer as it comes: a `Prediction` of one row.
 
@@ -163,9 +175,13 @@ def run_jobs(
             `Outcome`.
     """
     settings = dataclasses.asdict(dataclasses.replace(config, batch_size=8, formats=tuple(sorted(config.formats))))
-    made = {"model": model_hash, "settings": {**settings, "formats": list(settings["formats"])}}
+    made = {
+        "model": model_hash,
+        "faces": None if faces is None else faces.recipe.as_dict(),
+        "settings": {**settings, "formats": list(settings["formats"])},
+    }
     watches = len(jobs) == 1 and is_live(jobs[0].path)
-    items = _read(model, jobs, config, made, timeout)
+    items = _read(model, jobs, config, made, faces, timeout)
     waiting = ahead(items, 2 * config.batch_size, may_lose=watches and goes_on(jobs[0].path))
     current: _Current | None = None
     try:
@@ -198,7 +214,7 @@ class _Current:
     def __init__(
         self, job: Job, class_names: tuple[str, ...], begun: _Begun, config: PredictConfig, made: Mapping[str, Any]
     ) -> None:
-        self._job, self._config, self._strips = job, config, begun.strips
+        self._job, self._config, self._seen = job, config, begun.seen
         self._about = {"made": {**made, "input": _state(job.path)}}
         self._gathered = Gathered(job.path, class_names, begun.video, config.unsure_below)
         self.table = GrowingTable(job.stem.with_name(f"{job.stem.name}.partial.csv"))
@@ -213,9 +229,11 @@ class _Current:
         """Write the results, if there are any, and return them as in the JSON file."""
         if not len(self._gathered):
             return None
-        prediction = self._gathered.prediction(self._strips)
+        prediction = self._gathered.prediction(self._seen)
         if self._config.smooth is not None:
             prediction = prediction.smoothed(self._config.smooth)
+        if self._config.annotate:
+            annotate(prediction, self._job.stem.with_name(f"{self._job.stem.name}{ANNOTATED}"))
         prediction.save(self._job.stem, self._config.formats, self._config.columns, self._about)
         self.table.remove()
         return prediction.as_dict() | self._about
@@ -231,7 +249,12 @@ class _Current:
 
 
 def _read(
-    model: VideoClassifier, jobs: Sequence[Job], config: PredictConfig, made: Mapping[str, Any], timeout: float
+    model: VideoClassifier,
+    jobs: Sequence[Job],
+    config: PredictConfig,
+    made: Mapping[str, Any],
+    faces: Faces | None,
+    timeout: float,
 ) -> Iterator[tuple[Job, Any]]:
     """Each job and what there is to look at in it, between `_Begun` and `_Ended`; results that are there; errors."""
     for job in jobs:
@@ -239,15 +262,15 @@ def _read(
         if old is not None:
             yield job, old
             continue
-        strips: Strips = {}
+        seen = Seen(tracks=Tracks() if config.annotate and faces is not None else None)
         try:
             if is_live(job.path):
-                yield job, _Begun(None, strips)
-                looks: Iterator[Look | None] = _looks_of_live(model, job.path, config, timeout, strips)
+                yield job, _Begun(None, seen)
+                looks: Iterator[Look | None] = _looks_of_live(model, job.path, config, timeout, faces, seen)
             else:
                 info = probe(job.path)
-                yield job, _Begun(info, strips)
-                looks = looks_in(model, info, config.window, config.step, strips)
+                yield job, _Begun(info, seen)
+                looks = looks_in(model, info, config.window, config.step, faces, seen)
             for look in looks:
                 yield job, look
             yield job, _Ended()
@@ -256,15 +279,17 @@ def _read(
 
 
 def _looks_of_live(
-    model: VideoClassifier, source: str, config: PredictConfig, timeout: float, strips: Strips
+    model: VideoClassifier, source: str, config: PredictConfig, timeout: float, faces: Faces | None, seen: Seen
 ) -> Iterator[Look | None]:
     length = model.clip_seconds if config.window is None else config.window
     if length is None:
         raise InputError("the model does not say how long the clips of its training were; give --window SECONDS")
     frames = stream_frames(source, timeout=timeout)
+    if goes_on(source):
+        frames = ahead(frames, 1, may_lose=True)  # where finding faces takes longer than a frame
     step = length / 2 if config.step is None else config.step
     transform = EvalTransform(*expected_frames(model))
-    return looks_of_live(frames, length, step, model.num_frames, transform, strips=strips)
+    return looks_of_live(frames, length, step, model.num_frames, transform, faces, seen)
 
 
 def _results(job: Job, made: Mapping[str, Any], config: PredictConfig) -> dict[str, Any] | None:

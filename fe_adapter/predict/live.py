@@ -6,15 +6,18 @@ import dataclasses
 import time
 from collections.abc import Iterator
 
+import torch
 from torch import Tensor
 
 from fe_adapter.checks import check_count
+from fe_adapter.data.faces import crop_face
 from fe_adapter.data.live import is_live, stream_frames
 from fe_adapter.data.transforms import EvalTransform
 from fe_adapter.errors import InputError
 from fe_adapter.models.classifier import VideoClassifier, expected_frames
 from fe_adapter.models.inference import classifying, finite
 from fe_adapter.predict.ahead import ahead
+from fe_adapter.predict.passes import Faces
 from fe_adapter.predict.stream import StreamingClassifier
 
 _WAITS_FOR_US = ("http", "https", "file")  # protocols by which frames do not go on without us
@@ -26,7 +29,7 @@ class Answer:
 
     Args:
         time: of the frame, in seconds since the first.
-        probabilities: ``(C,)``.
+        probabilities: ``(C,)``; NaN where a face is looked for, and nobody is there.
         latency: seconds from the decoded frame to the answer.
     """
 
@@ -48,6 +51,7 @@ def predict_stream(
     window: float | None = None,
     timeout: float = 10.0,
     precision: str = "auto",
+    faces: Faces | None = None,
 ) -> Iterator[Answer]:
     """Answers frame by frame, each as soon as its frame is there; a camera that is faster than the model skips some.
 
@@ -58,6 +62,8 @@ def predict_stream(
         window: seconds that an answer is about; None is as many frames as a clip of training had.
         timeout: seconds to wait for a camera or an address.
         precision: of autocast, as of `fe_adapter.models.inference.classify`.
+        faces: whose "largest" face is looked at; where it is somebody else's, or was out of sight, the stream begins
+            again. None looks at whole frames.
 
     Raises:
         InputError: the model cannot be used frame by frame; as `fe_adapter.data.stream_frames`; or a number that is not
@@ -66,12 +72,14 @@ def predict_stream(
     for name, value in (("fps", fps), ("window", window), ("timeout", timeout)):
         if value is not None and not 0 < value < 1e6:
             raise InputError(f"{name}={value} is not positive, or too large")
+    if faces is not None and faces.recipe.which == "all":
+        raise InputError("a stream is about one person, or whole frames; take faces='largest'")
     rate = frames_per_second(model) if fps is None else fps
     if window is not None and rate is None:
         raise InputError("the model does not say how many frames a second it was trained on; give fps with window")
     num_frames = model.num_frames if window is None or rate is None else max(1, round(window * rate))
     classifier = StreamingClassifier(model, window=check_count("window", num_frames, 1, 2**16))
-    return _answers(classifier, model, source, rate, timeout, precision)
+    return _answers(classifier, model, source, rate, timeout, precision, faces)
 
 
 def _answers(
@@ -81,14 +89,25 @@ def _answers(
     rate: float | None,
     timeout: float,
     precision: str,
+    faces: Faces | None,
 ) -> Iterator[Answer]:
     run = classifying(model, precision)
     transform, device = EvalTransform(*expected_frames(model)), next(model.parameters()).device
     frames = at_rate(stream_frames(source, timeout=timeout), rate)
     if goes_on(source):
         frames = ahead(frames, 1, may_lose=True)
+    tracker, person = None if faces is None else faces.tracker(), None
     for seconds, frame in frames:
         start = time.perf_counter()
+        if faces is not None and tracker is not None:
+            found = tracker.update(seconds, frame)
+            if not found or found[0].id != person:
+                classifier.reset()
+            person = found[0].id if found else None
+            if not found:
+                yield Answer(seconds, torch.full((len(model.class_names),), torch.nan), time.perf_counter() - start)
+                continue
+            frame = crop_face(frame, found[0], faces.recipe)
         answer = finite(run(classifier, transform(frame[None]).to(device)).read())[0]
         yield Answer(seconds, answer, time.perf_counter() - start)
 

@@ -8,29 +8,23 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fe_adapter.data.faces import Detector, Face, FaceRecipe, FaceTracker, crop_face, load_detector
 from fe_adapter.data.reading import frames_in_order
 from fe_adapter.data.sampling import FrameSampler
 from fe_adapter.data.transforms import Edit, EvalTransform, compact, finish
 from fe_adapter.data.video import VideoInfo
 from fe_adapter.models.inference import OnItsWay, classifying, finite
-from fe_adapter.predict.strip import FilmStrip
+from fe_adapter.predict.seen import FilmStrip, Seen
 
 Key = TypeVar("Key")
-Strips = dict["int | None", FilmStrip]  # by person
-Crops = Callable[[float, Tensor], "dict[int | None, tuple[Any, Tensor]]"]  # seconds, frame: what is in it, by person
-
-
-def whole_frame(seconds: float, frame: Tensor) -> dict[int | None, tuple[Any, Tensor]]:
-    """The `Crops` of predictions that ask for no faces."""
-    return {None: (None, frame)}
 
 
 class Part:
@@ -59,31 +53,63 @@ class Look:
     end: float
     frame: int
     timestamp: float
-    face: Any = None
+    face: Face | None = None
     parts: tuple[Part, ...] = ()
 
 
+class Faces:
+    """Finds, follows and cuts out people, as they were for training.
+
+    Args:
+        recipe: not "none".
+        detector: None is the recipe's.
+
+    Raises:
+        InputError: as `load_detector`.
+    """
+
+    def __init__(self, recipe: FaceRecipe, detector: Detector | None = None) -> None:
+        self.recipe = recipe
+        self._detector = load_detector(recipe.detector if detector is None else detector)
+
+    def tracker(self) -> FaceTracker:
+        """One for another video."""
+        return FaceTracker(self._detector, self.recipe)
+
+
 class Shared:
-    """The parts of frames that pending windows want, the looks that are made of them, and pictures for people.
+    """The parts of frames that pending windows want, the looks that are made of them, and what is kept for pictures.
 
     Args:
         transform: of every part.
-        crops: what is in a frame.
-        strips: filled with a film strip of everybody who is seen.
+        faces: who is looked at; None looks at whole frames.
+        seen: filled with film strips and, if it has some, tracks.
     """
 
-    def __init__(self, transform: EvalTransform, crops: Crops = whole_frame, strips: Strips | None = None) -> None:
-        self._transform, self._crops, self._strips = transform, crops, {} if strips is None else strips
-        self._kept: dict[int, tuple[float, dict[int | None, tuple[Any, Part]]]] = {}  # by number of the frame
+    def __init__(self, transform: EvalTransform, faces: Faces | None, seen: Seen) -> None:
+        self._transform, self._faces, self._seen = transform, faces, seen
+        self._tracker = None if faces is None else faces.tracker()
+        self._kept: dict[int, tuple[float, dict[int | None, tuple[Face | None, Part]]]] = {}  # by number of the frame
 
-    def add(self, index: int, seconds: float, frame: Tensor) -> None:
-        """Keep what is seen in a frame."""
+    def find(self, index: int, seconds: float, frame: Tensor) -> list[Face] | None:
+        """The people in the next frame, none left out; None where whole frames are looked at."""
+        if self._tracker is None:
+            return None
+        found = self._tracker.update(seconds, frame)
+        if self._seen.tracks is not None:
+            self._seen.tracks.add(index, found)
+        return found
+
+    def add(self, index: int, seconds: float, frame: Tensor, found: list[Face] | None) -> None:
+        """Keep what is to be looked at in a frame, with what `find` has found there."""
         if index in self._kept:
             return
-        found = self._crops(seconds, frame)
-        self._kept[index] = seconds, {who: (face, Part(crop, self._transform)) for who, (face, crop) in found.items()}
-        for who, (_, crop) in found.items():
-            self._strips.setdefault(who, FilmStrip()).add(seconds, crop)
+        crops: dict[int | None, tuple[Face | None, Tensor]] = {None: (None, frame)}
+        if found is not None and self._faces is not None:
+            crops = {face.id: (face, crop_face(frame, face, self._faces.recipe)) for face in found}
+        self._kept[index] = seconds, {who: (face, Part(crop, self._transform)) for who, (face, crop) in crops.items()}
+        for who, (_, crop) in crops.items():
+            self._seen.strips.setdefault(who, FilmStrip()).add(seconds, crop)
 
     def forget_before(self, index: int) -> None:
         """Let go of frames that no window wants any more."""
@@ -93,22 +119,21 @@ class Shared:
     def looks(self, start: float, end: float, indices: Sequence[int]) -> Iterator[Look]:
         """What there is in a window whose frames are ``indices``, ascending: a look for every person.
 
-        A person counts who is seen in half of the frames; the others of them are the nearest ones in which they are.
+        A person counts who is seen in half of the frames, of the "largest" ones the one seen in most of them; in the
+        place of a frame in which they are not seen there is the nearest one in which they are.
         """
         middle = indices[len(indices) // 2]
         timestamp = self._kept[middle][0]
-        people = {who: None for index in indices for who in self._kept[index][1]}  # in the order in which they came
-        nobody = True
+        count = Counter(who for index in indices for who in self._kept[index][1])
+        people = [who for who in count if 2 * count[who] >= len(indices)]
+        if self._faces is not None and self._faces.recipe.which == "largest":
+            people = [max(people, key=count.__getitem__)] if people else []
         for who in people:
-            there = [who in self._kept[index][1] for index in indices]
-            if 2 * sum(there) < len(indices):
-                continue
-            places = np.flatnonzero(there)
+            places = np.flatnonzero([who in self._kept[index][1] for index in indices])
             nearest = [indices[places[np.abs(places - i).argmin()]] for i in range(len(indices))]
             seen = [self._kept[index][1][who] for index in nearest]
-            nobody = False
             yield Look(start, end, middle, timestamp, seen[len(seen) // 2][0], tuple(part for _, part in seen))
-        if nobody:
+        if not people:
             yield Look(start, end, middle, timestamp)
 
 
@@ -117,18 +142,24 @@ def looks_of(
     windows: Sequence[tuple[float, float]],
     num_frames: int,
     transform: EvalTransform,
-    crops: Crops = whole_frame,
-    strips: Strips | None = None,
+    faces: Faces | None = None,
+    seen: Seen | None = None,
 ) -> Iterator[Look]:
-    """The looks of a video, window by window, in one pass over it.
+    """The looks of a video, window by window, in one pass over it; people are followed through every frame.
 
     Raises:
-        InputError: a frame that is promised cannot be decoded.
+        InputError: a frame that is promised cannot be decoded, or a face detector fails.
     """
-    sampler, shared, done = FrameSampler(num_frames), Shared(transform, crops, strips), 0
+    sampler, shared, done = FrameSampler(num_frames), Shared(transform, faces, seen or Seen()), 0
     places = np.array([sampler(info, window=window) for window in windows])  # (n, T)
-    for index, frame in frames_in_order(info, np.unique(places).tolist()):
-        shared.add(index, float(info.timestamps[index]), frame)
+    wanted = np.unique(places)
+    read = wanted.tolist() if faces is None else range(wanted[-1] + 1)
+    for index, frame in frames_in_order(info, read):
+        seconds = float(info.timestamps[index])
+        found = shared.find(index, seconds, frame)
+        if wanted[np.searchsorted(wanted, index)] != index:
+            continue
+        shared.add(index, seconds, frame, found)
         while done < len(windows) and places[done, -1] <= index:
             yield from shared.looks(*windows[done], places[done].tolist())
             done += 1
@@ -141,8 +172,8 @@ def looks_of_live(
     step: float,
     num_frames: int,
     transform: EvalTransform,
-    crops: Crops = whole_frame,
-    strips: Strips | None = None,
+    faces: Faces | None = None,
+    seen: Seen | None = None,
 ) -> Iterator[Look | None]:
     """The looks of a camera or an address, window by window, as soon as all frames of one have been.
 
@@ -155,14 +186,14 @@ def looks_of_live(
         step: seconds from one window to the next.
         num_frames: of a window.
         transform: of every part.
-        crops: what is in a frame.
-        strips: as of `Shared`.
+        faces: who is looked at; None looks at whole frames.
+        seen: as of `Shared`.
 
     Yields:
         The looks of a window, and None after them: nothing more is there yet.
     """
-    shared, pending = Shared(transform, crops, strips), deque([_Pending(0.0, length, num_frames)])
-    on_show: tuple[int, float, Tensor] | None = None
+    shared, pending = Shared(transform, faces, seen or Seen()), deque([_Pending(0.0, length, num_frames)])
+    on_show: tuple[int, float, Tensor, list[Face] | None] | None = None
     nothing_yet = True
     for number, (seconds, frame) in enumerate(frames):
         if on_show is not None:
@@ -178,7 +209,7 @@ def looks_of_live(
                 if not pending:
                     pending.append(_Pending(window.start + step, length, num_frames))
             shared.forget_before(next((w.indices[0] for w in pending if w.indices), number))
-        on_show = number, seconds, frame
+        on_show = number, seconds, frame, shared.find(number, seconds, frame)
     if on_show is None:
         return
     shared.add(*on_show)

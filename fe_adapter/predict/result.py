@@ -14,11 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fe_adapter.data.faces import Face
 from fe_adapter.data.reading import probe
 from fe_adapter.data.video import VideoInfo
 from fe_adapter.errors import InputError
 from fe_adapter.files import write_figure, write_json
-from fe_adapter.predict.strip import FilmStrip
+from fe_adapter.predict.seen import Seen
 from fe_adapter.predict.tables import Record, class_columns, in_style, write_table
 from fe_adapter.predict.timeline import draw_timeline
 
@@ -45,9 +46,8 @@ class Prediction:
         video: what `fe_adapter.data.probe` said of the file, which saves looking again.
         frames: the middle frame of each window, by its number in the video, from 0.
         timestamps: of those frames, in seconds.
-        faces: the person's face in, or nearest to, each of those frames (`fe_adapter.data.faces.Face`); None of whole
-            frames, and where nobody is there.
-        strips: pictures for timelines, of everybody by id; of whole frames they are under None.
+        faces: the person's face in, or nearest to, each of those frames; None of whole frames, and where nobody is.
+        seen: what was kept for timelines and annotated videos.
     """
 
     path: str
@@ -58,8 +58,8 @@ class Prediction:
     unsure_below: float | None = None
     frames: tuple[int, ...] = dataclasses.field(default=(), repr=False)
     timestamps: tuple[float, ...] = dataclasses.field(default=(), repr=False)
-    faces: tuple[Any, ...] = dataclasses.field(default=(), repr=False)
-    strips: Mapping[int | None, FilmStrip] = dataclasses.field(default_factory=dict, repr=False, compare=False)
+    faces: tuple[Face | None, ...] = dataclasses.field(default=(), repr=False)
+    seen: Seen = dataclasses.field(default_factory=Seen, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         check_unsure_below(self.unsure_below)
@@ -101,7 +101,7 @@ class Prediction:
             frames=tuple(self.frames[row] for row in at) if self.frames else (),
             timestamps=tuple(self.timestamps[row] for row in at) if self.timestamps else (),
             faces=tuple(None if row is None else self.faces[row] for row in rows.values()),
-            strips={None: self.strips[person]} if person in self.strips else {},
+            seen=Seen({None: self.seen.strips[person]} if person in self.seen.strips else {}),
         )
 
     def smoothed(self, seconds: float) -> Prediction:
@@ -151,7 +151,7 @@ class Prediction:
             "FaceScore": None if face is None else face.score,
             "success": int(is_there),
             "label": self._label(values),
-            **dict(zip(class_columns(self.class_names), _plain(values), strict=True)),
+            **dict(zip(class_columns(self.class_names), plain(values), strict=True)),
         }
 
     def as_dict(self) -> dict[str, Any]:
@@ -200,23 +200,19 @@ class Prediction:
 
     def timeline(self) -> Any:
         """A matplotlib figure: probabilities over time, below a strip of frames."""
-        info = self.video or (None if self.strips else probe(self.path))
+        strip = self.seen.strips.get(None)
+        info = self.video or (None if strip is not None else probe(self.path))
         rows = self.window_probabilities.double().cpu().numpy()
         name = Path(self.path).name
         faces = [face for face in self.faces if face is not None]
         title = f"{name}, face {faces[0].id}" if len({face.id for face in faces}) == 1 else name
-        strip = self.strips.get(None)
         return draw_timeline(title, self.class_names, self.windows, rows, info, self.unsure_below, strip)
 
     def _label(self, row: Tensor) -> str:
-        probability, place = row.max(-1)
-        if probability.isnan():
-            return NO_FACE
-        is_unsure = self.unsure_below is not None and probability.item() < self.unsure_below
-        return UNSURE if is_unsure else self.class_names[int(place)]
+        return label_of(row, self.class_names, self.unsure_below)
 
     def _by_name(self, row: Tensor) -> dict[str, float | None]:
-        return dict(zip(self.class_names, _plain(row), strict=True))
+        return dict(zip(self.class_names, plain(row), strict=True))
 
     def _window(self, row: int) -> dict[str, Any]:
         record, values = self.record(row), self.window_probabilities[row]
@@ -241,6 +237,14 @@ class Prediction:
         }
 
 
+def label_of(row: Tensor, class_names: Sequence[str], unsure_below: float | None) -> str:
+    """What is said of probabilities ``(C,)``: a class, "unsure", or "no face" of NaN."""
+    probability, place = row.max(-1)
+    if probability.isnan():
+        return NO_FACE
+    return UNSURE if probability.item() < (unsure_below or 0) else class_names[int(place)]
+
+
 def check_smooth(seconds: float | None) -> None:
     """Raise `InputError` unless it is a time over which to average, or None."""
     if seconds is not None and not 0 <= seconds < math.inf:
@@ -255,6 +259,6 @@ def _remove_pictures(stem: Path, but: Collection[str]) -> None:
                 path.unlink()
 
 
-def _plain(row: Tensor) -> list[float | None]:
+def plain(row: Tensor) -> list[float | None]:
     """Numbers, or nothing in the place of NaN, which JSON does not know."""
     return [None if math.isnan(value) else value for value in row.tolist()]

@@ -48,7 +48,7 @@ def written(record: Mapping[str, Any]) -> list[str]:
 def _written(name: str, value: Any) -> str:
     if not isinstance(value, float):
         return "" if value is None else str(value)
-    digits = 3 if name in ("timestamp", "start", "end") else 2 if name.startswith("FaceRect") else 6
+    digits = 3 if name in ("time", "timestamp", "start", "end") else 2 if name.startswith("FaceRect") else 6
     return f"{value:.{digits}f}"
 
 

@@ -16,7 +16,7 @@ from fe_adapter.data.reading import read_frames
 from fe_adapter.data.sampling import FrameSampler
 from fe_adapter.data.video import VideoInfo
 from fe_adapter.files import any_script, new_figure, printable, use_any_font
-from fe_adapter.predict.strip import FilmStrip
+from fe_adapter.predict.seen import FilmStrip
 
 WIDTH, LEFT, AXES_WIDTH, AXES_HEIGHT = 9.6, 0.7, 6.6, 2.6
 BELOW, ABOVE, GAP = 0.55, 0.4, 0.06  # room for the time axis, for the title, between strip and curves

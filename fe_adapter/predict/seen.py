@@ -1,13 +1,47 @@
-"""Film strips: a few small pictures of a video, collected while it is read, however long it is."""
+"""What of a video is kept for its pictures while it is read: film strips, and where people were."""
 
 from __future__ import annotations
 
+import dataclasses
+from array import array
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fe_adapter.data.faces import Face
+
 MOST = 48  # pictures, and half as many at least once there were so many
 HEIGHT = 120  # pixels at most
+
+
+@dataclasses.dataclass
+class Seen:
+    """Film strips of everybody, by id, of whole frames under None; and, where they are wanted, everybody's boxes."""
+
+    strips: dict[int | None, FilmStrip] = dataclasses.field(default_factory=dict)
+    tracks: Tracks | None = None
+
+
+class Tracks:
+    """Every face in every frame, in a few bytes each."""
+
+    def __init__(self) -> None:
+        self._frames, self._people, self._boxes = array("q"), array("q"), array("f")
+
+    def add(self, frame: int, faces: Sequence[Face]) -> None:
+        """Keep the faces in the frame of that number, which is later than those before."""
+        for face in faces:
+            self._frames.append(frame)
+            self._people.append(face.id)
+            self._boxes.extend(face.box)
+
+    def at(self, frame: int) -> dict[int, tuple[float, ...]]:
+        """The boxes in a frame, x, y, width and height, by person."""
+        first, end = (int(np.searchsorted(self._frames, frame, side)) for side in ("left", "right"))
+        return {self._people[i]: tuple(self._boxes[4 * i : 4 * i + 4]) for i in range(first, end)}
 
 
 class FilmStrip:
