@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import time
 import weakref
 
 import pytest
@@ -102,11 +103,10 @@ def test_a_stream_gives_what_the_file_gives(tmp_path, step):
     file = predict_video(model, path, window=1.0, step=step)
     looks = looks_of_live(stream_frames(str(path)), 1.0, step, 4, EvalTransform(*expected_frames(model)))
     live = [(look, row) for _, look, row in answers(model, ((0, look) for look in looks), 8, at_once=True) if look]
-    whole = [window for window in file.windows[:-1]]
-    assert [(look.start, look.end) for look, _ in live[: len(whole)]] == pytest.approx(whole)
-    assert [look.frame for look, _ in live[: len(whole)]] == list(file.frames[: len(whole)])
-    for (_, row), expected in zip(live, file.window_probabilities[: len(whole)], strict=False):
-        torch.testing.assert_close(row, expected)
+    count = len(file.windows) - 1  # the last one of a file ends where it ends, which a stream does not know
+    assert [look.start for look, _ in live[:count]] == pytest.approx([start for start, _ in file.windows[:-1]])
+    assert [look.frame for look, _ in live[:count]] == list(file.frames[:count])
+    torch.testing.assert_close(torch.stack([row for _, row in live[:count]]), file.window_probabilities[:count])
 
 
 def test_a_short_stream_is_one_window_and_an_empty_one_none(tmp_path):
@@ -200,9 +200,9 @@ def test_batches_go_across_videos_and_answers_come_in_order(tmp_path, monkeypatc
     got = list(answers(model, items(), 4))
     assert [key for key, _ in itertools.groupby(key for key, _, _ in got)] == [0, 1, 2]
     assert [item if isinstance(item, str) else "look" for key, item, _ in got if key == 1] == [
-        "begin", "look", "look", "look", "end",
+        "begin", "look", "look", "look", "look", "end",
     ]  # fmt: skip
-    assert sizes == [4, 3]
+    assert sizes == [4, 4]
     assert all((row is not None) == isinstance(item, Look) for _, item, row in got)
 
 
@@ -218,12 +218,9 @@ def test_a_thread_that_is_ahead_ends_when_nobody_asks_any_more():
     taken = ahead(numbers(), 3)
     assert list(itertools.islice(taken, 10)) == list(range(10))
     taken.close()
-    deadline = itertools.count()
-    while not closed and next(deadline) < 100:
-        torch.zeros(100_000).sum()
-        import time
-
-        time.sleep(0.02)
+    deadline = time.monotonic() + 10
+    while not closed and time.monotonic() < deadline:
+        time.sleep(0.01)
     assert closed
 
 
