@@ -21,7 +21,7 @@ _COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#
 _ENCODERS = ("libx264", "mpeg4")  # the first one that this FFmpeg has
 
 
-def annotate(prediction: Prediction, path: Path) -> None:
+def write_annotated(prediction: Prediction, path: Path) -> None:
     """Write the predicted video as MP4 with the answers in it, in a second pass over the file; its sound is kept.
 
     Sound that MP4 has is copied as it is; other sound is encoded as AAC. Frames keep their times.

@@ -24,7 +24,7 @@ from fe_adapter.errors import InputError, PredictionError, some
 from fe_adapter.files import read_json
 from fe_adapter.models.classifier import VideoClassifier, expected_frames
 from fe_adapter.predict.ahead import ahead
-from fe_adapter.predict.annotate import annotate
+from fe_adapter.predict.annotate import write_annotated
 from fe_adapter.predict.config import PredictConfig
 from fe_adapter.predict.live import goes_on
 from fe_adapter.predict.passes import Faces, Look, answers, looks_of_live
@@ -233,7 +233,7 @@ class _Current:
         if self._config.smooth is not None:
             prediction = prediction.smoothed(self._config.smooth)
         if self._config.annotate:
-            annotate(prediction, self._job.stem.with_name(f"{self._job.stem.name}{ANNOTATED}"))
+            write_annotated(prediction, self._job.stem.with_name(f"{self._job.stem.name}{ANNOTATED}"))
         prediction.save(self._job.stem, self._config.formats, self._config.columns, self._about)
         self.table.remove()
         return prediction.as_dict() | self._about

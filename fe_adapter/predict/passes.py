@@ -152,12 +152,12 @@ def looks_of(
     """
     sampler, shared, done = FrameSampler(num_frames), Shared(transform, faces, seen or Seen()), 0
     places = np.array([sampler(info, window=window) for window in windows])  # (n, T)
-    wanted = np.unique(places)
-    read = wanted.tolist() if faces is None else range(wanted[-1] + 1)
+    wanted = dict.fromkeys(np.unique(places).tolist())
+    read = list(wanted) if faces is None else range(info.num_frames)
     for index, frame in frames_in_order(info, read):
         seconds = float(info.timestamps[index])
         found = shared.find(index, seconds, frame)
-        if wanted[np.searchsorted(wanted, index)] != index:
+        if index not in wanted:
             continue
         shared.add(index, seconds, frame, found)
         while done < len(windows) and places[done, -1] <= index:
