@@ -124,9 +124,9 @@ def test_py_feat_reads_the_csv_file(tmp_path, prediction):
     fex = read_feat(str(tmp_path / "clip.csv"))
     assert fex["input"].tolist() == [prediction.path] * len(prediction.windows)
     assert fex.time["frame"].tolist() == list(prediction.frames)
-    assert list(fex.facebox.columns) == ["FaceRectX", "FaceRectY", "FaceRectWidth", "FaceRectHeight", "FaceScore"]
+    assert list(fex.faceboxes.columns) == ["FaceRectX", "FaceRectY", "FaceRectWidth", "FaceRectHeight", "FaceScore"]
     if prediction.faces:
-        assert fex.facebox.iloc[1].tolist() == pytest.approx([11, 20, 30.5, 40, 0.9])
+        assert fex.faceboxes.iloc[1].tolist() == pytest.approx([11, 20, 30.5, 40, 0.9])
 
 
 def test_py_feat_names_its_columns_so():
