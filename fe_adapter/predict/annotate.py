@@ -62,13 +62,13 @@ class _Answers:
         pen = ImageDraw.Draw(picture)
         if self._tracks is None:
             row = self._nearest(None, seconds)
-            self._write(pen, (4, 4), self._lines(row, ""), "black")
+            self._write(pen, (4, 4, 0, 0), self._lines(row, ""), "black")
         else:
             for who, (x, y, width, height) in self._tracks.at(index).items():
                 colour = _COLOURS[who % len(_COLOURS)]
                 pen.rectangle((x, y, x + width, y + height), outline=colour, width=max(2, picture.height // 240))
                 lines = self._lines(self._nearest(who, seconds), f"face {who}")
-                self._write(pen, (x, y + height + 4), lines, colour)
+                self._write(pen, (x, y, width, height), lines, colour)
         return np.asarray(picture)
 
     def _nearest(self, who: int | None, seconds: float) -> int | None:
@@ -87,15 +87,17 @@ class _Answers:
         is_class = label == self._prediction.class_names[order[0]]
         return [*([name] if name else []), *([] if is_class else [label]), *map(printable, shown)]
 
-    def _write(self, pen: Any, place: tuple[float, float], lines: Sequence[str], colour: str) -> None:
-        """Text on a ground of its own, moved to where there is room for it."""
+    def _write(self, pen: Any, box: tuple[float, ...], lines: Sequence[str], colour: str) -> None:
+        """Text on a ground of its own, where there is room for it: below a box, above it, or beside it."""
         text = "\n".join(line[:60] for line in lines)
-        left, top, right, bottom = pen.multiline_textbbox((0, 0), text, font=self._font)
-        width, height = pen.im.size
-        x = max(0, min(place[0], width - right - 4))
-        y = max(0, min(place[1], height - bottom - 4))
-        pen.rectangle((x - 2 + left, y - 2 + top, x + right + 2, y + bottom + 2), fill=colour)
-        pen.multiline_text((x, y), text, font=self._font, fill="white")
+        *_, right, bottom = pen.multiline_textbbox((0, 0), text, font=self._font)
+        x, y, w, h = box
+        most = pen.im.size[0] - right - 4, pen.im.size[1] - bottom - 4
+        places = ((x, y + h + 4), (x, y - bottom - 8), (x + w + 4, y), (x - right - 8, y))
+        inside = [place for place in places if 0 <= place[0] <= most[0] and 0 <= place[1] <= most[1]]
+        left, top = inside[0] if inside else (max(0, min(x, most[0])), max(0, min(y + h + 4, most[1])))
+        pen.rectangle((left - 2, top - 2, left + right + 2, top + bottom + 2), fill=colour)
+        pen.multiline_text((left, top), text, font=self._font, fill="white")
 
 
 def _write(file: Any, info: VideoInfo, answers: _Answers) -> None:
