@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -21,7 +22,7 @@ _COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#
 _ENCODERS = ("libx264", "mpeg4")  # the first one that this FFmpeg has
 
 
-def write_annotated(prediction: Prediction, path: Path) -> None:
+def write_annotated(prediction: Prediction, path: str | os.PathLike[str]) -> None:
     """Write the predicted video as MP4 with the answers in it, in a second pass over the file; its sound is kept.
 
     Sound that MP4 has is copied as it is; other sound is encoded as AAC. Frames keep their times.
@@ -33,7 +34,7 @@ def write_annotated(prediction: Prediction, path: Path) -> None:
     if info is None:
         raise InputError(f"{prediction.path} was watched, and is no file to annotate")
     answers = _Answers(prediction)
-    with atomic_write(path) as file:
+    with atomic_write(Path(path)) as file:
         _write(file, info, answers)
 
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from fe_adapter import predict_video
-from fe_adapter.data import FrameSampler, probe, read_frames, sliding_windows, stream_frames
-from fe_adapter.data.faces import FaceRecipe
+from fe_adapter.data import FrameSampler, VideoFolder, probe, read_frames, sliding_windows, stream_frames
+from fe_adapter.data.faces import FaceRecipe, crop_to_faces
 from fe_adapter.data.transforms import EvalTransform
 from fe_adapter.models.classifier import expected_frames
 from fe_adapter.models.inference import classify
@@ -145,6 +145,24 @@ def test_there_is_one_row_for_each_person_and_none_is_said_plainly(tmp_path):
     assert prediction.seen.tracks.at(10)[0] == pytest.approx((15, 10, 20, 20), abs=3)
     assert prediction.seen.tracks.at(30) == {}
     assert set(prediction.seen.strips) == {0, 1}
+
+
+@pytest.mark.parametrize("gap", [0, 5])
+def test_prediction_sees_what_training_sees(tmp_path, gap):
+    """Of a clip that is a whole video, with a face that is away for ``gap`` frames."""
+    path = tmp_path / "videos/a/clip.mp4"
+    write_squares(path, [[(5 + i, 10 + i / 2, 20, 24)] if not 6 <= i < 6 + gap else [] for i in range(24)])
+    write_squares(tmp_path / "videos/b/clip.mp4", [[(9, 9, 20, 20)]] * 24)
+    model, recipe = classifier(num_frames=8), FaceRecipe("largest", size=32)
+    dataset = VideoFolder(
+        tmp_path / "videos", sampler=FrameSampler(8), transform=EvalTransform(*expected_frames(model))
+    )
+    crop_to_faces(dataset, recipe, detector=find_white, progress=False)
+    (index,) = [i for i, name in enumerate(dataset.paths) if str(name) == str(path)]
+    prediction = predict_video(model, path, window=99, faces=recipe, detector=find_white)
+    with torch.no_grad():
+        expected = model(dataset[index]["video"][None]).softmax(-1)
+    torch.testing.assert_close(prediction.window_probabilities, expected)
 
 
 def test_nobody_at_all_is_no_error(tmp_path):
