@@ -28,13 +28,16 @@ if TYPE_CHECKING:
 
 @contextmanager
 def progress_of(jobs: Sequence[Job]) -> Iterator[Callable[[Job, Prediction], None]]:
-    """A bar for the video at hand: which one, how much of it, how many of its frames a second, and the time left."""
+    """A bar for the video at hand: which one, how much of it, how many of its frames a second, and the time left.
+
+    None is shown of no jobs, and where nobody would see it move.
+    """
     columns = (
         TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(),
         TextColumn("{task.fields[speed]}"), TimeRemainingColumn(),
     )  # fmt: skip
     places = {job: place for place, job in enumerate(jobs, 1)}
-    with Progress(*columns, console=words, transient=True) as bar:
+    with Progress(*columns, console=words, transient=True, disable=not (jobs and words.is_terminal)) as bar:
         task = bar.add_task("Predicting", total=None, speed="")
         now: list[Any] = [None, 0.0]  # the job, and when it began
 

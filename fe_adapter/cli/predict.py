@@ -91,7 +91,7 @@ def predict(
         return
     watched = is_live(jobs[0].path)
     outcomes = []
-    with only_one(out), progress_of(jobs) as progress:
+    with only_one(out), progress_of([] if watched else jobs) as progress:
         show_one = (lambda job, answer: print_answer(answer, as_json)) if watched else progress
         for outcome in run_jobs(
             model, jobs, config, model_hash=fingerprint(folder), faces=people, timeout=timeout, shown=show_one

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from fe_adapter.data.packed import file_of
 from fe_adapter.data.reading import probe
 from fe_adapter.data.transforms import EvalTransform
 from fe_adapter.data.video import VIDEO_SUFFIXES, VideoInfo
-from fe_adapter.errors import InputError, PredictionError, some
+from fe_adapter.errors import InputError, PredictionError, Terminated, some
 from fe_adapter.files import read_json
 from fe_adapter.models.classifier import VideoClassifier, expected_frames
 from fe_adapter.predict.ahead import ahead
@@ -198,7 +197,7 @@ def run_jobs(
             elif isinstance(item, _Ended) and current is not None:
                 yield Outcome(job, current.save())
                 current = None
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Terminated):
         if current is not None and watches:
             current.save()
         raise
@@ -307,11 +306,21 @@ def _results(job: Job, made: Mapping[str, Any], config: PredictConfig) -> dict[s
 
 
 def _state(path: str) -> dict[str, int] | None:
-    """What tells whether a file has changed; None of what is no file."""
+    """What tells whether a file, or a folder of frames, has changed; None of what is none, or is gone."""
     if is_live(path):
         return None
-    stat = os.stat(file_of(path))  # noqa: PTH116
-    return {"bytes": stat.st_size, "changed": stat.st_mtime_ns}
+    try:
+        files = (
+            [file_of(path)] if not Path(path).is_dir() else [file for file in Path(path).iterdir() if file.is_file()]
+        )
+        states = [file.stat() for file in files]
+    except OSError:
+        return None
+    return {
+        "files": len(states),
+        "bytes": sum(state.st_size for state in states),
+        "changed": max((state.st_mtime_ns for state in states), default=0),
+    }
 
 
 def failure(outcomes: Sequence[Outcome]) -> Exception | None:

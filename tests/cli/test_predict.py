@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from fe_adapter import VideoClassifier, save_adapter
+from fe_adapter import FEAdapterConfig, VideoClassifier, save_adapter
 from fe_adapter.cli import app as cli
 from fe_adapter.data import probe, stream_frames
 from fe_adapter.errors import InputError
@@ -347,6 +347,28 @@ def test_people_have_rows_timelines_and_boxes_of_their_own(run, squares, tmp_pat
     assert len(rows(tmp_path / "one/two.csv")) == 11
     predict(run, f"file://{root / 'two.mp4'}", "--out", tmp_path / "live", "--faces", "all", *found)
     assert {row["face_id"] for row in rows(tmp_path / "live/two.csv")} == {"0", "1", "2"}
+
+
+def test_a_stream_follows_one_person_and_begins_again_with_another(squares, tmp_path, capsys):
+    _, model = squares
+    config = FEAdapterConfig(bottleneck=8, causal=True, max_dilation=2)
+    causal = VideoClassifier.from_name(
+        "timm:vit_tiny_patch16_224", weights="none", backbone_args=ARGS, class_names=["calm", "happy"], num_frames=4,
+        config=config,
+    )  # fmt: skip
+    save_adapter(causal, tmp_path / "model")
+    write_squares(tmp_path / "gone.mp4", [[(0, 0, 32, 32)] if i < 4 or i >= 10 else [] for i in range(14)])
+    options = ["--stream", "--face-model", model, "--face-detection-size", "96", "--window", "1", "--fps", "10"]
+    command = [tmp_path / "model", tmp_path / "gone.mp4", "--out", tmp_path / "out", *options]
+    predict(*command, "--faces", "largest", "--json")
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["label"] == "no face" for line in lines] == [False] * 4 + [True] * 6 + [False] * 4
+    first, again = ([line["probabilities"]["happy"] for line in lines[i : i + 4]] for i in (0, 10))
+    assert first == pytest.approx(again, abs=0.02)
+    assert lines[5]["probabilities"] == {"calm": None, "happy": None}
+    assert [row["happy"] == "" for row in rows(tmp_path / "out/gone.csv")].count(True) == 6
+    predict(*command, "--faces", "all", code=2)
+    assert "a stream is about one person" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
