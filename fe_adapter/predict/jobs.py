@@ -19,7 +19,7 @@ from fe_adapter.data.packed import file_of
 from fe_adapter.data.reading import probe
 from fe_adapter.data.transforms import EvalTransform
 from fe_adapter.data.video import VIDEO_SUFFIXES, VideoInfo
-from fe_adapter.errors import InputError, PredictionError, Terminated, some
+from fe_adapter.errors import DiskFullError, InputError, PredictionError, Terminated, some
 from fe_adapter.files import read_json
 from fe_adapter.models.classifier import VideoClassifier, expected_frames
 from fe_adapter.predict.ahead import ahead
@@ -195,7 +195,7 @@ def run_jobs(
                 yield current.failed(item) if current is not None else Outcome(job, error=item)
                 current = None
             elif isinstance(item, _Ended) and current is not None:
-                yield Outcome(job, current.save())
+                yield current.ended()
                 current = None
     except (KeyboardInterrupt, Terminated):
         if current is not None and watches:
@@ -233,9 +233,20 @@ class _Current:
             prediction = prediction.smoothed(self._config.smooth)
         if self._config.annotate:
             write_annotated(prediction, self._job.stem.with_name(f"{self._job.stem.name}{ANNOTATED}"))
+        self._job.result.unlink(missing_ok=True)  # or it would speak for files of two predictions
         prediction.save(self._job.stem, self._config.formats, self._config.columns, self._about)
         self.table.remove()
         return prediction.as_dict() | self._about
+
+    def ended(self) -> Outcome:
+        """The outcome of a video that was read to its end."""
+        self.table.close()
+        try:
+            return Outcome(self._job, self.save())
+        except DiskFullError:
+            raise
+        except InputError as error:  # of a file that cannot be read a second time, or not be written
+            return Outcome(self._job, error=error, has_begun=True)
 
     def failed(self, error: InputError) -> Outcome:
         """The outcome of a video that could not be read to its end; all there is of what is not a file."""

@@ -149,6 +149,17 @@ def test_what_comes_before_the_damage_is_kept_beside(run, videos, tmp_path, caps
     assert files(out) == ["a.csv", "a.json", "a.png"]
 
 
+def test_a_file_that_cannot_be_annotated_does_not_lose_the_others(run, videos, tmp_path, capsys, monkeypatch):
+    def damaged(prediction, path):
+        if prediction.path.endswith("a.mp4"):
+            raise InputError(f"{prediction.path} is no video, or a damaged one")
+
+    monkeypatch.setattr(jobs, "write_annotated", damaged)
+    predict(run, videos, "--out", tmp_path / "out", "--annotate", code=1)
+    assert f"1 of 3 videos could not be predicted: {videos / 'a.mp4'}" in capsys.readouterr().err
+    assert [name for name in files(tmp_path / "out") if name.startswith("a.")] == ["a.partial.csv"]
+
+
 def test_results_are_on_disk_as_they_come_and_ctrl_c_loses_one_video(run, videos, tmp_path, capsys, monkeypatch):
     from fe_adapter.predict.tables import GrowingTable
 
