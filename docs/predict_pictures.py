@@ -22,7 +22,7 @@ from fe_adapter.demo.faces import draw, random_motion, random_scene
 from fe_adapter.files import write_figure
 from fe_adapter.predict import write_annotated
 
-SECONDS, SIDE, HEIGHT, WIDTH = 20, 144, 216, 384
+SECONDS, SIDE, HEIGHT, WIDTH = 20, 144, 240, 400
 WALL = 40  # grey
 
 
@@ -39,12 +39,12 @@ def film() -> np.ndarray:
     frames = np.full((SECONDS * FRAME_RATE, HEIGHT, WIDTH, 3), WALL, np.uint8)
     left = person(4, "happiness", [(2.5, 6.5), (11.5, 16.0)])
     right = person(11, "surprise", [(4.5, 7.0), (15.0, 18.0)])
-    top = (HEIGHT - SIDE) // 3
+    top = 16
     for i in range(len(frames)):
-        shift = round(20 * np.sin(i / 70))
-        frames[i, top : top + SIDE, 30 + shift : 30 + shift + SIDE] = left[i]
+        shift = round(14 * np.sin(i / 70))
+        frames[i, top : top + SIDE, 26 + shift : 26 + shift + SIDE] = left[i]
         if not 8 <= i / FRAME_RATE < 13:
-            frames[i, top : top + SIDE, 210 - shift : 210 - shift + SIDE] = right[i]
+            frames[i, top : top + SIDE, 228 - shift : 228 - shift + SIDE] = right[i]
     return frames
 
 

@@ -83,7 +83,7 @@ def draw_timeline(
     if not somebody.any():
         shown = []
     if unsure_below is not None and (means.max(1) < unsure_below).any():
-        shown = [*shown, _draw_unsure(axes, edges, means.max(1) < unsure_below, (seen > 0).sum())]
+        shown = [*shown, _draw_unsure(axes, edges, means.max(1) < unsure_below)]
     if not somebody.all():
         shown = [*shown, _draw_nobody(axes, edges, seen == 0, (~somebody).mean())]
     together = f"  (each column: the mean of up to {per_column.max()} windows)" if per_column.max() > 1 else ""
@@ -132,14 +132,14 @@ def _draw_areas(axes: Any, names: tuple[str, ...], edges: Any, values: Any, over
     return shown[::-1]  # from top to bottom, as in the picture
 
 
-def _draw_unsure(axes: Any, edges: Any, is_unsure: Any, num_columns: int) -> tuple[str, Any]:
-    """A veil over the columns without an answer, of those in which there is anybody."""
+def _draw_unsure(axes: Any, edges: Any, is_unsure: Any) -> tuple[str, Any]:
+    """A veil over the columns without an answer."""
     from matplotlib.patches import Patch
 
     veil: dict[str, Any] = {"facecolor": "white", "alpha": 0.7, "edgecolor": "0.5", "hatch": "////", "linewidth": 0}
     for i in np.flatnonzero(is_unsure):
         axes.axvspan(edges[i], edges[i + 1], **veil)
-    return f"{is_unsure.sum() / num_columns:.0%} unsure", Patch(**veil)
+    return f"{is_unsure.mean():.0%} unsure", Patch(**veil)
 
 
 def _draw_nobody(axes: Any, edges: Any, is_empty: Any, share: float) -> tuple[str, Any]:

@@ -14,6 +14,7 @@ from fe_adapter.errors import InputError
 from fe_adapter.files import any_script, write_figure
 from fe_adapter.predict import timeline
 from fe_adapter.predict.result import Prediction
+from fe_adapter.predict.seen import FilmStrip
 from tests.videos import make_video
 
 StepPatch = pytest.importorskip("matplotlib.patches").StepPatch
@@ -202,3 +203,38 @@ def test_where_no_class_is_probable_enough_there_is_no_answer(video, tmp_path):
     for value in (0, -1, 1.5, float("nan")):
         with pytest.raises(InputError, match=r"unsure_below=.* is outside \(0, 1\]"):
             Prediction(str(video), NAMES[:3], windows, rows, unsure_below=value)
+
+
+@pytest.mark.parametrize("num_classes", [2, 7])
+@pytest.mark.parametrize("num_windows", [10, 7000])
+def test_where_nobody_is_nothing_is_drawn_and_the_strip_is_empty(num_classes, num_windows):
+    predicted = prediction("clip.mp4", NAMES[:num_classes], num_windows, seconds=100)
+    rows, pictures = predicted.window_probabilities, FilmStrip()
+    rows[num_windows * 2 // 5 : num_windows * 4 // 5] = torch.nan
+    for second in range(100):
+        pictures.add(second, torch.full((3, 60, 60), 90, dtype=torch.uint8))
+    figure = timeline.draw_timeline(
+        "clip", predicted.class_names, predicted.windows, rows.double().numpy(), None, 0.01, pictures
+    )
+    axes, strip = figure.axes
+    for values, edges, _ in steps(axes):
+        middles = (edges[:-1] + edges[1:]) / 2
+        is_empty = np.isnan(values)
+        assert is_empty[(middles > 45) & (middles < 75)].all()
+        assert not is_empty[(middles < 35) | (middles > 85)].any()
+    assert legend(axes)[-1] == "40% no face"
+    shares = [int(text.partition("%")[0]) for text in legend(axes)[: -1 if num_classes == 7 else 0]]
+    assert num_classes == 2 or sum(shares) == pytest.approx(100, abs=4)  # of the time in which somebody is there
+    pixels = strip.images[0].get_array()
+    columns = (pixels == 255).all((0, 2))
+    assert columns[int(0.5 * len(columns)) : int(0.7 * len(columns))].all()
+    assert not columns[: len(columns) // 3].any()
+
+
+def test_a_timeline_of_nobody_says_so():
+    predicted = prediction("clip.mp4", NAMES[:7], 3)
+    pictures = FilmStrip()
+    pictures.add(0.0, torch.zeros(3, 48, 64, dtype=torch.uint8))
+    rows = np.full((3, 7), np.nan)
+    figure = timeline.draw_timeline("clip", NAMES[:7], predicted.windows, rows, None, 0.6, pictures)
+    assert legend(figure.axes[0]) == ["100% no face"]
