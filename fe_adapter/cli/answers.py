@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from fe_adapter.cli.options import show, words
 from fe_adapter.files import printable
@@ -72,7 +72,8 @@ def show_outcomes(outcomes: Sequence[Outcome], class_names: Sequence[str], as_js
         print(json.dumps(contents))
         return
     several = any("people" in content for content in contents)
-    table = Table("video", *(["face"] if several else []), "label", *map(printable, class_names))
+    video = Column("video", overflow="fold")  # its end is what tells it from others
+    table = Table(video, *(["face"] if several else []), "label", *map(printable, class_names))
     for content in contents:
         for who, said in _rows(content):
             values = [said["probabilities"][name] for name in class_names]

@@ -20,6 +20,7 @@ EXAMPLES = (
     "fe-adapter predict run clip.mp4 other.mp4 --out predictions",
     "fe-adapter predict run videos --smooth 2 --unsure-below 0.6 --formats json,csv,png,parquet",
     "fe-adapter predict run clip.mp4 --faces all --annotate",
+    "fe-adapter predict run 0",
     "fe-adapter predict run 0 --stream",
     "fe-adapter predict run rtsp://camera.local/1 --stream --fps 8 --json",
 )

@@ -22,7 +22,7 @@ class PredictConfig:
             is not known.
         step: seconds from one look to the next; None is half a window.
         batch_size: windows at a time, of whatever files.
-        precision: no, bf16, fp16, or auto: bf16 where a GPU has it.
+        precision: of autocast: no, bf16, fp16, or auto, bf16 where a GPU has it.
         unsure_below: say 'unsure' where no class is as probable as this, in (0, 1].
         smooth: seconds over which the probabilities of a person's neighbouring windows are averaged.
         formats: files to write for each video: json, csv, png (a timeline), parquet (needs pyarrow).
