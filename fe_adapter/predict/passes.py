@@ -22,7 +22,7 @@ from fe_adapter.data.sampling import FrameSampler
 from fe_adapter.data.transforms import Edit, EvalTransform, compact, finish
 from fe_adapter.data.video import VideoInfo
 from fe_adapter.models.inference import OnItsWay, classifying, finite
-from fe_adapter.predict.seen import FilmStrip, Seen
+from fe_adapter.predict.seen import FACE_HEIGHT, MOST_OF_FACE, FilmStrip, Seen
 
 Key = TypeVar("Key")
 
@@ -109,7 +109,9 @@ class Shared:
             crops = {face.id: (face, crop_face(frame, face, self._faces.recipe)) for face in found}
         self._kept[index] = seconds, {who: (face, Part(crop, self._transform)) for who, (face, crop) in crops.items()}
         for who, (_, crop) in crops.items():
-            self._seen.strips.setdefault(who, FilmStrip()).add(seconds, crop)
+            if who not in self._seen.strips:
+                self._seen.strips[who] = FilmStrip() if who is None else FilmStrip(MOST_OF_FACE, FACE_HEIGHT)
+            self._seen.strips[who].add(seconds, crop)
 
     def forget_before(self, index: int) -> None:
         """Let go of frames that no window wants any more."""

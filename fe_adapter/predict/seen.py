@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 from fe_adapter.data.faces import Face
 
-MOST = 48  # pictures, and half as many at least once there were so many
-HEIGHT = 120  # pixels at most
+MOST, HEIGHT = 48, 120  # pictures, and half as many at least once there were so many; their pixels, at most
+MOST_OF_FACE, FACE_HEIGHT = 24, 80  # of each person, of whom there may be hundreds
 
 
 @dataclasses.dataclass
@@ -45,9 +45,15 @@ class Tracks:
 
 
 class FilmStrip:
-    """Pictures at even distances in time, which double whenever there are too many of them."""
+    """Pictures at even distances in time, which double whenever there are too many of them.
 
-    def __init__(self) -> None:
+    Args:
+        most: pictures.
+        height: of each, in pixels; smaller ones stay as they are.
+    """
+
+    def __init__(self, most: int = MOST, height: int = HEIGHT) -> None:
+        self._most, self._height = most, height
         self._pictures: list[tuple[float, Tensor]] = []
         self._distance = 0.0
 
@@ -58,12 +64,12 @@ class FilmStrip:
         if self._pictures:  # all of one size
             height, width = self.height, self.width
         else:
-            height = min(HEIGHT, frame.shape[-2])
+            height = min(self._height, frame.shape[-2])
             width = max(1, round(frame.shape[-1] * height / frame.shape[-2]))
         small = F.interpolate(frame[None], (height, width), mode="bilinear", antialias=True)[0]
         self._pictures.append((seconds, small.contiguous()))
-        if len(self._pictures) == MOST:
-            self._distance = 2 * (seconds - self._pictures[0][0]) / (MOST - 1)
+        if len(self._pictures) == self._most:
+            self._distance = 2 * (seconds - self._pictures[0][0]) / (self._most - 1)
             self._pictures = self._pictures[::2]
 
     @property
@@ -76,8 +82,9 @@ class FilmStrip:
 
     def nearest(self, times: list[float]) -> Tensor:
         """``(n, 3, height, width)``: the picture that was taken nearest to each of the times, in seconds."""
-        taken = torch.tensor([seconds for seconds, _ in self._pictures], dtype=torch.float64)
-        return torch.stack([self._pictures[int((taken - time).abs().argmin())][1] for time in times])
+        pictures = list(self._pictures)  # which a thread may still take
+        taken = torch.tensor([seconds for seconds, _ in pictures], dtype=torch.float64)
+        return torch.stack([pictures[int((taken - time).abs().argmin())][1] for time in times])
 
     def __len__(self) -> int:
         return len(self._pictures)

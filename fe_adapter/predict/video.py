@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 from array import array
@@ -73,8 +74,9 @@ def predict_video(
     seen = Seen(tracks=None if people is None else Tracks())
     looks = ((None, look) for look in looks_in(model, info, window, step, people, seen))
     gathered = Gathered(info.path, unwrapped_classes(model), info, unsure_below)
-    for _, look, row in answers(model, ahead(looks, 2 * batch_size), batch_size, precision):
-        gathered.add(look, row)
+    with contextlib.closing(ahead(looks, 2 * batch_size)) as waiting:
+        for _, look, row in answers(model, waiting, batch_size, precision):
+            gathered.add(look, row)
     prediction = gathered.prediction(seen)
     return prediction if smooth is None else prediction.smoothed(smooth)
 
