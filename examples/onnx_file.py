@@ -2,6 +2,8 @@
 
     pip install 'fe-adapter[export,video]'
     python examples/onnx_file.py run/best clip.mp4 --out model.onnx
+
+``fe-adapter export run model.onnx`` writes the same file.
 """
 
 import argparse

@@ -2,6 +2,8 @@
 
     pip install 'fe-adapter[faces]' pandas
     python examples/people_table.py run/best clip.mp4 --out people.csv
+
+``fe-adapter predict run clip.mp4 --faces all`` writes the same table, and a timeline of each person.
 """
 
 import argparse

@@ -10,7 +10,7 @@ import json
 
 import torch
 
-from fe_adapter import VideoClassifier, add_adapter, list_adapters, load_adapter, save_adapter, set_adapter, use_adapters
+import fe_adapter as fe
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--backbone", default="timm:vit_small_patch16_224")
@@ -19,18 +19,18 @@ parser.add_argument("--weights", default="pretrained", help="pretrained, a FILE,
 parser.add_argument("--out", default="adapters")
 args = parser.parse_args()
 
-model = VideoClassifier.from_name(
+model = fe.VideoClassifier.from_name(
     args.backbone, weights=args.weights, backbone_args=args.backbone_args, class_names=["sad", "happy"], num_frames=4
 ).eval()
-add_adapter(model, "pain", class_names=["none", "some"])
+fe.add_adapter(model, "pain", class_names=["none", "some"])
 video = torch.randint(0, 256, (2, 4, 3, *model.preprocessing.size), dtype=torch.uint8)  # two clips, (B, T, 3, h, w)
 
-for name in list_adapters(model):
-    set_adapter(model, name)  # it runs, trains and is saved; the others wait, frozen
+for name in fe.list_adapters(model):
+    fe.set_adapter(model, name)  # it runs, trains and is saved; the others wait, frozen
     with torch.no_grad():
         print(name, dict(zip(model.class_names, model(video)[0].softmax(-1).tolist(), strict=True)))
-    save_adapter(model, f"{args.out}/{name}")
+    fe.save_adapter(model, f"{args.out}/{name}")
 
-load_adapter(model, f"{args.out}/pain", name="pain-at-night")  # a third, from a folder
-with torch.no_grad(), use_adapters(model, ["default", "pain-at-night"]):  # one for each clip of the batch
+fe.load_adapter(model, f"{args.out}/pain", name="pain-at-night")  # a third, from a folder
+with torch.no_grad(), fe.use_adapters(model, ["default", "pain-at-night"]):  # one for each clip of the batch
     print("mixed", model(video).softmax(-1).tolist())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.metadata
 import importlib.util
 import re
@@ -100,6 +101,22 @@ def test_links_between_pages_lead_somewhere():
     for page in PAGES:
         for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", (ROOT / page).read_text()):
             assert ((ROOT / page).parent / target).exists(), f"{page}: {target}"
+
+
+def test_the_errors_that_the_faq_quotes_are_those_of_the_source():
+    quoted = re.findall(r"^### `(.*)`$", (ROOT / "docs/faq.md").read_text(), re.MULTILINE)
+    assert len(quoted) > 30
+    modules = [_texts(ast.parse(path.read_text())) for path in (ROOT / "fe_adapter").rglob("*.py")]
+    for error in quoted:
+        parts = error.split("…")
+        assert any(all(any(part in text for text in texts) for part in parts) for texts in modules), error
+
+
+def _texts(tree: ast.AST) -> set[str]:
+    """What a module may say: its texts but docstrings, in pieces where values are put in between."""
+    docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    texts = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    return {node.value for node in texts if id(node) not in docstrings}
 
 
 def test_importing_needs_no_optional_library():
