@@ -99,7 +99,9 @@ def _command(context: Any, name: str) -> Any:
 
 
 def _call(context: Any, name: str, arguments: list[str]) -> None:
-    _command(context, name).main(args=arguments, prog_name=f"fe-adapter {name}", standalone_mode=False)
+    code = _command(context, name).main(args=arguments, prog_name=f"fe-adapter {name}", standalone_mode=False)
+    if code:  # typer returns what Ctrl-C comes to, and does not raise it
+        raise typer.Exit(code)
 
 
 def _metrics(run: Path, name: str) -> Metrics:

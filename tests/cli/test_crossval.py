@@ -60,6 +60,21 @@ def test_folds_are_trained_tested_and_summed_up_and_done_once(data, tmp_path, ca
     assert "is of a cross-validation with other options" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", ["fe_adapter.train.budget.MemoryBudget.fit", "fe_adapter.evaluate.run.evaluate"])
+def test_ctrl_c_ends_all_of_it(data, tmp_path, monkeypatch, capsys, command):
+    def interrupt(*args, **options):
+        raise KeyboardInterrupt
+
+    out = tmp_path / "out"
+    arguments = ["crossval", data, "--out", str(out), "--protocol", "2x1x1", *FAST]
+    with monkeypatch.context() as patched:
+        patched.setattr(command, interrupt)
+        assert cli.run(arguments) == 130
+    assert capsys.readouterr().err.strip().splitlines()[-1] == "fe-adapter: interrupted"
+    assert not (out / "fold-2").exists()
+    assert cli.run(arguments) == 0
+
+
 def test_what_is_chosen_on_the_test_split_says_so(data, tmp_path, capsys):
     out = tmp_path / "out"
     assert cli.run(["crossval", data, "--out", str(out), "--protocol", "2x1x1", *FAST, "--select-on-test"]) == 0
