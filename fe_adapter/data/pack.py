@@ -22,7 +22,18 @@ from torch.nn import functional as F
 from fe_adapter.checks import check_choice, check_count
 from fe_adapter.data.annotations import Cutting
 from fe_adapter.data.layouts import Where, find_layout
-from fe_adapter.data.packed import CODECS, INDEX, Pack, PackedClip, PackedVideo, encode, is_pack, read_pack, shard_name
+from fe_adapter.data.packed import (
+    CODECS,
+    INDEX,
+    Pack,
+    PackedClip,
+    PackedVideo,
+    encode,
+    is_pack,
+    open_shard,
+    read_pack,
+    shard_name,
+)
 from fe_adapter.data.reading import probe, read_frames
 from fe_adapter.data.sources import Source, read_source
 from fe_adapter.data.video import VideoInfo
@@ -62,7 +73,8 @@ def pack_data(
         say: told what size to expect.
 
     Raises:
-        InputError: as `open_dataset`; unreadable videos; the disk is too small; ``out`` is a pack of something else.
+        InputError: as `open_dataset`; unreadable videos; the disk is too small; ``out`` is a pack of something else,
+            or where the data are.
     """
     check_choice("codec", codec, CODECS)
     check_count("quality", quality, 1, 100)
@@ -75,6 +87,8 @@ def pack_data(
     sources = {k: read_source(data, fold=k, soft_labels=soft_labels, **options) for k in folds}
     if found is None and is_pack(Path(data)):
         raise InputError(f"{data} is a pack already")
+    if out.resolve() == (Path(data) if found is None else found[1]).resolve():
+        raise InputError(f"{out} holds the data themselves; choose another folder for the pack")
     every = [clip for source in sources.values() for clips in source.by_split.values() for clip in clips]
     paths = sorted({clip.path for clip in every})
     if not paths:
@@ -171,6 +185,13 @@ def _begun(out: Path, sources: dict[int | None, Source], paths: list[str], ident
             raise InputError(f"{out} is a pack of other {key}; choose another folder, or remove it")
     if there.clips != clips:
         raise InputError(f"{out} is a pack of other clips; choose another folder, or remove it")
+    for number in range(len(there.shards)):
+        try:
+            open_shard(out / shard_name(number))
+        except InputError:  # it is made anew, and so are those behind it
+            there.shards = there.shards[:number]
+            there.videos = there.videos[: sum(map(len, there.shards))]
+            break
     return there
 
 

@@ -87,13 +87,15 @@ def read_pack(folder: Path) -> Pack:
     """What a pack says of itself.
 
     Raises:
-        InputError: it is damaged, or not whole yet.
+        InputError: it is damaged, or not whole yet; a shard is lost or cut off.
     """
     pack = read_as(Pack, folder / INDEX, "is no index of a pack")
     count = 1 + max((clip.video for fold in pack.clips.values() for own in fold.values() for clip in own), default=-1)
     done = sum(map(len, pack.shards))
     if done < count or len(pack.videos) < count:
         raise InputError(f"{folder} is not whole: {done} of {count} videos are packed; run the same data pack again")
+    for number in range(len(pack.shards)):
+        open_shard(folder / shard_name(number))
     return pack
 
 
@@ -144,7 +146,7 @@ def read_packed(info: VideoInfo, indices: Sequence[int] | None = None) -> Tensor
     chosen = range(info.num_frames) if indices is None else indices
     frames: dict[int, np.ndarray] = {}
     try:
-        with safe_open(file, framework="np") as content:
+        with open_shard(file) as content:
             ends, sums = (content.get_tensor(f"{number}.{name}") for name in ("ends", "sums"))
             own = content.get_slice(f"{number}.bytes")
             for i in sorted({range(info.num_frames)[i] for i in chosen}):
@@ -152,10 +154,22 @@ def read_packed(info: VideoInfo, indices: Sequence[int] | None = None) -> Tensor
                 if zlib.crc32(data) != int(sums[i]):
                     raise InputError(f"{file} is damaged: frame {i} of video {number} is not what was packed")
                 frames[i] = decode(data, info)
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{file} is cut off or no shard of a pack: {error}; pack again") from None
+    except SafetensorError as error:
+        raise InputError(f"{file} is no shard of this pack: {error}; pack again") from None
     whole = np.stack([frames[range(info.num_frames)[i]] for i in chosen])
     return rearrange(torch.from_numpy(whole), "t h w c -> t c h w").contiguous()
+
+
+def open_shard(file: str | os.PathLike[str]) -> Any:
+    """A shard, without its frames.
+
+    Raises:
+        InputError: it is not there, or not as long as its header says.
+    """
+    try:
+        return safe_open(file, framework="np")
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{file} is cut off or no shard of a pack: {error}; pack again") from None
 
 
 def shard_name(number: int) -> str:

@@ -13,6 +13,7 @@ from fe_adapter.cli import app as cli
 from fe_adapter.data import ClipRecipe, EvalTransform, FrameSampler, VideoDataset, open_dataset
 from fe_adapter.data import pack as packing
 from fe_adapter.data.annotations import Cutting
+from fe_adapter.data.check import check_data
 from fe_adapter.data.pack import pack_data
 from fe_adapter.errors import DiskFullError, InputError
 from tests.published import make_dfew, make_frames, write
@@ -138,6 +139,20 @@ def test_damage_is_noticed(videos, tmp_path, case):
         list(opened(tmp_path / "pack"))
 
 
+@pytest.mark.parametrize("case", ["a shard cut off", "a shard that is gone"])
+def test_a_lost_shard_is_noticed_first_and_made_anew(videos, tmp_path, case, monkeypatch):
+    monkeypatch.setattr(packing, "_SHARD_BYTES", 1)  # a shard for every video
+    out = tmp_path / "pack"
+    pack_data(videos, out)
+    before = [item["video"] for item in opened(out)]
+    DAMAGE[case][0](out)
+    with pytest.raises(InputError, match=r"shard-00000\.safetensors is cut off"):
+        opened(out)
+    assert [finding.kind for finding in check_data(out).findings] == ["list"]
+    assert len(pack_data(videos, out).shards) == 6
+    assert all(torch.equal(a, item["video"]) for a, item in zip(before, opened(out), strict=True))
+
+
 def test_what_cannot_be_packed_is_refused(videos, tmp_path, monkeypatch):
     for options, message in (
         ({"codec": "png"}, "codec='png' is not one of"),
@@ -160,6 +175,8 @@ def test_what_cannot_be_packed_is_refused(videos, tmp_path, monkeypatch):
     assert cli.run(["data", "pack", str(videos), str(tmp_path / "pack")]) == 1
     assert not list((tmp_path / "pack").glob("*"))
     monkeypatch.undo()
+    with pytest.raises(InputError, match="holds the data themselves"):
+        pack_data(videos, videos)
     pack_data(videos, tmp_path / "pack")
     with pytest.raises(InputError, match="is a pack already"):
         pack_data(tmp_path / "pack", tmp_path / "again")
