@@ -1,8 +1,8 @@
 """RAVDESS (Livingstone and Russo, 2018), speech: 1,440 clips of 24 actors with one of eight labels.
 
 All is in the name, ``Actor_01/02-01-06-01-02-01-12.mp4``: modality, channel, emotion, intensity, statement, repetition,
-actor. The video with sound (01) and the one without (02) are of one performance, so one of them is taken. The six folds
-are four actors each.
+actor. The video with sound (01) and the one without (02) are of one performance, so one of them is taken, the one
+without where it is there. The six folds are four actors each.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ def _read(root: Path, fold: int | None, where: Where) -> Listing:
     if not root.is_dir():
         raise InputError(f"{root}: no such folder")
     listing = Listing({"train": [], "test": []})
-    found: dict[str, list[tuple[Path, re.Match[str]]]] = {"01": [], "02": []}
-    left_out = 0
+    found: dict[str, tuple[Path, re.Match[str]]] = {}  # by performance
+    left_out = again = 0
     for path in find_videos(root):
         match = _NAME.match(path.name if path.is_dir() else path.stem)
         if match is None:
@@ -33,14 +33,16 @@ def _read(root: Path, fold: int | None, where: Where) -> Listing:
         elif match[1] == "03" or match[2] == "02":  # sound alone, or song
             left_out += 1
         else:
-            found[match[1]].append((path, match))
-    modality = "02" if found["02"] else "01"
-    other = "01" if modality == "02" else "02"
-    listing.notes.append(f"modality {modality}; {left_out} of song or sound are left out")
-    if found[other]:
-        listing.notes.append(f"{len(found[other])} of modality {other}, the same performances, are left out")
+            performance = match[0][len(match[1]) :]
+            again += performance in found
+            if performance not in found or match[1] == "02":
+                found[performance] = path, match
+    taken = sorted({match[1] for _, match in found.values()})
+    listing.notes.append(f"modality {' and '.join(taken) or 'none'}; {left_out} of song or sound are left out")
+    if again:
+        listing.notes.append(f"{again} of the same performances are left out")
     last = (fold or 1) * _PER_FOLD
-    for path, match in found[modality]:
+    for path, match in found.values():
         split = "test" if last - _PER_FOLD < int(match[7]) <= last else "train"
         listing.splits[split].append(Clip(str(path), CLASSES[int(match[3]) - 1], subject=match[7]))
     return listing
