@@ -18,9 +18,7 @@ from fe_adapter.errors import some
 from fe_adapter.files import check_folder, printable
 
 PACK_EXAMPLES = ("fe-adapter data pack videos/ packed", "fe-adapter data pack dfew:DFEW packed --size 224")
-PACKED_FIELDS = (
-    "fold", "frames_folder", "lists_folder", "window", "background", "split_by", "tier", "val_fraction", "soft_labels",
-)  # fmt: skip
+FIELDS = ("fold", "frames_folder", "lists_folder", "window", "background", "split_by", "tier", "val_fraction")
 EXAMPLES = (
     "fe-adapter data check videos/",
     "fe-adapter data check videos/ --faces largest",
@@ -31,7 +29,7 @@ EXAMPLES = (
 def check(
     *,
     data: Data,
-    clips: Annotated[ClipRecipe, Fields(only=("fold", "frames_folder", "lists_folder"))],
+    clips: Annotated[ClipRecipe, Fields(only=FIELDS)],
     subset: Annotated[
         bool, typer.Option("--subset", help="It is a part of a published data set, whose counts are others.")
     ] = False,
@@ -61,6 +59,8 @@ def check(
         content=content,
         faces=recipe,
         face_cache=faces.cache,
+        cutting=clips.cutting(),
+        val_fraction=clips.val_fraction,
     )
     report.save(out)
     if as_json:
@@ -89,7 +89,7 @@ def pack(
     *,
     data: Data,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the pack, then given in the place of DATA.")],
-    clips: Annotated[ClipRecipe, Fields(only=PACKED_FIELDS)],
+    clips: Annotated[ClipRecipe, Fields(only=(*FIELDS, "soft_labels"))],
     size: Annotated[int, typer.Option(help="Pixels of the shorter side; 0 keeps frames as they are.")] = 256,
     codec: Annotated[str, typer.Option(help="jpeg, or raw: no loss, and ten times the room.")] = "jpeg",
     quality: Annotated[int, typer.Option(help="Of JPEG, 1 to 100.")] = 95,

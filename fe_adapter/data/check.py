@@ -14,6 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import track
 
+from fe_adapter.data.annotations import Cutting
 from fe_adapter.data.contact_sheet import draw_contact_sheet, draw_histograms
 from fe_adapter.data.faces.clips import of_clip
 from fe_adapter.data.faces.face import FaceRecipe
@@ -104,6 +105,8 @@ def check_data(
     content: bool = False,
     faces: FaceRecipe | None = None,
     face_cache: Path | None = None,
+    cutting: Cutting | None = None,
+    val_fraction: float = 0.2,
 ) -> DataReport:
     """Look at every clip of ``data``, and say all that is off.
 
@@ -115,6 +118,8 @@ def check_data(
         content: decode every frame, and find the same content under two names.
         faces: look for the face of every clip in this way.
         face_cache: folder where boxes are kept, as of `fe_adapter.data.crop_to_faces`.
+        cutting: how ranges that are marked in videos become clips.
+        val_fraction: likewise, the share of what is marked that is for validation.
 
     Raises:
         InputError: there is no such data at all, or it is another data set than the one named.
@@ -125,7 +130,7 @@ def check_data(
     if found is None:
         if not is_pack(Path(data)):
             check_is_own(data, fold, where)
-        listings[fold] = _own_listing(Path(data), fold, findings)
+        listings[fold] = _own_listing(Path(data), fold, findings, cutting, val_fraction)
     else:
         layout = found[0]
         folds = layout.folds() if fold is None else (fold,)
@@ -142,6 +147,7 @@ def check_data(
     looks = _look_at_all(list(dict.fromkeys(clip.path for clip in clips.values())), content)
     findings += _of_files(looks, {p: n for listing in listings.values() for p, n in listing.frame_counts.items()})
     findings += _leaks(listings)
+    findings += _two_classes(listings)
     if content:
         findings += _same_content(listings, looks)
     notes = list(dict.fromkeys(note for listing in listings.values() for note in listing.notes))
@@ -180,12 +186,14 @@ class Look:
     digest: str = ""
 
 
-def _own_listing(path: Path, fold: int | None, findings: list[Finding]) -> Listing:
+def _own_listing(
+    path: Path, fold: int | None, findings: list[Finding], cutting: Cutting | None, val_fraction: float
+) -> Listing:
     """The clips of a folder, a CSV file, an annotation or a pack."""
     if not path.exists():
         raise InputError(f"{path}: no such file or folder")
     try:
-        by_split = read_source(path, fold=fold).by_split
+        by_split = read_source(path, fold=fold, cutting=cutting, val_fraction=val_fraction).by_split
     except InputError as error:
         findings.append(Finding("list", str(error)))
         return Listing()
@@ -279,6 +287,15 @@ def _leaks(listings: dict[int | None, Listing]) -> Iterable[Finding]:
             message = f"{len(again)} test clips of fold {k} are test clips of fold {tested[again[0]]}"
             yield Finding("leak", message, tuple(again))
         tested |= dict.fromkeys(sets.get("test", set()), k)
+
+
+def _two_classes(listings: dict[int | None, Listing]) -> Iterable[Finding]:
+    classes: dict[str, set[str]] = collections.defaultdict(set)
+    for clip in (clip for listing in listings.values() for clips in listing.splits.values() for clip in clips):
+        classes[_real(clip)].add(clip.class_name)
+    names = tuple(f"{name}: {' and '.join(sorted(own))}" for name, own in classes.items() if len(own) > 1)
+    if names:
+        yield Finding("class", f"{len(names)} clips are listed as more than one class", names)
 
 
 def _real(clip: Clip) -> str:

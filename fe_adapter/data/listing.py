@@ -74,7 +74,7 @@ def list_folder(root: Path) -> list[Clip]:
         InputError: there is no such folder, no class folder in it, or a class without videos; classes of one name.
     """
     folders = _folders(root)
-    _check_names([folder.name for folder in folders], root)
+    check_names([folder.name for folder in folders], root)
     clips = []
     for folder in folders:
         files = find_videos(folder)
@@ -125,7 +125,7 @@ def list_csv(file: Path) -> list[tuple[Clip, str | None]]:
             raise InputError(f"{file}, line {line}: {name}: no such file")
         lines[path] = line
         clips.append((Clip(path, label), split))
-    _check_names([clip.class_name for clip, _ in clips], file)
+    check_names([clip.class_name for clip, _ in clips], file)
     return clips
 
 
@@ -228,7 +228,7 @@ def _split_folders(folders: list[Path]) -> tuple[dict[str, Path], list[Path]]:
     return splits, others
 
 
-def _check_names(names: Iterable[str], source: Path) -> None:
+def check_names(names: Iterable[str], source: Path) -> None:
     """Raise `InputError` where two classes would be one to people: happy and Happy, 1 and 01."""
     seen: dict[str, str] = {}
     for name in names:

@@ -154,3 +154,13 @@ def _check(listing: Listing, data: str) -> None:
         raise InputError(f"{data}: {listing.faults[0]}{more}; {advice}")
     if not any(listing.splits.values()):
         raise InputError(f"{data} holds no clips")
+    classes: dict[str, str] = {}
+    for clip in (clip for clips in listing.splits.values() for clip in clips):
+        other = classes.setdefault(clip.name, clip.class_name)
+        if other != clip.class_name:
+            raise InputError(f"{data}: {clip.path} is listed as {other} and as {clip.class_name}; {advice}")
+    paths = {split: {os.path.realpath(clip.path) for clip in clips} for split, clips in listing.splits.items()}
+    for split in ("val", "test"):
+        if both := sorted(paths.get("train", set()) & paths.get(split, set())):
+            more = f" and {len(both) - 1} more" if len(both) > 1 else ""
+            raise InputError(f"{data}: {both[0]}{more}: in train and in {split}; {advice}")

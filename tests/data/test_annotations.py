@@ -94,6 +94,9 @@ def test_of_several_tiers_one_is_named(tmp_path, video):
     with pytest.raises(InputError, match="has the tiers emotion, speech; --tier names the one to learn"):
         read_ranges(path)
     assert len(read_ranges(path, "speech")) == len(MARKS)
+    check = ["data", "check", str(path), "--out", str(tmp_path / "check")]
+    assert cli.run(check) == 1
+    assert cli.run([*check, "--tier", "emotion", "--window", "0.4"]) == 0
     with pytest.raises(InputError, match="has no tier 'x'; those with marks are emotion, speech"):
         read_ranges(path, "x")
     assert read_ranges(eaf(tmp_path / "a b.eaf", linked=None))[0].video == str(video)  # the one of its name
@@ -171,6 +174,9 @@ BAD = {
     "beyond": (of_csv("a b.mp4,0,19,calm"), "line 2: ends at 19 s, beyond .*, which ends at 10.00 s"),
     "no label": (of_csv("a b.mp4,0,1,"), "line 2: the label is missing"),
     "no time": (of_csv("a b.mp4,x,1,calm"), "line 2: 'x' is no time such as 83.5"),
+    "75 seconds": (of_csv("a b.mp4,0,0:75,calm"), "line 2: '0:75' is no time"),
+    "60 minutes": (of_csv("a b.mp4,0,0:60:00,calm"), "line 2: '0:60:00' is no time"),
+    "one class twice": (of_csv("a b.mp4,0,4,calm", "a b.mp4,4,8,Calm"), "classes 'calm' and 'Calm', which differ"),
     "minus": (of_csv("a b.mp4,-1,1,calm"), "line 2: '-1' is no time"),
     "no video": (of_csv("b.mp4,0,1,calm"), "line 2: b.mp4: no such file"),
     "too little": (of_csv("a b.mp4,0,0.5,calm", "a b.mp4,3,5,glad"), "0.5 s are marked 'calm', too little for clips"),

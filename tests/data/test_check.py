@@ -149,6 +149,15 @@ def test_folds_that_overlap(tmp_path):
     assert any("has none of train(single-labeled)/set_3.csv" in message for message in findings)
 
 
+def test_a_clip_of_two_classes(tmp_path):
+    root = make_dfew(tmp_path)
+    file = lines_of(root, "train").with_name("set_2.csv")
+    write(file, file.read_text().replace("\n8,1", "\n8,2"))  # in fold 1 it is happy
+    (finding,) = (f for f in check_data(f"dfew:{root}", is_subset=True).findings if f.kind == "class")
+    assert finding.message == "1 clips are listed as more than one class"
+    assert finding.names == (f"{root / CLIPS / '00008'}: happy and sad",)
+
+
 def test_somebody_in_two_splits(tmp_path):
     root = make_ravdess(tmp_path)
     other = root / "Actor_05/02-01-01-01-01-01-01"  # of actor 1, in another one's folder: known by the name

@@ -110,8 +110,12 @@ def test_a_performance_is_there_once(tmp_path):
     assert {clip.path.rpartition("/")[2][:5] for clips in listing.splits.values() for clip in clips} == {"02-01"}
     assert listing.notes == [
         "modality 02; 1 of song or sound are left out",
-        "24 of modality 01, the same performances, are left out",
+        "24 of the same performances are left out",
     ]
+    shutil.rmtree(tmp_path / "Actor_05/02-01-01-01-01-01-05")
+    clips = read_listing(LAYOUTS["ravdess"], tmp_path, 1, Where()).splits
+    assert sum(map(len, clips.values())) == 24  # of that performance the one with sound
+    assert next(clip.path.rpartition("/")[2] for clip in clips["train"]) == "01-01-01-01-01-01-05"
 
 
 def test_ferv39k_tells_clips_by_their_whole_path(tmp_path):
@@ -167,6 +171,15 @@ def test_lists_of_every_kind(tmp_path):
     assert [count for _, _, count in read_list(write(tmp_path / "x.csv", "a b/1 12 0\nc/2 9 1\n"))] == [12, 9]
 
 
+def test_classes_of_one_name_in_lists(tmp_path):
+    root = make_lists(tmp_path)
+    (root / "classes.txt").unlink()
+    rows = "".join(f"clips/a person {i} {'calm' if i else 'Calm'}\n" for i in range(6))
+    write(root / "train_videofolder.txt", rows)
+    with pytest.raises(InputError, match="has the classes 'Calm' and 'calm', which differ"):
+        opened(f"list:{root}", "train")
+
+
 def test_classes_go_by_any_of_their_names():
     assert [canonical(name) for name in ("HAP", "Happiness", " anger", "Surprised", "Boredom")] == [
         "happy", "happy", "angry", "surprise", "boredom",
@@ -219,17 +232,19 @@ def remove(*names):
     return spoil
 
 
-def label_eight(root):
-    write(lines_of(root), lines_of(root).read_text() + "1,8\n")
+def append(line):
+    return lambda root: write(lines_of(root), f"{lines_of(root).read_text()}{line}\n")
 
 
 FAULTS = {
     "labels shifted": (shift, "labels count those of train from 0 and those of test from 1"),
-    "label out of range": (label_eight, "clip 00001: label 8 is outside 1 to 7"),
+    "label out of range": (append("1,8"), "clip 00001: label 8 is outside 1 to 7"),
     "absent clips": (remove("00002", "00030"), "name 2 clips that are not there: 00002, 00030"),
     "empty list": (lambda root: write(lines_of(root), ""), "set_1.csv is empty"),
     "no list": (lambda root: lines_of(root).unlink(), r"has none of train\(single-labeled\)/set_1.csv"),
     "no clips": (lambda root: shutil.rmtree(root / "Clip"), "has none of the folders Clip/clip_224x224,"),
+    "a leaked clip": (append("29,1"), "Clip/clip_224x224_16f/00029: in train and in test"),
+    "two classes": (append("1,2"), "clip_224x224_16f/00001 is listed as happy and as sad"),
     "half a line": (lambda root: write(lines_of(root), "video_name,label\n1\n"), "line 2: '1' is no name and label"),
 }
 

@@ -12,12 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fe_adapter.data.layouts.tables import read_text
-from fe_adapter.data.listing import path_in_csv, read_csv
+from fe_adapter.data.listing import check_names, path_in_csv, read_csv
 from fe_adapter.data.video import VIDEO_SUFFIXES
 from fe_adapter.errors import InputError, first_line
 from fe_adapter.libraries import require
 
-_TIME = re.compile(r"(?:(?:(\d+):)?(\d+):)?(\d+(?:[.,]\d*)?)")  # 83.5, 1:23.5 or 0:01:23.5
+# 83.5, 1:23.5 or 0:01:23.5; what is behind a colon is below 60
+_TIME = re.compile(r"(?:(?:(\d+):(?=[0-5]?\d:))?(\d+):(?=[0-5]?\d(?!\d)))?(\d+(?:[.,]\d*)?)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +78,7 @@ def read_ranges(path: Path, tier: str | None = None) -> list[Range]:
             raise InputError(f"{found.where}: the label is missing")
         if not found.end > found.start >= 0:
             raise InputError(f"{found.where}: {found.label!r} ends at {found.end:g} s and begins at {found.start:g} s")
+    check_names([found.label for found in ranges], path)
     return ranges
 
 

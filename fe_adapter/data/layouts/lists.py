@@ -14,7 +14,7 @@ from pathlib import Path
 from fe_adapter.data.layouts.layout import Layout, Listing, Where
 from fe_adapter.data.layouts.places import ClipsIn
 from fe_adapter.data.layouts.tables import read_list, read_text
-from fe_adapter.data.listing import SPLIT_NAMES
+from fe_adapter.data.listing import SPLIT_NAMES, check_names
 from fe_adapter.errors import InputError
 
 _ENDINGS = (".csv", ".list", ".lst", ".txt")
@@ -43,6 +43,7 @@ def _read(root: Path, fold: int | None, where: Where) -> Listing:
             path = _absolute(name) if name.startswith("/") else clips.find(name)
             listing.add(split, name, path, label, count)
     if names_file is None:
+        check_names([clip.class_name for clips in listing.splits.values() for clip in clips], folder)
         listing.notes.append(f"{folder} has no {_CLASSES[0]}; classes are called as in the lists")
     return listing
 
