@@ -137,6 +137,13 @@ def test_ferv39k_with_commas_a_header_and_numbers_in_alphabetical_order(tmp_path
     assert sorted(dataset.labels) == list(range(7))
     assert dataset.class_names == SEVEN
 
+    file = (
+        tmp_path / "4_setups/All_scenes/train_All.csv"
+    )  # its first line is wrong, and not the others with that number
+    write(file, file.read_text().replace("Argue/Happy/0267,3", "Argue/Happy/0267,4"))
+    listing = read_listing(LAYOUTS["ferv39k"], tmp_path, None, Where())
+    assert listing.faults == ["train, clip Argue/Happy/0267: label 4 where most with it are neutral"]
+
 
 def test_mafw_reads_either_kind_of_list(tmp_path):
     data = f"mafw:{make_mafw(tmp_path)}"

@@ -7,6 +7,7 @@ The class is the path's own, and the label must agree with it.
 
 from __future__ import annotations
 
+import collections
 from pathlib import Path
 
 from fe_adapter.data.layouts.layout import Layout, Listing, Where
@@ -22,21 +23,40 @@ def _read(root: Path, fold: int | None, where: Where) -> Listing:
     clips, lists = open_copy(root, where, _FRAMES, _LISTS)
     listing = Listing(notes=[f"clips of {clips.folder}"])
     for split in ("train", "test"):
-        meant: dict[str, str] = {}  # class by the number that stands for it
         file = find_file(lists, f"{split}_All.csv", f"{split}_All.txt", f"{split}.csv", f"{split}.txt")
-        for name, label, count in read_list(file):
-            folder = name.replace("\\", "/").strip("/").split("/")
-            own = find_class(folder[-2], SEVEN) if len(folder) >= 3 else None
+        lines = read_list(file)
+        meant = _meant(lines)
+        for name, label, count in lines:
+            own = _own_class(name)
             if own is None:
                 listing.faults.append(f"{split}, clip {name}: no SCENE/CLASS/ID with a known class")
                 continue
-            said = meant.setdefault(label, own) if label.isdecimal() else find_class(label, SEVEN)
+            said = meant[label] if label.isdecimal() else find_class(label, SEVEN)
             if said != own:
-                listing.faults.append(f"{split}, clip {name}: label {label} where others with it are {said}"
+                listing.faults.append(f"{split}, clip {name}: label {label} where most with it are {said}"
                                       if label.isdecimal() else f"{split}, clip {name}: label {label}")  # fmt: skip
                 continue
-            listing.add(split, name, clips.find("/".join(folder[-3:])), own, count)
+            listing.add(split, name, clips.find("/".join(_parts(name)[-3:])), own, count)
     return listing
+
+
+def _parts(name: str) -> list[str]:
+    return name.replace("\\", "/").strip("/").split("/")
+
+
+def _own_class(name: str) -> str | None:
+    """The class in a path that ends in SCENE/CLASS/ID."""
+    parts = _parts(name)
+    return find_class(parts[-2], SEVEN) if len(parts) >= 3 else None
+
+
+def _meant(lines: list[tuple[str, str, int | None]]) -> dict[str, str]:
+    """The class that a number stands for: that of most of the paths with it."""
+    counts: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
+    for name, label, _ in lines:
+        if own := _own_class(name):
+            counts[label][own] += 1
+    return {label: counter.most_common(1)[0][0] for label, counter in counts.items()}
 
 
 LAYOUT = Layout(
