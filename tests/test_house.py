@@ -41,7 +41,8 @@ def test_kernels_know_tensors_only(path):
 def test_modules_are_few_public_and_short():
     assert len(list((ROOT / "fe_adapter").glob("*.py"))) <= 14
     assert [path.name for path in LIBRARY if path.stem.startswith("_") and not path.stem.startswith("__")] == []
-    assert [path.name for path in LIBRARY if path.read_text().count("\n") > 400] == []
+    lines = {path: path.read_text().count("\n") for path in LIBRARY}
+    assert [path.name for path in LIBRARY if lines[path] > (150 if path.parent.name == "cli" else 400)] == []
     assert (ROOT / "kernels" / "__init__.py").exists() is False
 
 

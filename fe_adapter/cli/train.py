@@ -65,9 +65,7 @@ def train(
     adapter: Annotated[FEAdapterConfig, Fields("Adapter", only=(*ADAPTER_FIELDS, "recompute"))],
     last_blocks: LastBlocks = None,
     tune: Annotated[str, typer.Option(help="adapter, head or full.", rich_help_panel="Adapter")] = "adapter",
-    temporal_pool: Annotated[
-        str, typer.Option(help="mean, concat or attention (over frames).", rich_help_panel="Adapter")
-    ] = "mean",
+    temporal_pool: Annotated[str, typer.Option(help="mean, concat or attention.", rich_help_panel="Adapter")] = "mean",
     head_dropout: Annotated[float, typer.Option(help="Dropout before the head.", rich_help_panel="Adapter")] = 0.5,
     recipe: Recipe,
     precision: Annotated[
