@@ -265,7 +265,7 @@ def _say_once(message: str) -> None:
 def _folders(root: Path) -> list[Path]:
     """The folders in ``root``, in the order of their names."""
     if not root.is_dir():
-        raise InputError(f"{root} is no folder" if root.exists() else f"{root}: no such folder")
+        raise InputError(f"{root} is no folder" if root.exists() else f"{root}: no such folder or file")
     try:
         return sorted(path for path in root.iterdir() if path.is_dir() and _is_ours(path.name))
     except OSError as error:

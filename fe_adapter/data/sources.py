@@ -93,11 +93,13 @@ def read_source(
             cutting = cutting or Cutting()
             by_split = cut(path, cutting, val_fraction, split_seed)
             return Source(by_split, split_names={s: s for s in by_split if s}, cutting=dataclasses.asdict(cutting))
+        _check_no_cutting(data, cutting)
         by_split = clips_by_split(path)
         if soft_labels:
             by_split = _voted(path, by_split)
         names = {split: name_of_split(path, split) for split in by_split if split is not None}
         return Source(by_split, split_names=names)
+    _check_no_cutting(data, cutting)
     layout, root = found
     listing = read_listing(layout, root, fold, where or Where())
     _check(listing, os.fspath(data))
@@ -116,6 +118,13 @@ def read_source(
             clips = with_votes(clips, by_path, f"{data}: its annotation")
         by_name[split] = renamed(clips, class_names or own)
     return Source(by_name, own or None, layout.name, {split: split for split in listing.splits})
+
+
+def _check_no_cutting(data: str | os.PathLike[str], cutting: Cutting | None) -> None:
+    default = dataclasses.asdict(Cutting())
+    given = {} if cutting is None else dataclasses.asdict(cutting)
+    if other := [f"--{name.replace('_', '-')}" for name, value in given.items() if value != default[name]]:
+        raise InputError(f"{', '.join(other)}: in {data} no ranges are marked, of which that is; leave it out")
 
 
 def _unpacked(folder: Path, fold: int | None, class_names: Sequence[str] | None, soft_labels: bool) -> Source:

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from fe_adapter.data.annotations import Cutting, is_annotation
+from fe_adapter.data.packed import is_pack
 from fe_adapter.data.recipe import ClipRecipe
 from fe_adapter.data.sources import layout_of
 from fe_adapter.errors import InputError
@@ -63,6 +65,8 @@ def tested_on(model: VideoClassifier, folder: Path, data: str | os.PathLike[str]
                 "were in its training"
             )
         fold, select_on_test = trained.get("fold"), trained.get("select_on_test", False)
+    if not (is_pack(Path(data)) or (Path(data).exists() and is_annotation(Path(data)))):  # nothing is marked in it
+        recipe = dataclasses.replace(recipe, **dataclasses.asdict(Cutting()))
     return dataclasses.replace(
         recipe,
         num_frames=model.num_frames,

@@ -240,3 +240,14 @@ def test_bad_settings_are_refused():
     ):
         with pytest.raises(InputError, match=message):
             ClipRecipe(**options)
+
+
+def test_how_marks_are_cut_is_refused_where_nothing_is_marked(tmp_path, capsys):
+    folder = tmp_path / "videos"
+    for kind in ("a", "b"):
+        make_frames(folder / kind / "1", range(0, 160, 10))
+    for options in (["--window", "0.5"], ["--background", "rest", "--tier", "x"]):
+        assert cli.run(["data", "check", str(folder), *options]) in (1, 2)
+        assert f"{options[0]}" in (said := "".join(capsys.readouterr())), said
+        assert "no ranges are marked, of which that is" in said
+    assert cli.run(["data", "check", str(folder)]) == 0

@@ -59,7 +59,8 @@ def test_losses_are_their_equations(logits, kind, loss):
         "class_balanced": lambda p, c: effective[c] * scale,
         "focal": lambda p, c: (1 - p) ** 1.5,
     }[loss]
-    found = criterion(loss=loss, class_balance_beta=0.9, focal_gamma=1.5)(logits, target)
+    options = {"class_balanced": {"class_balance_beta": 0.9}, "focal": {"focal_gamma": 1.5}}.get(loss, {})
+    found = criterion(loss=loss, **options)(logits, target)
     # sums of a dozen float32 terms of the size of one
     assert found.item() == pytest.approx(by_hand(logits, shares, weight).item(), rel=1e-5)
     found.backward()
@@ -191,6 +192,8 @@ def test_bad_settings_are_refused():
         ({"loss": "hinge"}, "loss='hinge' is not one of"),
         ({"focal_gamma": -1}, "focal_gamma=-1 is not a number of at least 0"),
         ({"class_balance_beta": 1.0}, r"class_balance_beta=1.0 is outside \[0, 1\)"),
+        ({"focal_gamma": 1.0}, "focal_gamma is of loss='focal', and the loss is 'cross_entropy'; leave it out"),
+        ({"loss": "focal", "class_balance_beta": 0.9}, "class_balance_beta is of loss='class_balanced'"),
         ({"mixup": float("inf")}, "mixup=inf"),
         ({"cutmix": -0.1}, "cutmix=-0.1"),
     ):
