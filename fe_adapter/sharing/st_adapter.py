@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from fe_adapter.backbones.backbone import get_blocks, unwrapped
@@ -97,6 +96,8 @@ def save_st_adapter(model: nn.Module, path: Path | str) -> None:
             raise InputError(f"ST-Adapter averages over frames; this model has {classifier.temporal_pool!r}")
         state |= {f"fc.{kind}": classifier.head.get_parameter(kind) for kind in ("weight", "bias")}
     state = {name: full_tensor(t.detach()).float().cpu().contiguous() for name, t in state.items()}
+    from safetensors.torch import save as to_bytes  # not before it is needed: the kernels' checks go without
+
     with atomic_write(path) as file:
         if path.suffix == ".pth":
             torch.save({"model": state}, file)
