@@ -241,7 +241,7 @@ def _report(rows: list[Row], num_videos: int, out: Path) -> None:
     bars = axes.barh([row.name for row in rows], [100 * row.uar for row in rows], color=colors)
     axes.bar_label(bars, [f"{row.uar:.1%}, {row.num_trainable:,} parameters" for row in rows], padding=3)
     axes.axvline(50, color="black", linestyle="--", linewidth=1)
-    axes.set(xlim=(0, 150), xticks=range(0, 101, 25), xlabel="test UAR, % (dashed: chance; grey: averages over frames)")
+    axes.set(xlim=(0, 165), xticks=range(0, 101, 25), xlabel="test UAR, % (dashed: chance; grey: averages over frames)")
     axes.invert_yaxis()
     axes.spines[["top", "right"]].set_visible(False)
     write_figure(figure, out / "results.png")
