@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fe_adapter.data.annotations import Cutting, cut, is_annotation
+from fe_adapter.data.annotations import Cutting, cut, is_annotation, marks_of
 from fe_adapter.data.layouts import LAYOUTS, Layout, Listing, Where, find_layout, read_listing
 from fe_adapter.data.layouts.names import renamed
 from fe_adapter.data.listing import Clip, clips_by_split, name_of_split
@@ -30,7 +30,7 @@ class Source:
         class_names: the classes in the data set's own order; None is those found, sorted.
         layout: the published data set's name, where it is one.
         split_names: what the data calls its splits.
-        cutting: of annotations, how clips were cut, as plain values.
+        cutting: of annotations, how clips were cut and a hash of the marks, as plain values.
     """
 
     by_split: dict[str | None, list[Clip]]
@@ -92,7 +92,8 @@ def read_source(
                 raise InputError(f"{path} marks ranges with one label each; leave --soft-labels out")
             cutting = cutting or Cutting()
             by_split = cut(path, cutting, val_fraction, split_seed)
-            return Source(by_split, split_names={s: s for s in by_split if s}, cutting=dataclasses.asdict(cutting))
+            how = {**dataclasses.asdict(cutting), "marks": marks_of(path, cutting)}
+            return Source(by_split, split_names={s: s for s in by_split if s}, cutting=how)
         _check_no_cutting(data, cutting)
         by_split = clips_by_split(path)
         if soft_labels:

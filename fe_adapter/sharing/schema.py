@@ -45,7 +45,7 @@ class PreprocessingPart(Part):
 class ClipSamplingPart(Part):
     """Which frames of a video made a clip in training, what share of the data was held out for validation, and which
     fold of which published data set it was; ``select_on_test``: what it was validated on is that fold's test split.
-    Of ranges marked in videos, how they were cut: `fe_adapter.data.annotations.Cutting`."""
+    Of ranges marked in videos, how they were cut, and a hash of them: `fe_adapter.data.annotations`."""
 
     sampling: Literal["uniform", "stride", "dense"]
     stride: Annotated[int, Field(ge=1, le=2**16)]
@@ -57,6 +57,7 @@ class ClipSamplingPart(Part):
     background: Name | None = None
     split_by: Literal["time", "video"] | None = None
     tier: Name | None = None
+    marks: Name | None = None
 
 
 class FacesPart(Part):

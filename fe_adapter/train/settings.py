@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fe_adapter.data.annotations import Cutting, is_annotation
+from fe_adapter.data.annotations import Cutting, is_annotation, marks_of
 from fe_adapter.data.packed import is_pack
 from fe_adapter.data.recipe import ClipRecipe
 from fe_adapter.data.sources import layout_of
@@ -65,8 +65,15 @@ def tested_on(model: VideoClassifier, folder: Path, data: str | os.PathLike[str]
                 "were in its training"
             )
         fold, select_on_test = trained.get("fold"), trained.get("select_on_test", False)
-    if not (is_pack(Path(data)) or (Path(data).exists() and is_annotation(Path(data)))):  # nothing is marked in it
+    path = Path(data)
+    if not is_pack(path) and not (path.exists() and is_annotation(path)):  # nothing is marked in it
         recipe = dataclasses.replace(recipe, **dataclasses.asdict(Cutting()))
+    elif trained.get("marks") and not is_pack(path) and marks_of(path, recipe.cutting()) != trained["marks"]:
+        _log.warning(
+            "%s: the marks are not those of training; if they are of the same videos, what is held out of them now may "
+            "have been trained on",
+            data,
+        )
     return dataclasses.replace(
         recipe,
         num_frames=model.num_frames,
@@ -89,7 +96,8 @@ def trained_on(model: VideoClassifier, folder: Path) -> ClipRecipe:
         InputError: the settings are damaged.
     """
     if model.clip_sampling is not None:
-        known = {name: value for name, value in model.clip_sampling.items() if value is not None and name != "layout"}
+        about = ("layout", "marks")  # the data, and not its clips
+        known = {n: value for n, value in model.clip_sampling.items() if value is not None and n not in about}
         return ClipRecipe(num_frames=model.num_frames, **known)
     for file in (folder / SETTINGS_FILE, folder.parent / SETTINGS_FILE):
         if file.exists():

@@ -206,7 +206,7 @@ def test_bad_marks_are_refused_by_name(tmp_path, video, case, capsys):
     assert not out.exists()
 
 
-def test_from_marks_to_a_timeline(tmp_path, video, capsys):
+def test_from_marks_to_a_timeline(tmp_path, video, capsys, caplog):
     path, run = srt(tmp_path / "a b.srt"), tmp_path / "run"
     cache = ["--last-blocks", "1", "--cache-features", str(tmp_path / "cache"), "--in-memory"]
     options = ["--window", "0.4", "--val-fraction", "0.3", "--background", "rest"]
@@ -218,6 +218,13 @@ def test_from_marks_to_a_timeline(tmp_path, video, capsys):
     assert cli.run(["eval", str(run), str(path), "--json"]) == 0  # of the part that was held out, cut alike
     clips = cut(path, Cutting(0.4, "rest"), 0.3, seed=0)["val"]
     assert json.loads(capsys.readouterr().out)["num_clips"] == len(clips)
+    assert "marks are not those of training" not in caplog.text
+    marks = path.read_text()
+    path.write_text(marks.replace("00:00:00,500", "00:00:00,600", 1))
+    assert cli.run(["eval", str(run), str(path), "--json"]) == 0
+    assert "the marks are not those of training" in caplog.text
+    path.write_text(marks)
+    capsys.readouterr()
     assert cli.run(["predict", str(run), str(video), "--out", str(tmp_path / "p"), "--json"]) == 0
     (prediction,) = json.loads(capsys.readouterr().out)
     assert len(prediction["windows"]) == 49

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -81,6 +82,12 @@ def cut(path: Path, cutting: Cutting, val_fraction: float, seed: int) -> dict[st
                 f"in both training and validation; mark more, or take a smaller --window"
             )
     return clips
+
+
+def marks_of(path: Path, cutting: Cutting) -> str:
+    """A hash of what is marked in which videos, by their names: of other marks it is another."""
+    marks = sorted((Path(r.video).name, r.start, r.end, r.label, r.split) for r in read_ranges(path, cutting.tier))
+    return hashlib.blake2b(repr(marks).encode(), digest_size=8).hexdigest()
 
 
 def _checked(ranges: list[Range]) -> list[Range]:
