@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fe_adapter.data.faces import Face
+from fe_adapter.data.live import is_live
 from fe_adapter.data.reading import probe
 from fe_adapter.data.video import VideoInfo
 from fe_adapter.errors import InputError
@@ -201,7 +202,7 @@ class Prediction:
     def timeline(self) -> Any:
         """A matplotlib figure: probabilities over time, below a strip of frames."""
         strip = self.seen.strips.get(None)
-        info = self.video or (None if strip is not None else probe(self.path))
+        info = self.video or (None if strip is not None or is_live(self.path) else probe(self.path))
         rows = self.window_probabilities.double().cpu().numpy()
         name = Path(self.path).name
         faces = [face for face in self.faces if face is not None]

@@ -46,7 +46,8 @@ def draw_timeline(
     before to half way to the next; of more than there is room for, neighbours share a column. Where no class is as
     probable as ``unsure_below`` the picture is pale; where rows are NaN nobody is there, and nothing is drawn.
 
-    The film strip is of ``pictures``, or else of frames read from the video, of which ``info`` is known.
+    The film strip is of ``pictures``, or else of frames read from the video, of which ``info`` is known; there is none
+    of a camera that showed nobody.
     """
     source: FilmStrip | VideoInfo | None = pictures or info
     frames, strip_height = _strip_size(source)
@@ -54,15 +55,16 @@ def draw_timeline(
     figure, axes = new_figure(WIDTH, height)
     figure.set_layout_engine("none")
     axes.set_position((LEFT / WIDTH, BELOW / height, AXES_WIDTH / WIDTH, AXES_HEIGHT / height))
-    bottom = BELOW + AXES_HEIGHT + GAP
-    strip = figure.add_axes((LEFT / WIDTH, bottom / height, AXES_WIDTH / WIDTH, strip_height / height))
-    strip.set_axis_off()
     end = windows[-1][1]
     edges = _edges(windows)
-    middles = [end * (i + 0.5) / frames for i in range(frames)]
-    is_there = ~np.isnan(rows[:, 0])[np.clip(np.searchsorted(edges, middles) - 1, 0, len(rows) - 1)]
-    strip.imshow(_film_strip(source, middles, is_there, strip_height), aspect="auto", extent=(0, end, 0, 1))
-    strip.vlines([end * i / frames for i in range(1, frames)], 0, 1, color="white", linewidth=1)
+    if source is not None:
+        bottom = BELOW + AXES_HEIGHT + GAP
+        strip = figure.add_axes((LEFT / WIDTH, bottom / height, AXES_WIDTH / WIDTH, strip_height / height))
+        strip.set_axis_off()
+        middles = [end * (i + 0.5) / frames for i in range(frames)]
+        is_there = ~np.isnan(rows[:, 0])[np.clip(np.searchsorted(edges, middles) - 1, 0, len(rows) - 1)]
+        strip.imshow(_film_strip(source, middles, is_there, strip_height), aspect="auto", extent=(0, end, 0, 1))
+        strip.vlines([end * i / frames for i in range(1, frames)], 0, 1, color="white", linewidth=1)
     name = _shortened(figure, title, WIDTH - 2 * LEFT, 11)
     figure.text(LEFT / WIDTH, 1 - ABOVE / 2 / height, name, size=11, va="center", parse_math=False)
 
@@ -187,6 +189,8 @@ def _label_time(axes: Any, end: float, note: str) -> None:
 
 def _strip_size(source: Any) -> tuple[int, float]:
     """How many whole pictures, side by side, are as wide as the time axis, and how high they are then."""
+    if source is None:
+        return 0, 0.0
     aspect = source.width / source.height
     frames = min(MAX_FRAMES, max(1, round(AXES_WIDTH / (STRIP_HEIGHT * aspect))))
     return frames, min(HIGHEST_STRIP, AXES_WIDTH / frames / aspect)

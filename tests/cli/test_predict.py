@@ -360,6 +360,14 @@ def test_people_have_rows_timelines_and_boxes_of_their_own(run, squares, tmp_pat
     assert {row["face_id"] for row in rows(tmp_path / "live/two.csv")} == {"0", "1", "2"}
 
 
+def test_a_stream_that_shows_nobody_has_results(run, squares, tmp_path):
+    root, model = squares
+    options = ["--faces", "largest", "--face-model", model, "--face-detection-size", "96"]
+    predict(run, f"file://{root / 'none.mp4'}", "--out", tmp_path / "out", *options)
+    assert files(tmp_path / "out") == ["none.csv", "none.json", "none.png"]
+    assert {row["label"] for row in rows(tmp_path / "out/none.csv")} == {"no face"}
+
+
 def test_a_stream_follows_one_person_and_begins_again_with_another(squares, tmp_path, capsys):
     _, model = squares
     config = FEAdapterConfig(bottleneck=8, causal=True, max_dilation=2)
