@@ -16,9 +16,10 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Column, Table
 
 from fe_adapter.cli.options import show, words
+from fe_adapter.errors import DiskFullError, InputError, PredictionError
 from fe_adapter.files import printable
 from fe_adapter.predict.result import label_of, plain
-from fe_adapter.predict.tables import GrowingTable
+from fe_adapter.predict.tables import GrowingTable, class_columns
 
 if TYPE_CHECKING:
     from fe_adapter.predict.jobs import Job, Outcome
@@ -91,7 +92,11 @@ def _rows(content: Any) -> list[tuple[str, Any]]:
 def watch(
     answers: Iterable[Answer], class_names: Sequence[str], path: Path, as_json: bool, unsure_below: float | None
 ) -> None:
-    """Print and write every answer as it comes; in the end, or after Ctrl-C, say how fast they came."""
+    """Print and write every answer as it comes; in the end, or after Ctrl-C, say how fast they came.
+
+    Raises:
+        PredictionError: no more answers can be had, or be written, after those that were.
+    """
     latencies: deque[float] = deque(maxlen=10_000)
     with GrowingTable(path) as table:
         try:
@@ -99,7 +104,8 @@ def watch(
                 latencies.append(answer.latency)
                 label = label_of(answer.probabilities, class_names, unsure_below)
                 by_name = dict(zip(class_names, plain(answer.probabilities), strict=True))
-                table.add({"time": answer.time, **by_name, "latency": answer.latency})
+                columns = dict(zip(class_columns(class_names), by_name.values(), strict=True))
+                table.add({"time": answer.time, **columns, "latency": answer.latency})
                 if as_json:
                     line = {"time": answer.time, "label": label, "probabilities": by_name, "latency": answer.latency}
                     print(json.dumps(line), flush=True)
@@ -107,7 +113,11 @@ def watch(
                     most = float(answer.probabilities.max())
                     said = f"{answer.time:9.2f} s  {printable(label)}{'' if math.isnan(most) else f' {most:.1%}'}"
                     print(f"{said}  {1000 * answer.latency:.0f} ms", flush=True)
+        except InputError as error:
+            if isinstance(error, DiskFullError) or not latencies:
+                raise
+            raise PredictionError(str(error)) from None
         finally:
             if latencies:
-                middle, last = statistics.median(latencies), sorted(latencies)[int(0.95 * (len(latencies) - 1))]
+                middle, last = statistics.median(latencies), sorted(latencies)[math.ceil(0.95 * len(latencies)) - 1]
                 words.print(f"latency: median {1000 * middle:.1f} ms, 95 % within {1000 * last:.1f} ms; in {path}")

@@ -6,6 +6,7 @@ SIGTERM.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import signal
@@ -91,6 +92,11 @@ def run(arguments: list[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         _say_error("interrupted")
         return 130
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        _say_error(f"the disk is full ({error.strerror})")  # of what stdout goes to; files of ours say so themselves
+        return 1
     except Exception as error:
         if not hasattr(error, "format_message"):  # typer's own errors have one
             raise

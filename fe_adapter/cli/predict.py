@@ -55,15 +55,19 @@ def predict(
     Writes for each a JSON with the probabilities of the whole and of every window, the windows as a CSV table, and a
     PNG with the timeline. What has whole results already is left as it is; a video that fails leaves the others alone.
     Of a camera or an address, windows are answered until it ends or Ctrl-C is pressed. With --stream a line is printed
-    for every frame that is looked at, and written to a CSV.
+    for every frame that is looked at, and written to NAME.stream.csv.
     """
     from fe_adapter.data.live import is_live
     from fe_adapter.predict.jobs import failure, find_jobs, fingerprint, run_jobs
     from fe_adapter.predict.live import predict_stream
     from fe_adapter.predict.video import faces_for
 
-    if stream and (len(videos) > 1 or config.step is not None):
-        raise InputError("--stream watches one VIDEO and answers at every frame; give one, and leave --step out")
+    if stream and len(videos) > 1:
+        raise InputError("--stream watches one VIDEO; give one")
+    for name in ("step", "batch_size", "smooth", "formats", "columns"):
+        if stream and getattr(config, name) != getattr(PredictConfig(), name):
+            option = f"--{name.replace('_', '-')}"
+            raise InputError(f"--stream writes one answer for every frame, as it comes, to a CSV; leave {option} out")
     if fps is not None and not stream:
         raise InputError("--fps is of --stream; a window of a file has as many frames as the model was trained on")
     if config.annotate and (stream or any(map(is_live, videos))):
@@ -88,7 +92,8 @@ def predict(
             model, videos[0], fps=fps, window=config.window, timeout=timeout, precision=config.precision, faces=people
         )
         with only_one(out):
-            watch(answers, model.class_names, jobs[0].stem.with_suffix(".csv"), as_json, config.unsure_below)
+            table = jobs[0].stem.with_name(f"{jobs[0].stem.name}.stream.csv")
+            watch(answers, model.class_names, table, as_json, config.unsure_below)
         return
     watched = is_live(jobs[0].path)
     outcomes = []

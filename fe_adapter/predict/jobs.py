@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from fe_adapter.data.frames import holds_frames
 from fe_adapter.data.listing import find_videos
@@ -97,8 +98,10 @@ def find_jobs(inputs: Sequence[str], out: Path) -> list[Job]:
         if is_live(given):
             if len(inputs) > 1:
                 raise InputError(f"{given} is a camera or an address, which is watched alone; give nothing beside it")
-            paths, places = [given], [Path(given).name]
-        elif Path(given).is_dir():
+            return [Job(given, out / _name_of_live(given))]
+        if not given:
+            raise InputError("a VIDEO is an empty text, as of a variable that is not set; for this folder give .")
+        if Path(given).is_dir():
             found = [path for path in find_videos(Path(given)) if not _is_ours(path, Path(given), out)]
             if found:
                 paths += map(str, found)
@@ -114,6 +117,15 @@ def find_jobs(inputs: Sequence[str], out: Path) -> list[Job]:
             paths.append(given)
             places.append(Path(given).name)
     return [Job(path, stem) for path, stem in zip(paths, output_stems(places, out), strict=True)]
+
+
+def _name_of_live(source: str) -> str:
+    """Of the results of a camera or an address: of what is on its host, or the host's; no password, no query."""
+    try:
+        parts = urlsplit(source)
+    except ValueError as error:
+        raise InputError(f"{source} is no address ({error})") from None
+    return Path(parts.path).stem or parts.netloc.rpartition("@")[2] or "stream"
 
 
 def _is_ours(path: Path, folder: Path, out: Path) -> bool:

@@ -19,6 +19,7 @@ COLUMNS: dict[str, type] = {
     "FaceRectY": float, "FaceRectWidth": float, "FaceRectHeight": float, "FaceScore": float, "success": int,
     "label": str,
 }  # fmt: skip
+STREAM = ("time", "latency")  # what a table of --stream has beside the classes
 # the output of OpenFace 2.2's FeatureExtraction begins with these; it counts frames from 1
 OPENFACE = {"frame": "frame", "face_id": "face_id", "timestamp": "timestamp", "FaceScore": "confidence",
             "success": "success"}  # fmt: skip
@@ -27,7 +28,7 @@ STYLES = ("feat", "openface")
 
 def class_columns(class_names: Sequence[str]) -> list[str]:
     """The columns of the classes: their names, marked where a column of another meaning has that name."""
-    taken = {*COLUMNS, *OPENFACE.values()}
+    taken = {*COLUMNS, *OPENFACE.values(), *STREAM}
     return [f"{name} (class)" if name in taken else name for name in class_names]
 
 

@@ -113,7 +113,7 @@ def test_predict_watches_a_stream(videos, tmp_path, capsys):
             expected = (model(clip[None, : t + 1]) / model.temperature).softmax(-1)[0].tolist()
             assert list(line["probabilities"].values()) == pytest.approx(expected, abs=1e-4)
             assert line["latency"] > 0
-    with (tmp_path / "out" / "clip.csv").open(newline="") as file:
+    with (tmp_path / "out" / "clip.stream.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [float(row["time"]) for row in rows] == pytest.approx([line["time"] for line in lines])
     assert cli.run([*command, "--fps", "4"]) == 0
@@ -127,7 +127,8 @@ def test_predict_refuses_what_is_no_stream(trained, tmp_path, capsys):
         capsys, [*command, "--stream"]
     )
     assert "--stream watches one VIDEO" in fails(capsys, [*command, tmp_path / "clip.mp4", "--stream"])
-    assert "leave --step out" in fails(capsys, [*command, "--stream", "--step", "1"])
+    for option, value in (("--step", "1"), ("--smooth", "1"), ("--columns", "openface"), ("--formats", "json")):
+        assert f"leave {option} out" in fails(capsys, [*command, "--stream", option, value])
     assert "--fps is of --stream" in fails(capsys, [*command, "--fps", "1"])
     assert not (tmp_path / "out").exists()
 

@@ -18,11 +18,13 @@ import torch
 
 from fe_adapter import FEAdapterConfig, VideoClassifier, save_adapter
 from fe_adapter.cli import app as cli
+from fe_adapter.cli.answers import watch
 from fe_adapter.data import probe, stream_frames
-from fe_adapter.errors import InputError
+from fe_adapter.errors import InputError, PredictionError
 from fe_adapter.files import only_one
 from fe_adapter.predict import jobs, predict_video, write_annotated
 from fe_adapter.predict.jobs import find_jobs
+from fe_adapter.predict.live import Answer
 from tests.faces import find_white, make_yunet, write_squares
 from tests.models.test_classifier import classifier
 from tests.videos import make_empty_video, make_video
@@ -368,6 +370,35 @@ def test_a_stream_that_shows_nobody_has_results(run, squares, tmp_path):
     assert {row["label"] for row in rows(tmp_path / "out/none.csv")} == {"no face"}
 
 
+def test_results_of_what_is_watched_are_named_by_it_without_its_secrets(tmp_path):
+    names = {
+        "0": "0", "/dev/video1": "video1", "tcp://127.0.0.1:4000": "127.0.0.1:4000",
+        "rtsp://me:secret@cam.local/": "cam.local",
+        "http://cam/live.v2.ts?token=secret": "live.v2", "file:///a/clip.mp4": "clip",
+    }  # fmt: skip
+    assert {given: find_jobs([given], tmp_path)[0].stem.name for given in names} == names
+    for given, message in (("http://[cam/1", "is no address"), ("", "empty text")):
+        with pytest.raises(InputError, match=message):
+            find_jobs([given], tmp_path)
+
+
+def test_a_stream_that_breaks_off_is_a_failure_while_running(tmp_path, capsys):
+    """Its table has what came before, under names that no class can take."""
+
+    def broken(after):
+        for i in range(after):
+            yield Answer(i / 10, torch.tensor([0.25, 0.75]), latency=0.001 * (i + 1))
+        raise InputError("the camera 0 gives no frames any more")
+
+    with pytest.raises(PredictionError, match="no frames any more"):
+        watch(broken(2), ["time", "latency"], tmp_path / "0.stream.csv", False, None)
+    _, second = rows(tmp_path / "0.stream.csv")
+    assert second == {"time": "0.100", "time (class)": "0.250000", "latency (class)": "0.750000", "latency": "0.002000"}
+    assert "median 1.5 ms, 95 % within 2.0 ms" in capsys.readouterr().err
+    with pytest.raises(InputError, match="no frames any more"):
+        watch(broken(0), ["time", "latency"], tmp_path / "1.stream.csv", False, None)
+
+
 def test_a_stream_follows_one_person_and_begins_again_with_another(squares, tmp_path, capsys):
     _, model = squares
     config = FEAdapterConfig(bottleneck=8, causal=True, max_dilation=2)
@@ -385,7 +416,7 @@ def test_a_stream_follows_one_person_and_begins_again_with_another(squares, tmp_
     first, again = ([line["probabilities"]["happy"] for line in lines[i : i + 4]] for i in (0, 10))
     assert first == pytest.approx(again, abs=0.02)
     assert lines[5]["probabilities"] == {"calm": None, "happy": None}
-    assert [row["happy"] == "" for row in rows(tmp_path / "out/gone.csv")].count(True) == 6
+    assert [row["happy"] == "" for row in rows(tmp_path / "out/gone.stream.csv")].count(True) == 6
     predict(*command, "--faces", "all", code=2)
     assert "a stream is about one person" in capsys.readouterr().err
 
