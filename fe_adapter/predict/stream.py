@@ -81,14 +81,21 @@ class StreamingClassifier:
                 raise
 
     def reset(self, streams: Sequence[int] | Tensor | None = None) -> None:
-        """Let ``streams`` (indices, or a mask) begin again; None is all of them."""
+        """Let ``streams`` (indices, or a mask) begin again; None is all of them.
+
+        Raises:
+            InputError: there is no such stream.
+        """
+        try:
+            chosen = [] if streams is None else torch.arange(self.batch_size)[torch.as_tensor(streams).cpu()].tolist()
+        except IndexError:
+            raise InputError(f"streams={streams} are not among the {self.batch_size} streams") from None
         if self._adapters is not None:
             self._adapters.reset(streams)
         if streams is None:
             self._sums = self._ring = None
             self._counts = [0] * self.batch_size
             return
-        chosen = torch.arange(self.batch_size)[torch.as_tensor(streams).cpu()].tolist()
         for kept in (self._sums, self._ring):
             if kept is not None:
                 kept[chosen] = 0

@@ -60,12 +60,25 @@ def export_onnx(model: nn.Module, path: Path | str, *, opset: int | None = None)
     for package in ("onnx", "onnxscript", "onnxruntime"):
         require(package, "export to ONNX", "export")
     check_folder(path.parent)
-    exported = _Exported(_plain(inner))
-    example = _clips(inner, _BATCHES[-1])
+    make_folder(path.parent)
+    try:
+        folder = tempfile.TemporaryDirectory(dir=path.parent, prefix=".")
+    except OSError as error:
+        raise InputError(f"cannot write into {path.parent}: {error.strerror or error}") from None
+    with folder as name:
+        written = Path(name, path.name)
+        exported = _Exported(_plain(inner))
+        _write(exported, inner, written, opset)
+        _check(written, exported, inner)
+        for file in sorted(Path(name).iterdir(), key=lambda file: file == written):  # the graph last of all
+            file.replace(path.parent / file.name)
+
+
+def _write(exported: _Exported, model: VideoClassifier, file: Path, opset: int | None) -> None:
     with _in_one_line("PyTorch cannot export this model to ONNX"):
         program: Any = torch.onnx.export(
             exported,
-            (example,),
+            (_clips(model, _BATCHES[-1]),),
             dynamo=True,
             opset_version=opset,
             input_names=[INPUT],
@@ -73,14 +86,8 @@ def export_onnx(model: nn.Module, path: Path | str, *, opset: int | None = None)
             dynamic_shapes={INPUT: {0: torch.export.Dim("batch", min=1, max=2**16)}},
             verbose=False,
         )
-    program.model.metadata_props.update(_metadata(inner))
-    make_folder(path.parent)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as name:
-        written = Path(name, path.name)
-        program.save(str(written), external_data=sum(p.nbytes for p in exported.parameters()) >= 2**31 - 2**24)
-        _check(written, exported, inner)
-        for file in sorted(Path(name).iterdir(), key=lambda file: file == written):  # the graph last of all
-            file.replace(path.parent / file.name)
+        program.model.metadata_props.update(_metadata(model))
+        program.save(str(file), external_data=sum(p.nbytes for p in exported.parameters()) >= 2**31 - 2**24)
 
 
 class _Exported(nn.Module):

@@ -35,8 +35,8 @@ def local_folder(folder: Path | str) -> Path:
     """
     if not is_on_hub(folder):
         return Path(folder)
-    name, _, revision = str(folder).removeprefix(PREFIX).partition("@")
-    _check_repository(name, f"{PREFIX}OWNER/NAME or {PREFIX}OWNER/NAME@REVISION")
+    name, at, revision = str(folder).removeprefix(PREFIX).partition("@")
+    _check_repository(name if revision or not at else f"{name}@", f"{PREFIX}OWNER/NAME or {PREFIX}OWNER/NAME@REVISION")
     require("huggingface_hub", str(folder), "hub")
     from huggingface_hub import snapshot_download
 
@@ -84,8 +84,11 @@ def stage(folder: Path, out: Path, title: str, license: str | None = None) -> No
     """Write into ``out`` what `push` uploads: the folder's two files, and a card that is called ``title``.
 
     Raises:
-        InputError: ``folder`` is no adapter folder.
+        InputError: ``folder`` is no adapter folder, ``title`` no ``OWNER/NAME``, or ``out`` holds something.
     """
+    _check_repository(title, "OWNER/NAME")
+    if out.exists() and any(out.iterdir()):
+        raise InputError(f"{out} holds something; choose an empty folder for what would be pushed")
     from fe_adapter.sharing.card import CARD_FILE, model_card  # not before they are needed: loading goes without
 
     card = model_card(folder, title, license)

@@ -112,6 +112,8 @@ def test_a_frame_that_fails_lets_streams_begin_again(monkeypatch):
 def test_what_cannot_be_streamed_is_refused():
     with pytest.raises(InputError, match=r"later frames.*fe-adapter train --causal"):
         StreamingClassifier(classifier())
+    with pytest.raises(InputError, match=r"streams=\[5\] are not among the 2 streams"):
+        StreamingClassifier(classifier("head"), 2).reset([5])
     for pool in ("concat", "attention"):
         with pytest.raises(InputError, match=f"'{pool}' needs whole clips"):
             StreamingClassifier(classifier("head", temporal_pool=pool))

@@ -109,6 +109,7 @@ def test_figures_of_another_model_are_not_this_one_s(run, tmp_path, change):
     ("reference", "message"),
     [
         ("hub:me", "'me' is no repository of the hub; expected hub:OWNER/NAME"),
+        ("hub:me/x@", "'me/x@' is no repository of the hub"),
         ("hub:../x", "is no repository of the hub"),
         ("hub:me/absent", "hub:me/absent: .*"),
         ("hub:me/other", "hub:me/other holds no adapter folder: adapter_config.json is not in it"),
@@ -135,7 +136,7 @@ def test_an_answer_that_is_cut_off_leaves_nothing(hub, run, tmp_path):
     load_classifier("hub:me/faces", vit=plain())
 
 
-def test_pushing_what_cannot_be_is_refused_before_anything_is(hub, run, tmp_path):
+def test_pushing_what_cannot_be_is_refused_before_anything_is(hub, run, tmp_path, capsys):
     _, folder = run
     for arguments, message in (
         ((folder / "best", "faces"), "'faces' is no repository of the hub; expected OWNER/NAME"),
@@ -144,6 +145,13 @@ def test_pushing_what_cannot_be_is_refused_before_anything_is(hub, run, tmp_path
         with pytest.raises(InputError, match=message):
             push(*arguments)
     assert hub.files == {}
+    for name, out, message in (
+        ("faces", tmp_path / "out", "'faces' is no repository"),
+        ("me/faces", folder, "holds something; choose an empty folder"),
+    ):
+        assert cli.run(["push", str(folder), name, "--dry-run", str(out)]) == 2
+        assert message in capsys.readouterr().err
+    assert sorted(path.name for path in folder.iterdir()) == ["best", "eval"]
 
 
 def test_a_backbone_alone_has_a_card(tmp_path):
