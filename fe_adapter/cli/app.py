@@ -21,6 +21,7 @@ from fe_adapter import __version__
 from fe_adapter.cli import crossval, data, demo, env, eval, export, plan, predict, push, train
 from fe_adapter.cli.fields import with_fields
 from fe_adapter.cli.options import words
+from fe_adapter.data.live import without_password
 from fe_adapter.errors import DiskFullError, InputError, PredictionError, Terminated, TrainingError
 from fe_adapter.files import printable
 
@@ -110,4 +111,4 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 
 
 def _say_error(message: str) -> None:
-    print(f"fe-adapter: {printable(message)}", file=sys.stderr)
+    print(f"fe-adapter: {without_password(printable(message))}", file=sys.stderr)

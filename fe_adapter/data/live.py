@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -21,6 +22,11 @@ from fe_adapter.errors import InputError
 def is_live(source: str) -> bool:
     """Whether ``source`` is no file, but a camera (its number, or ``/dev/video…``) or an address."""
     return source.isdecimal() or source.startswith("/dev/video") or "://" in source
+
+
+def without_password(text: str) -> str:
+    """``text``, and in the addresses in it neither user nor password: ``rtsp://me:secret@host`` is ``rtsp://host``."""
+    return re.sub(r"(?<=://)[^/@\s]+@", "", text)
 
 
 def stream_frames(source: str, *, timeout: float = 10.0) -> Iterator[tuple[float, Tensor]]:

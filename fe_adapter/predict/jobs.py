@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from fe_adapter.data.frames import holds_frames
 from fe_adapter.data.listing import find_videos
-from fe_adapter.data.live import is_live, stream_frames
+from fe_adapter.data.live import is_live, stream_frames, without_password
 from fe_adapter.data.packed import file_of
 from fe_adapter.data.reading import probe
 from fe_adapter.data.transforms import EvalTransform
@@ -227,7 +227,7 @@ class _Current:
     ) -> None:
         self._job, self._config, self._seen = job, config, begun.seen
         self._about = {"made": {**made, "input": _state(job.path)}}
-        self._gathered = Gathered(job.path, class_names, begun.video, config.unsure_below)
+        self._gathered = Gathered(without_password(job.path), class_names, begun.video, config.unsure_below)
         self.table = GrowingTable(job.stem.with_name(f"{job.stem.name}.partial.csv"))
 
     def add(self, look: Look, row: Any) -> Prediction:

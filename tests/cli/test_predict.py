@@ -321,12 +321,16 @@ def test_a_stream_that_stalls_is_waited_for_no_longer_than_said(run, tmp_path, c
     with socket.create_server(("127.0.0.1", 0)) as server:
         thread = threading.Thread(target=serve, args=(server,), daemon=True)
         thread.start()
-        address = f"http://127.0.0.1:{server.getsockname()[1]}/clip.ts"
-        predict(run, address, "--out", tmp_path / "out", "--timeout", "1", code=1)
+        host = f"127.0.0.1:{server.getsockname()[1]}/clip.ts"
+        predict(run, f"http://me:secret@{host}", "--out", tmp_path / "out", "--timeout", "1", code=1)
         stop.set()
         thread.join()
-    assert "has given no frame for 1 s" in capsys.readouterr().err
-    assert len(rows(tmp_path / "out/clip.csv")) >= 2
+    said = capsys.readouterr().err
+    assert "has given no frame for 1 s" in said
+    found = rows(tmp_path / "out/clip.csv")
+    assert len(found) >= 2
+    assert "secret" not in said + (tmp_path / "out/clip.json").read_text() + (tmp_path / "out/clip.csv").read_text()
+    assert host in (tmp_path / "out/clip.json").read_text()
 
 
 @pytest.fixture(scope="module")

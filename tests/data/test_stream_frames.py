@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from fe_adapter.data import probe, read_frames, stream_frames
+from fe_adapter.data.live import without_password
 from fe_adapter.data.reading import frames_in_order
 from fe_adapter.errors import InputError
 from fe_adapter.predict.ahead import ahead
@@ -107,3 +108,16 @@ def test_the_newest_frame_is_taken():
 
     with pytest.raises(InputError, match="the camera is gone"):
         list(ahead(broken(), 1))
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("rtsp://me:secret@cam.local/1?x=a@b", "rtsp://cam.local/1?x=a@b"),
+        ("cannot open http://me@host: gone", "cannot open http://host: gone"),
+        ("a@b.mp4", "a@b.mp4"),
+        ("http://host/a@b", "http://host/a@b"),
+    ],
+)
+def test_passwords_in_addresses_are_not_told(text, shown):
+    assert without_password(text) == shown
