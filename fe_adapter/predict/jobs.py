@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -98,7 +99,7 @@ def find_jobs(inputs: Sequence[str], out: Path) -> list[Job]:
         if is_live(given):
             if len(inputs) > 1:
                 raise InputError(f"{given} is a camera or an address, which is watched alone; give nothing beside it")
-            return [Job(given, out / _name_of_live(given))]
+            return [Job(given, _unused(out / _name_of_live(given)))]
         if not given:
             raise InputError("a VIDEO is an empty text, as of a variable that is not set; for this folder give .")
         if Path(given).is_dir():
@@ -117,6 +118,13 @@ def find_jobs(inputs: Sequence[str], out: Path) -> list[Job]:
             paths.append(given)
             places.append(Path(given).name)
     return [Job(path, stem) for path, stem in zip(paths, output_stems(places, out), strict=True)]
+
+
+def _unused(stem: Path) -> Path:
+    """``stem``, numbered where there are results of it: what was watched before cannot be seen again."""
+    numbered = (stem.with_name(f"{stem.name}-{count}") for count in itertools.count(2))
+    ends = (".json", ".partial.csv", ".stream.csv")
+    return next(s for s in itertools.chain([stem], numbered) if not any(Path(f"{s}{end}").exists() for end in ends))
 
 
 def _name_of_live(source: str) -> str:

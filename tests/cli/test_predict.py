@@ -381,6 +381,9 @@ def test_results_of_what_is_watched_are_named_by_it_without_its_secrets(tmp_path
         "http://cam/live.v2.ts?token=secret": "live.v2", "file:///a/clip.mp4": "clip",
     }  # fmt: skip
     assert {given: find_jobs([given], tmp_path)[0].stem.name for given in names} == names
+    for end, name in ((".json", "0-2"), ("-2.stream.csv", "0-3")):  # nothing that was watched is written over
+        (tmp_path / f"0{end}").touch()
+        assert find_jobs(["0"], tmp_path)[0].stem.name == name
     for given, message in (("http://[cam/1", "is no address"), ("", "empty text")):
         with pytest.raises(InputError, match=message):
             find_jobs([given], tmp_path)
