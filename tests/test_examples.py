@@ -78,7 +78,7 @@ def test_stream(run, model):
     make_video(Path("clip.mp4"), 12)  # ten frames a second, of which four are looked at
     lines = run("stream.py", model, "clip.mp4").splitlines()
     assert cli.run(["predict", str(model), "clip.mp4", "--stream", "--out", "out"]) == 0
-    with Path("out/clip.csv").open(newline="") as file:
+    with Path("out/clip.stream.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(lines) == len(rows) == 5
     for line, row in zip(lines, rows, strict=True):
