@@ -1,6 +1,7 @@
 """The exceptions that the command line turns into a line of advice instead of a stack trace, and words for them."""
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 
 
 class InputError(ValueError):
@@ -40,3 +41,15 @@ def first_line(error: BaseException) -> str:
     """What an error of a library says, at most 300 characters of it."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0] if len(lines[0]) < 300 else f"{lines[0][:300]} …"
+
+
+@contextlib.contextmanager
+def in_one_line(what: str) -> Iterator[None]:
+    """Within the block whatever a library raises, of its own, of another one or of the disk, is an `InputError` that
+    says ``what`` could not be done; one that is an `InputError` stays as it is."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"{what}: {first_line(error)}") from None

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fe_adapter.backbones.backbone import unwrapped
 from fe_adapter.checks import check_count
-from fe_adapter.errors import InputError, first_line
+from fe_adapter.errors import InputError, in_one_line
 from fe_adapter.files import check_folder, make_folder
 from fe_adapter.layers import FEAdapter
 from fe_adapter.libraries import quiet, require
@@ -75,7 +75,7 @@ def export_onnx(model: nn.Module, path: Path | str, *, opset: int | None = None)
 
 
 def _write(exported: _Exported, model: VideoClassifier, file: Path, opset: int | None) -> None:
-    with _in_one_line("PyTorch cannot export this model to ONNX"):
+    with _quietly("PyTorch cannot export this model to ONNX"):
         program: Any = torch.onnx.export(
             exported,
             (_clips(model, _BATCHES[-1]),),
@@ -129,7 +129,7 @@ def _metadata(model: VideoClassifier) -> dict[str, str]:
 def _check(file: Path, exported: _Exported, model: VideoClassifier) -> None:
     import onnxruntime
 
-    with _in_one_line("onnxruntime cannot run what was exported"):
+    with _quietly("onnxruntime cannot run what was exported"):
         session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
         for batch_size in _BATCHES:
             video = _clips(model, batch_size)
@@ -142,12 +142,8 @@ def _check(file: Path, exported: _Exported, model: VideoClassifier) -> None:
 
 
 @contextlib.contextmanager
-def _in_one_line(what: str) -> Iterator[None]:
-    try:
-        with quiet("onnxscript"), quiet("torch.onnx"), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    except InputError:
-        raise
-    except Exception as error:
-        raise InputError(f"{what}: {first_line(error)}") from None
+def _quietly(what: str) -> Iterator[None]:
+    """As `in_one_line`, and of what the exporter says meanwhile nothing."""
+    with in_one_line(what), quiet("onnxscript"), quiet("torch.onnx"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 from fe_adapter.backbones.hub import hub_or_cache
-from fe_adapter.errors import InputError, first_line
-from fe_adapter.files import write_json
+from fe_adapter.errors import InputError, in_one_line
+from fe_adapter.files import read_json, write_json
 from fe_adapter.libraries import require
 from fe_adapter.sharing.content import CONFIG_FILE, WEIGHTS_FILE
 
 PREFIX = "hub:"
-_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_REPOSITORY = re.compile(r"([A-Za-z0-9][\w.-]*/[\w.-]+)")
+_WITH_REVISION = re.compile(rf"{_REPOSITORY.pattern}(?:@(.+))?")
 
 
 def is_on_hub(folder: Path | str) -> bool:
@@ -35,13 +33,13 @@ def local_folder(folder: Path | str) -> Path:
     """
     if not is_on_hub(folder):
         return Path(folder)
-    name, at, revision = str(folder).removeprefix(PREFIX).partition("@")
-    _check_repository(name if revision or not at else f"{name}@", f"{PREFIX}OWNER/NAME or {PREFIX}OWNER/NAME@REVISION")
+    expected = f"{PREFIX}OWNER/NAME or {PREFIX}OWNER/NAME@REVISION"
+    name, revision = _matched(_WITH_REVISION, str(folder).removeprefix(PREFIX), expected).groups()
     require("huggingface_hub", str(folder), "hub")
     from huggingface_hub import snapshot_download
 
-    with hub_or_cache(), _in_one_line(str(folder)):
-        fetched = Path(snapshot_download(name, revision=revision or None, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE]))
+    with hub_or_cache(), in_one_line(str(folder)):
+        fetched = Path(snapshot_download(name, revision=revision, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE]))
     if not (fetched / CONFIG_FILE).exists():
         raise InputError(f"{folder} holds no adapter folder: {CONFIG_FILE} is not in it")
     return fetched
@@ -66,14 +64,14 @@ def push(folder: Path | str, repository: str, *, private: bool = False, license:
         InputError: ``folder`` is none, huggingface_hub is not installed, or the hub refuses.
     """
     folder = Path(folder)
-    _check_repository(repository, "OWNER/NAME")
+    _matched(_REPOSITORY, repository, "OWNER/NAME")
     require("huggingface_hub", "push", "hub")
     from huggingface_hub import HfApi
 
     with tempfile.TemporaryDirectory() as name:
         staged = Path(name)
         stage(folder, staged, repository, license)
-        with _in_one_line(f"{PREFIX}{repository}"):
+        with in_one_line(f"{PREFIX}{repository}"):
             api = HfApi()
             api.create_repo(repository, private=private, exist_ok=True)
             commit = api.upload_folder(repo_id=repository, folder_path=staged, commit_message="fe-adapter push")
@@ -86,13 +84,13 @@ def stage(folder: Path, out: Path, title: str, license: str | None = None) -> No
     Raises:
         InputError: ``folder`` is no adapter folder, ``title`` no ``OWNER/NAME``, or ``out`` holds something.
     """
-    _check_repository(title, "OWNER/NAME")
+    _matched(_REPOSITORY, title, "OWNER/NAME")
     if out.exists() and any(out.iterdir()):
         raise InputError(f"{out} holds something; choose an empty folder for what would be pushed")
     from fe_adapter.sharing.card import CARD_FILE, model_card  # not before they are needed: loading goes without
 
     card = model_card(folder, title, license)
-    content = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    content = read_json(folder / CONFIG_FILE)
     backbone = content.get("backbone")
     if backbone is not None:
         backbone["weights"] = Path(backbone["weights"]).name
@@ -103,17 +101,8 @@ def stage(folder: Path, out: Path, title: str, license: str | None = None) -> No
     (out / CARD_FILE).write_text(card, encoding="utf-8")
 
 
-def _check_repository(name: str, expected: str) -> None:
-    if not _REPOSITORY.fullmatch(name):
+def _matched(pattern: re.Pattern[str], name: str, expected: str) -> re.Match[str]:
+    match = pattern.fullmatch(name)
+    if match is None:
         raise InputError(f"{name!r} is no repository of the hub; expected {expected}")
-
-
-@contextlib.contextmanager
-def _in_one_line(what: str) -> Iterator[None]:
-    """Whatever the library raises, of its own, of its HTTP library or of the disk, as one line."""
-    try:
-        yield
-    except InputError:
-        raise
-    except Exception as error:
-        raise InputError(f"{what}: {first_line(error)}") from None
+    return match
