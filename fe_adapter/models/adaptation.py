@@ -25,6 +25,7 @@ from fe_adapter.errors import InputError
 from fe_adapter.layers import FEAdapter, FusedFEAdapter
 from fe_adapter.models.blocks import (
     DEFAULT,
+    adapters_of,
     check_name,
     get_state,
     heed_checkpointing,
@@ -254,8 +255,8 @@ def active_adapters(vit: nn.Module) -> Iterator[Any]:
     for block in get_blocks(vit, get_adaptation(vit).blocks_path):
         state = get_state(block)
         if state is not None:
-            for name in dict.fromkeys(state.names or (state.active or "",)):
-                yield from (getattr(block, child) for child in state.adapters.get(name, {}).values())
+            for name in dict.fromkeys(state.names or (state.active,)):
+                yield from adapters_of(block, name)
 
 
 def get_adaptation(vit: nn.Module) -> Adaptation:

@@ -122,6 +122,12 @@ def set_around(block: nn.Module, around: Around | None) -> None:
     _drop_if_plain(block)
 
 
+def adapters_of(block: nn.Module, name: str | None) -> list[Any]:
+    """The adapters of that name in ``block``."""
+    state = get_state(block)
+    return [] if state is None else [getattr(block, child) for child in state.adapters.get(name or "", {}).values()]
+
+
 def get_state(block: nn.Module) -> BlockState | None:
     """The state of a block that is different from its class."""
     return block.__dict__.get("fe_state")

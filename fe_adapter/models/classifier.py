@@ -211,14 +211,16 @@ class VideoClassifier(nn.Module):
 
     def new_task(self, class_names: Sequence[str] | None, temporal_pool: str | None) -> Task:
         """One with a fresh head, and what is not given as in the present one."""
-        values: dict[str, Any] = {"num_frames": self.num_frames, "clip_seconds": None, "clip_sampling": None}
-        values |= {
+        values: dict[str, Any] = {
+            "class_names": _class_names(None, self.class_names if class_names is None else class_names),
+            "num_frames": self.num_frames,
+            "temporal_pool": temporal_pool or self.temporal_pool,
+            "clip_seconds": None,
+            "clip_sampling": None,
             "faces": None,
             "note": None,
             "temperature": 1.0,
-            "temporal_pool": temporal_pool or self.temporal_pool,
         }
-        values["class_names"] = _class_names(None, self.class_names if class_names is None else class_names)
         check_choice("temporal_pool", values["temporal_pool"], TEMPORAL_POOL)
         self._check_temporal_pool(values["temporal_pool"])
         like = self.head.weight
@@ -232,8 +234,7 @@ class VideoClassifier(nn.Module):
         """A pool and a head that know nothing yet."""
         pools = temporal_pool == "attention"
         pool = AttentionPool(self.embed_dim, self.num_frames).to(device) if pools else None
-        width = self.embed_dim * (self.num_frames if temporal_pool == "concat" else 1)
-        head = nn.Linear(width, num_classes, device=device)
+        head = nn.Linear(self._head_width(temporal_pool), num_classes, device=device)
         nn.init.trunc_normal_(head.weight, std=0.02)
         nn.init.zeros_(head.bias)
         return pool, head
@@ -282,7 +283,10 @@ class VideoClassifier(nn.Module):
 
     def head_shape(self) -> tuple[int, int]:
         """Of the head's weight: classes, and width of the pooled features."""
-        return len(self.class_names), self.embed_dim * (self.num_frames if self.temporal_pool == "concat" else 1)
+        return len(self.class_names), self._head_width(self.temporal_pool)
+
+    def _head_width(self, temporal_pool: str) -> int:
+        return self.embed_dim * (self.num_frames if temporal_pool == "concat" else 1)
 
     def _check_temporal_pool(self, temporal_pool: str) -> None:
         if temporal_pool != "mean" and self.num_frames < 2:

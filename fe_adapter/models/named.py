@@ -19,7 +19,7 @@ from fe_adapter.config import FEAdapterConfig
 from fe_adapter.errors import InputError
 from fe_adapter.layers import FEAdapter
 from fe_adapter.models.adaptation import Adaptation, get_adaptation, prepared
-from fe_adapter.models.blocks import BlockState, check_name, get_state, split_child_name, take_adapters
+from fe_adapter.models.blocks import BlockState, adapters_of, check_name, get_state, split_child_name, take_adapters
 from fe_adapter.models.classifier import VideoClassifier
 from fe_adapter.models.origin import get_origin, settings_of
 from fe_adapter.models.task import Task
@@ -103,7 +103,6 @@ def set_adapter(model: nn.Module, name: str) -> nn.Module:
             classifier.put_by[Task.key(classifier.adapter)] = Task.of(classifier).requires_grad_(False)
             other.put_into(classifier)
             classifier.adapter = name
-    if classifier is not None:
         for module in (classifier.head, classifier.pool):
             if module is not None:
                 module.requires_grad_(True)
@@ -203,9 +202,7 @@ def _states(vit: nn.Module) -> list[BlockState]:
 
 def _adapters(vit: nn.Module, name: str) -> Iterator[FEAdapter]:
     for block in get_blocks(vit, get_adaptation(vit).blocks_path):
-        state = get_state(block)
-        for child in {} if state is None else state.adapters.get(name, {}).values():
-            yield getattr(block, child)
+        yield from adapters_of(block, name)
 
 
 def _let_train(vit: nn.Module, name: str, wanted: bool) -> None:
