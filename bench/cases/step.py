@@ -28,6 +28,10 @@ from fe_adapter.models.adaptation import get_adapters, trainable_parameters
 
 BASELINE = "full fine-tuning"
 FEW = ("full fine-tuning", "LoRA", "static")  # where a step takes many seconds
+DILATIONS: dict[str, int | str] = {"st-adapter": 1, "static": 1, "dynamic": "dynamic"}  # of those with adapters
+ROLES = {"static": "ours", "dynamic": "ours"} | dict.fromkeys(
+    ("no convolution", "linear probe", "attention probe"), "floor"
+)
 NUM_CLASSES = 7
 VITS: dict[str, tuple[str, dict[str, Any]]] = {
     "ViT-S/16": ("vit_small_patch16_224", {}),
@@ -62,18 +66,22 @@ def _point(vit: str, T: int, B: int, rounds: int, precision: str = "no", **optio
 
 def providers(point: Point, device: torch.device) -> Mapping[str, Provider]:
     net = Net(point, device)
-    found = {
-        "full fine-tuning": Provider(lambda: net.contender(net.classifier(tune="full"))),
-        "LoRA": Provider(lambda: net.contender(net.lora())),
-        "st-adapter": Provider(lambda: net.checked_contender(net.adapted(1, st_adapter), dilation=1)),
-        "static": Provider(lambda: net.checked_contender(net.adapted(1), dilation=1), "ours"),
-        "dynamic": Provider(lambda: net.checked_contender(net.adapted("dynamic"), dilation="dynamic"), "ours"),
-        "no convolution": Provider(lambda: net.contender(net.adapted(1, no_convolution)), "floor"),
-        "linear probe": Provider(lambda: net.contender(net.classifier(tune="head")), "floor"),
-        "attention probe": Provider(
-            lambda: net.contender(net.classifier(tune="head", temporal_pool="attention")), "floor"
-        ),
+    made: dict[str, Callable[[], Any]] = {
+        "full fine-tuning": partial(net.classifier, tune="full"),
+        "LoRA": net.lora,
+        "st-adapter": partial(net.adapted, 1, st_adapter),
+        "static": partial(net.adapted, 1),
+        "dynamic": partial(net.adapted, "dynamic"),
+        "no convolution": partial(net.adapted, 1, no_convolution),
+        "linear probe": partial(net.classifier, tune="head"),
+        "attention probe": partial(net.classifier, tune="head", temporal_pool="attention"),
     }
+
+    def eager(name: str) -> Contender:
+        model = made[name]()
+        return net.checked_contender(model, DILATIONS[name]) if name in DILATIONS else net.contender(model)
+
+    found = {name: Provider(partial(eager, name), ROLES.get(name, "rival")) for name in made}
     if device.type == "cuda":
         found["static, frozen in bf16"] = Provider(lambda: net.contender(net.adapted(1, dtype=torch.bfloat16)), "ours")
     if point.thorough and device.type == "cpu":
@@ -81,16 +89,9 @@ def providers(point: Point, device: torch.device) -> Mapping[str, Provider]:
     elif device.type == "cuda":
         if point.thorough:
             torch._dynamo.reset()  # what other points compiled counts towards its limit
-        made: dict[str, Callable[[], nn.Module]] = {
-            "full fine-tuning": partial(net.classifier, tune="full"),
-            "static": partial(net.adapted, 1),
-            "dynamic": partial(net.adapted, "dynamic"),
-            "st-adapter": partial(net.adapted, 1, st_adapter),
-            "LoRA": net.lora,
-            "linear probe": partial(net.classifier, tune="head"),
-            "attention probe": partial(net.classifier, tune="head", temporal_pool="attention"),
-        }
         for name, make in made.items():
+            if name == "no convolution":
+                continue
             found[f"{name} graphed"] = Provider(partial(net.graphed_contender, make), found[name].role)
             if point.thorough and name in ("full fine-tuning", "static"):  # which takes up to a minute
                 found[f"{name} compiled"] = Provider(partial(net.compiled_contender, make), found[name].role)
