@@ -49,6 +49,12 @@ def check_count(name: str, value: object, least: int, most: int | None = None) -
     return number
 
 
+def check_positive(name: str, value: float) -> None:
+    """Raise `InputError` unless it is a positive number, of seconds or the like, that anybody can mean."""
+    if not 0 < value < 1e6:
+        raise InputError(f"{name}={value} is not positive, or too large")
+
+
 def check_num_workers(num_workers: int | str) -> None:
     """Raise `InputError` unless it is "auto" or a number of processes."""
     if num_workers == "auto":

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from fe_adapter.checks import check_positive
 from fe_adapter.cli.answers import print_answer, progress_of, show_outcomes, watch
 from fe_adapter.cli.fields import Fields
 from fe_adapter.cli.options import Device, Run, Weights, find_device, words
@@ -65,15 +66,14 @@ def predict(
     if stream and len(videos) > 1:
         raise InputError("--stream watches one VIDEO; give one")
     for name in ("step", "batch_size", "smooth", "formats", "columns"):
-        if stream and getattr(config, name) != getattr(PredictConfig(), name):
+        if stream and getattr(config, name) != getattr(PredictConfig, name):
             option = f"--{name.replace('_', '-')}"
             raise InputError(f"--stream writes one answer for every frame, as it comes, to a CSV; leave {option} out")
     if fps is not None and not stream:
         raise InputError("--fps is of --stream; a window of a file has as many frames as the model was trained on")
     if config.annotate and (stream or any(map(is_live, videos))):
         raise InputError("--annotate writes a file again; a camera, an address or --stream has none")
-    if not 0 < timeout < 1e6:
-        raise InputError(f"timeout={timeout} is not positive, or too large")
+    check_positive("timeout", timeout)
     jobs = find_jobs(videos, out)
     if stream and len(jobs) > 1:
         raise InputError(f"--stream watches one VIDEO, and {videos[0]} holds {len(jobs)}")

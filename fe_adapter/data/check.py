@@ -19,7 +19,7 @@ from fe_adapter.data.contact_sheet import draw_contact_sheet, draw_histograms
 from fe_adapter.data.faces.clips import of_clip
 from fe_adapter.data.faces.face import FaceRecipe
 from fe_adapter.data.faces.sightings import Sightings, find_sightings
-from fe_adapter.data.frames import frame_size
+from fe_adapter.data.frames import are_alike, frame_size
 from fe_adapter.data.layouts import Layout, Listing, Where, find_layout, read_listing
 from fe_adapter.data.listing import Clip
 from fe_adapter.data.packed import is_pack
@@ -267,9 +267,8 @@ def _of_files(looks: dict[str, Look], promised: dict[str, int]) -> Iterable[Find
 
 
 def _are_odd(sizes: Sequence[tuple[int, int]]) -> bool:
-    """Whether frames differ in shape from the first one, as `fe_adapter.data.frames` refuses them."""
-    shapes = [w / h for h, w in sizes]
-    return bool(shapes) and not (shapes[0] / 1.1 <= min(shapes) and max(shapes) <= 1.1 * shapes[0])
+    """Whether frames differ in shape from the first one, so that none is read of them."""
+    return not all(are_alike(size, sizes[0]) for size in sizes)
 
 
 def _leaks(listings: dict[int | None, Listing]) -> Iterable[Finding]:

@@ -23,6 +23,7 @@ FRAME_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 FRAME_RATE = 25  # frames per second; a folder does not say
 _MODES = ("1", "CMYK", "L", "LA", "P", "RGB", "RGBA", "YCbCr")  # of eight bits a channel, which Pillow converts
 _MOST_STRETCHED = 1.1  # of a frame to the shape of the first one: crops by a face detector differ by less
+Size = tuple[int, int]  # height and width
 
 
 def natural_key(name: str) -> tuple[Any, ...]:
@@ -82,6 +83,12 @@ def frame_size(file: str) -> tuple[int, int]:
         return image.size if is_turned else image.size[::-1]
 
 
+def are_alike(size: Size, first: Size) -> bool:
+    """Whether a frame has nearly the shape of the first one, to which it is scaled."""
+    stretch = size[1] * first[0] / (size[0] * first[1])
+    return 1 / _MOST_STRETCHED <= stretch <= _MOST_STRETCHED
+
+
 def read_folder(info: VideoInfo, indices: Sequence[int] | None = None) -> Tensor:
     """Frames of a folder as uint8 ``(T, 3, H, W)`` in RGB, upright; several at a time.
 
@@ -121,8 +128,7 @@ def _read(file: str, size: tuple[int, int]) -> np.ndarray:
     with _opened(file) as image:
         upright = ImageOps.exif_transpose(image).convert("RGB")
         height, width = size
-        stretch = upright.width * height / (upright.height * width)
-        if not 1 / _MOST_STRETCHED <= stretch <= _MOST_STRETCHED:
+        if not are_alike((upright.height, upright.width), size):
             raise InputError(
                 f"{file} is {upright.height}x{upright.width} where the folder's first frame is {height}x{width}; "
                 "frames of a clip have one shape"

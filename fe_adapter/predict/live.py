@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from fe_adapter.checks import check_count
+from fe_adapter.checks import check_count, check_positive
 from fe_adapter.data.faces import crop_face
 from fe_adapter.data.live import is_live, stream_frames
 from fe_adapter.data.transforms import EvalTransform
@@ -70,8 +70,8 @@ def predict_stream(
             positive.
     """
     for name, value in (("fps", fps), ("window", window), ("timeout", timeout)):
-        if value is not None and not 0 < value < 1e6:
-            raise InputError(f"{name}={value} is not positive, or too large")
+        if value is not None:
+            check_positive(name, value)
     if faces is not None and faces.recipe.which == "all":
         raise InputError("a stream is about one person, or whole frames; take faces='largest'")
     rate = frames_per_second(model) if fps is None else fps

@@ -77,9 +77,7 @@ def _write_parquet(path: Path, records: Sequence[Record]) -> None:
 
     kinds = {int: pyarrow.int64(), float: pyarrow.float64(), str: pyarrow.string()}
     fields = [(name, kinds[COLUMNS.get(name, float)]) for name in records[0]]  # a column may hold nothing
-    valid = [
-        {k: v.encode(errors="replace").decode() if isinstance(v, str) else v for k, v in r.items()} for r in records
-    ]
+    valid = [{name: _valid(value) for name, value in record.items()} for record in records]
     table = pyarrow.Table.from_pylist(valid, schema=pyarrow.schema(fields))
     with atomic_write(path) as file:
         pyarrow.parquet.write_table(table, file)

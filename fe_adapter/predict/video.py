@@ -73,7 +73,8 @@ def predict_video(
     people = faces_for(model, faces, detector)
     seen = Seen(tracks=None if people is None else Tracks())
     looks = ((None, look) for look in looks_in(model, info, window, step, people, seen))
-    gathered = Gathered(info.path, unwrapped_classes(model), info, unsure_below)
+    inner: Any = unwrapped(model)
+    gathered = Gathered(info.path, inner.class_names, info, unsure_below)
     with contextlib.closing(ahead(looks, 2 * batch_size)) as waiting:
         for _, look, row in answers(model, waiting, batch_size, precision):
             gathered.add(look, row)
@@ -107,12 +108,6 @@ def faces_for(model: Any, wanted: FaceRecipe | str | None = None, detector: Dete
             raise InputError("a face detector is of no use without faces; give faces='largest' or 'all'")
         return None
     return Faces(recipe, detector)
-
-
-def unwrapped_classes(model: Any) -> tuple[str, ...]:
-    """The class names of a model that may be compiled or wrapped."""
-    inner: Any = unwrapped(model)
-    return inner.class_names
 
 
 class Gathered:

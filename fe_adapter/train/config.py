@@ -106,7 +106,7 @@ class TrainConfig:
                 raise InputError(f"{name}={getattr(self, name)} is outside [0, 1)")
         check_choice("loss", self.loss, LOSSES)
         for name, loss in (("class_balance_beta", "class_balanced"), ("focal_gamma", "focal")):
-            if self.loss != loss and getattr(self, name) != type(self).__dataclass_fields__[name].default:
+            if self.loss != loss and getattr(self, name) != getattr(type(self), name):
                 raise InputError(f"{name} is of loss={loss!r}, and the loss is {self.loss!r}; leave it out")
         check_choice("precision", self.precision, tuple(PRECISIONS))
         if self.memory_policy is not None:
