@@ -286,7 +286,7 @@ def captured_step(device: torch.device, design: str, shape: Shape) -> None:
     with chosen(design):
         for capture in ("off", "on"):
             net.zero_grad(set_to_none=True)
-            step = Step(function, parameters, capture, None)
+            step = Step(function, parameters, [], capture, None)
             found[capture] = [step(*batch, 0.5) for batch in batches]
             found[capture] += [p.grad.clone() for p in parameters if p.grad is not None]
     assert len(found["on"]) == len(batches) + len(parameters), "a parameter has no gradient"

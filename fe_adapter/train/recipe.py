@@ -187,7 +187,8 @@ class _Run:
         self.log = TrainingLog(out, self.accelerator, self.position, config, described, self.num_batches, progress)
         self.step_ms: list[float] = []
         self.step_loss, self.late = 0.0, Late()
-        self.step = Step(self._forward_backward, self.trainable, config.capture, self._obstacle())
+        buffers = list(model.buffers())
+        self.step = Step(self._forward_backward, self.trainable, buffers, config.capture, self._obstacle())
         self.step.is_paused = expected_peak is not None  # what a step needs is measured first: of a graph it cannot be
         self.feed = Feed(
             train_set,
@@ -311,7 +312,8 @@ class _Run:
     ) -> torch.Tensor:
         """The part of a batch that `Step` may capture."""
         loss = self.criterion(self.prepared(video).float(), target)
-        self.accelerator.backward(loss * weight)  # which divides it by the batches of a step
+        with torch.autograd.set_multithreading_enabled(False):  # one device: another thread would but have to be woken
+            self.accelerator.backward(loss * weight)  # which divides it by the batches of a step
         return loss.detach()
 
     def _check_finite(self, name: str, value: float, at: Progress) -> None:

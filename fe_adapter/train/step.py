@@ -12,6 +12,7 @@ import logging
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ _log = logging.getLogger("fe_adapter")
 
 Function = Callable[[Tensor, Tensor, "Tensor | float"], Tensor]  # (video, target, weight) -> loss
 Receive = Callable[[list[float]], None]
+_TORCH = Path(torch.__file__).parent
 _WARM_UP = 3  # runs before a capture, as PyTorch advises: kernels are compiled and libraries choose algorithms
 _MOST_GRAPHS = 3  # of one run: the first, and two of other shapes
 
@@ -36,6 +38,7 @@ class Step:
         function: what a step is: computes the loss, calls backward on ``weight`` times it, returns it detached. To it a
             number and a tensor are the same as ``weight``.
         parameters: what is trained. While steps are captured their gradients stay where they are: zero them in place.
+        buffers: what forward may change besides; batches that run before a capture leave it as it was.
         capture: "auto" captures on a GPU where it can and logs why, where it cannot; "on" refuses there; "off".
         obstacle: why this run cannot be captured, as far as is known beforehand; None if it can.
 
@@ -48,11 +51,17 @@ class Step:
     """
 
     def __init__(
-        self, function: Function, parameters: Sequence[nn.Parameter], capture: str, obstacle: str | None
+        self,
+        function: Function,
+        parameters: Sequence[nn.Parameter],
+        buffers: Sequence[Tensor],
+        capture: str,
+        obstacle: str | None,
     ) -> None:
         if capture == "on" and obstacle is not None:
             raise InputError(f"capture='on' cannot be honoured: {obstacle}")
-        self._function, self._parameters, self._is_forced = function, parameters, capture == "on"
+        self._function, self._parameters, self._buffers = function, parameters, buffers
+        self._is_forced = capture == "on"
         self.is_capturing, self.is_paused = capture != "off" and obstacle is None, False
         self._graphs: dict[tuple, _Graph] = {}
         if capture == "auto" and obstacle is not None and torch.cuda.is_available():
@@ -73,7 +82,9 @@ class Step:
         if is_short or len(self._graphs) == _MOST_GRAPHS:  # the last batch of an epoch; or one of many shapes
             return None
         try:
-            graph = self._graphs[key] = _Graph(self._function, self._parameters, video, target)
+            graph = self._graphs[key] = _Graph(self._function, self._parameters, self._buffers, video, target)
+        except InputError:  # captured or not, such a batch cannot be
+            raise
         except (RuntimeError, ValueError) as error:  # whatever a capture does not allow
             self._graphs.clear()
             self.is_capturing = False
@@ -88,12 +99,19 @@ class Step:
 class _Graph:
     """A step for batches of one shape."""
 
-    def __init__(self, function: Function, parameters: Sequence[nn.Parameter], video: Tensor, target: Tensor) -> None:
+    def __init__(
+        self,
+        function: Function,
+        parameters: Sequence[nn.Parameter],
+        buffers: Sequence[Tensor],
+        video: Tensor,
+        target: Tensor,
+    ) -> None:
         for p in parameters:
             if p.grad is None:
                 p.grad = torch.zeros_like(p)
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        before = [gradient.clone() for gradient in gradients]
+        state = [p.grad for p in parameters if p.grad is not None] + list(buffers)
+        before = [tensor.clone() for tensor in state]
         self._video, self._target = video.clone(), target.clone()
         self._weight = torch.ones((), device=video.device)
         inputs, random = (self._video, self._target, self._weight), torch.cuda.get_rng_state(video.device)
@@ -110,7 +128,8 @@ class _Graph:
             with torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"):
                 self._loss = function(*inputs)
         finally:
-            torch._foreach_copy_(gradients, before)
+            with torch.no_grad():
+                torch._foreach_copy_(state, before)
             torch.cuda.set_rng_state(random, video.device)
 
     def __call__(self, video: Tensor, target: Tensor, weight: float) -> Tensor:
@@ -134,12 +153,13 @@ def _run_without_waiting(function: Function, inputs: tuple[Tensor, Tensor, Tenso
 
 
 def _reason(error: BaseException) -> str:
-    """One line, with the last line of Python that led to it."""
+    """One line, with the last line of Python that led to it and is not PyTorch's own."""
     while error.__context__ is not None:  # what ended a capture, and not what that led to
         error = error.__context__
     if isinstance(error, torch.OutOfMemoryError):
         return "a graph beside what is there does not fit the GPU's memory"
-    frame = traceback.extract_tb(error.__traceback__)[-1]
+    frames = traceback.extract_tb(error.__traceback__)
+    frame = next((f for f in reversed(frames) if _TORCH not in Path(f.filename).parents), frames[-1])
     return f"{first_line(error)} (at {frame.line or frame.name!r}, {frame.filename}:{frame.lineno})"
 
 

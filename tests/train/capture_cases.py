@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from unittest import mock
 
 import pytest
 import torch
@@ -36,7 +37,7 @@ class Model:
         return loss.detach()
 
     def step(self, capture: str = "auto") -> Step:
-        return Step(self, list(self.layer.parameters()), capture, OBSTACLE)
+        return Step(self, list(self.layer.parameters()), list(self.layer.buffers()), capture, OBSTACLE)
 
 
 def batch(size: int, width: int = 4) -> tuple[Tensor, Tensor]:
@@ -102,6 +103,40 @@ def a_module_that_waits_runs_as_it_is_and_its_line_is_named() -> None:
     assert sum("synchronizing" in reason and "z.sum().item()" in reason for reason in REASONS) == 1, REASONS
     with pytest.raises(InputError, match=r"^capture='on' cannot be honoured: .*synchronizing.*item\(\).*$"):
         Model(forward).step("on")(*batch(8), 1.0)
+
+
+@case
+def of_a_wait_within_pytorch_the_line_of_the_user_is_named() -> None:
+    def forward(z: Tensor) -> Tensor:
+        return z * len(torch.unique(z))  # which waits for how many there are
+
+    with pytest.raises(InputError, match=r"at 'return z \* len\(torch.unique\(z\)\)"):
+        Model(forward).step("on")(*batch(8), 1.0)
+
+
+@case
+def a_batch_that_is_refused_is_no_refusal_of_the_capture() -> None:
+    def forward(z: Tensor) -> Tensor:
+        raise InputError("the backbone takes frames of 48x48")
+
+    REASONS.clear()
+    for capture in ("auto", "on"):
+        step = Model(forward).step(capture)
+        with pytest.raises(InputError, match=r"^the backbone takes frames of 48x48$"):
+            step(*batch(8), 1.0)
+        assert step.is_capturing
+    assert not REASONS
+
+
+@case
+def what_runs_before_a_capture_leaves_buffers_as_they_were() -> None:
+    model = Model()
+    model.layer = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)).to("cuda")
+    with mock.patch.object(torch, "_foreach_copy_", wraps=torch._foreach_copy_) as copy:
+        model.step()(*batch(8), 1.0)
+    restored = {tensor.data_ptr() for tensor in copy.call_args.args[0]}
+    assert {buffer.data_ptr() for buffer in model.layer.buffers()} <= restored
+    assert len(model.layer.state_dict()) == 7  # weight and bias of both, mean, variance and the count
 
 
 @case

@@ -144,6 +144,14 @@ def test_a_resumed_run_has_the_same_losses_and_weights_bit_for_bit(videos, tmp_p
     assert all(torch.equal(p, expected[name]) for name, p in weights(resumed).items())
 
 
+def test_backward_runs_in_the_thread_that_calls_it(videos, tmp_path):
+    classifier, asked = model(), []
+    classifier.head.weight.register_hook(lambda _: asked.append(torch._C._is_multithreading_enabled()))
+    fit(classifier, train_set(videos), None, dataclasses.replace(RECIPE, max_epochs=1), out=tmp_path, progress=False)
+    assert asked
+    assert not any(asked)
+
+
 def test_accumulated_batches_are_the_same_step(videos, tmp_path):
     """Seven clips: the last step has three of them, in batches of two and one."""
     data, trained, told = val_set(videos), {}, {}

@@ -29,7 +29,7 @@ def test_on_an_imitated_gpu(found, name):
 
 def test_capture_that_cannot_be_is_refused():
     with pytest.raises(InputError, match="capture='on' cannot be honoured: a CUDA graph needs a GPU"):
-        Step(lambda *_: torch.zeros(()), [nn.Parameter(torch.zeros(1))], "on", "a CUDA graph needs a GPU")
+        Step(lambda *_: torch.zeros(()), [nn.Parameter(torch.zeros(1))], [], "on", "a CUDA graph needs a GPU")
     with pytest.raises(InputError, match="capture='yes' is not one of"):
         TrainConfig(capture="yes")
 
