@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import operator
 
+from torch import Tensor
+
 from fe_adapter.errors import InputError
 
 ACTIVATIONS = ("identity", "relu", "gelu", "silu")
@@ -40,7 +42,7 @@ def check_count(name: str, value: object, least: int, most: int | None = None) -
         number = operator.index(value)  # type: ignore[arg-type]
     except TypeError:
         raise TypeError(f"{name}={value!r} is not an integer") from None
-    if isinstance(value, bool):
+    if isinstance(value, bool | Tensor):  # a tensor may be another number by the time it is used
         raise TypeError(f"{name}={value!r} is not an integer")
     if number < least:
         raise InputError(f"{name}={number} is too small; it must be at least {least}")

@@ -20,6 +20,7 @@ from fe_adapter.checks import (
 from fe_adapter.kernels.spec import AdapterSpec, Weights
 from fe_adapter.ops import direct, operator
 
+_OF_DYNAMIC = ("dilation", "dilation_bias")  # parameters that a static adapter does without
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -211,6 +212,11 @@ def _distances(dilation: Dilation, T: int, H: int, W: int) -> tuple[int, int, in
 def _check_tensors(x: Tensor, weights: Weights) -> None:
     if not isinstance(x, Tensor):
         raise TypeError(f"x is a {type(x).__name__}; pass a tensor (B*T, L, D) or (B, T, L, D)")
+    for name, p in zip(Weights._fields, weights, strict=True):
+        if not isinstance(p, Tensor) and not (p is None and name in _OF_DYNAMIC):
+            raise TypeError(f"the {name} parameter is a {type(p).__name__}; pass a tensor")
+    if any(t is not None and (t.layout != torch.strided or t.is_nested) for t in (x, *weights)):
+        raise TypeError("x and the adapter's parameters must be dense tensors, neither sparse nor nested")
     if x.dtype not in _DTYPES:
         raise TypeError(f"x is {x.dtype}; the adapter takes float32, bfloat16, float16 or float64")
     dtype, device = weights.down.dtype, x.device

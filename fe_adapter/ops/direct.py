@@ -47,7 +47,7 @@ def call(x: Tensor, weights: Weights, options: tuple, settle: Settle) -> Tensor 
         settle: given all of them, checks them, and returns the frames T of a clip and the spec. Called once for all
             calls of a kind.
     """
-    if torch.compiler.is_compiling() or type(x) is not Tensor:
+    if torch.compiler.is_dynamo_compiling() or type(x) is not Tensor:
         return None
     if x.is_cuda:
         device_type = "cuda"
@@ -63,25 +63,29 @@ def call(x: Tensor, weights: Weights, options: tuple, settle: Settle) -> Tensor 
         or forward_ad._current_level >= 0
     ):
         return None
-    tensors: tuple[Any, ...] = (x, *weights) if weights.dilation is not None else (x, *weights[:6])
+    has_six = weights.dilation is None and weights.dilation_bias is None
+    tensors: tuple[Any, ...] = (x, *weights[:6]) if has_six else (x, *weights)
     autocast = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else None
-    key = (  # flat, and of objects that mostly are there already: to make and compare others takes the host longer
-        *options,
-        autocast,
-        _get_fp32_precision("cuda", "matmul") if autocast is None and x.dtype == torch.float32 else None,
-        *map(_environment.get, _variables),
-        x.stride(),
-        *map(type, tensors),
-        *map(_shape_of, tensors),
-        *map(_dtype_of, tensors),
-        *map(_device_of, tensors),
-        *map(_MISALIGNED.__and__, map(_address_of, tensors)),
-        *(() if all(map(_is_contiguous, tensors[1:])) else map(_stride_of, tensors[1:])),
-    )
     try:
+        addresses = tuple(map(_address_of, tensors))
+        key = (  # flat, and of objects that mostly are there already: to make and compare others takes the host longer
+            *options,
+            autocast,
+            _get_fp32_precision("cuda", "matmul") if autocast is None and x.dtype == torch.float32 else None,
+            *map(_environment.get, _variables),
+            x.stride(),
+            *map(type, tensors),
+            *map(_shape_of, tensors),
+            *map(_dtype_of, tensors),
+            *map(_device_of, tensors),
+            *map(_MISALIGNED.__and__, addresses),
+            *(() if all(map(_is_contiguous, tensors[1:])) else map(_stride_of, tensors[1:])),
+        )
         found = _kept.get(key)
-    except TypeError:  # an option has no hash, such as a list
-        found = _Call(x, weights, options, settle)
+    except (AttributeError, TypeError, RuntimeError):  # no dense tensor, or an option without a hash, such as a list
+        return None
+    if not all(addresses):  # empty, or on "meta", whose number is the CPU's
+        return None
     if found is None:
         if not all(type(t) in _PLAIN for t in tensors):
             return None

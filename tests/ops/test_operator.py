@@ -17,7 +17,7 @@ from fe_adapter import FEAdapter, FEAdapterConfig, FusedFEAdapter, functional
 from fe_adapter.errors import InputError
 from fe_adapter.kernels import support
 from fe_adapter.kernels.spec import AdapterSpec, Weights
-from fe_adapter.ops import dispatch
+from fe_adapter.ops import direct, dispatch
 
 
 def arguments(layer: FusedFEAdapter, x: torch.Tensor, recompute: str | None) -> tuple:
@@ -316,6 +316,45 @@ def test_functional_refuses_what_does_not_fit():
     weights[4] = torch.zeros(4, 8)
     with pytest.raises(ValueError, match=r"the up parameter has shape \(4, 8\); R=4 and D=8 need \(8, 4\)"):
         functional.adapter(x, *weights, num_frames=4)
+
+
+WRONG = [  # which weight, what it is, what is said of it
+    (0, torch.empty(4, 8, device="meta"), r"on several devices \(cpu, meta\)"),
+    (0, None, "the down parameter is a NoneType"),
+    (2, torch.zeros(4, 1, 3, 1, 1).numpy(), "the conv parameter is a ndarray"),
+    (4, torch.zeros(8, 4).to_sparse(), "must be dense tensors"),
+    (7, torch.zeros(1), "'dynamic' needs both, a number none"),
+    (6, torch.zeros(3, 4), "'dynamic' needs both, a number none"),
+]
+
+
+@pytest.mark.parametrize(("index", "wrong", "message"), WRONG)
+@pytest.mark.parametrize("is_settled", [False, True])
+def test_a_wrong_weight_is_refused_whatever_was_called_before(index, wrong, message, is_settled):
+    x, R = torch.zeros(4, 5, 8), 4
+    shapes = (R, 8), (R,), (R, 1, 3, 1, 1), (R,), (8, R), (8,)
+    weights = [*map(torch.zeros, shapes), None, None]
+
+    def call():
+        *six, dilation, dilation_bias = weights
+        return functional.adapter(x, *six, dilation_weight=dilation, dilation_bias=dilation_bias, num_frames=4)
+
+    direct._kept.clear()
+    if is_settled:
+        call()
+    weights[index] = wrong
+    with pytest.raises((TypeError, ValueError), match=message):
+        call()
+
+
+def test_a_tensor_is_no_count():
+    with pytest.raises(TypeError, match="is not an integer"):
+        functional.adapter(
+            torch.zeros(4, 5, 8),
+            *FEAdapter(8, 4, num_frames=4, dilation=1).parameters(),
+            num_frames=4,
+            dilation=torch.tensor(2),
+        )
 
 
 PER_BLOCK = [  # dilation, kernel_size, blocks, what each block gets
