@@ -293,7 +293,7 @@ class Launches:
         if launch.is_bound and self._finish.is_bound and not is_hooked():
             memory = torch.empty(self._scratch.bytes // dtype.itemsize, dtype=dtype, device=device)
             start = memory.data_ptr()
-            at_rows, at_dh, at_dc, *at_sums = [start + offset for offset in self._scratch.starts]
+            at_rows, at_dh, at_dc, *at_sums = map(start.__add__, self._scratch.starts)
             sums, sums_h, d, da = at_sums if self._is_dynamic else (*at_sums, None, None)
             down, _, conv, conv_bias, up, _, *dilation = self._addresses(weights, cast)
             launch.run(
@@ -328,6 +328,8 @@ class Launches:
         return as_weights((ddown, down_bias, conv, conv_bias, up, up_bias, dilation, dilation_bias))
 
     def _addresses(self, weights: Weights, cast: Tensor | None) -> list[Any]:
-        if cast is None or self.cast is None:
-            return [None if p is None else p.data_ptr() for p in weights]
-        return self.cast.addresses(cast)
+        if cast is not None and self.cast is not None:
+            return self.cast.addresses(cast)
+        if self._is_dynamic:
+            return [*map(Tensor.data_ptr, weights)]  # type: ignore[arg-type]
+        return [*map(Tensor.data_ptr, weights[:6]), None, None]

@@ -12,8 +12,10 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import itertools
 import json
 import os
+import random
 import statistics
 import sys
 import tempfile
@@ -59,12 +61,12 @@ def table(steps: Steps, rounds: int, baseline: str = BASELINE) -> dict[str, dict
     """By name: the median of host times in µs, of the ratio to the baseline's in the same round, and the counts."""
     called = {name: counted(step) for name, step in steps.items()}
     times: dict[str, list[float]] = {name: [] for name in steps}
-    names = list(steps)
+    names, shuffle = list(steps), random.Random(0).shuffle
     gc.collect()
     gc.disable()
     for turn in range(-3, rounds):
-        first = turn % len(names)
-        for name in names[first:] + names[:first]:
+        shuffle(names)  # in a fixed order each would find in the caches what always the same one left there
+        for name in names:
             start = time.process_time()
             steps[name]()
             if turn >= 0:
@@ -81,9 +83,13 @@ def table(steps: Steps, rounds: int, baseline: str = BASELINE) -> dict[str, dict
 
 
 def layer(rounds: int, num_clips: int = 8, T: int = 8, N: int = 196, D: int = 768, R: int = 384) -> dict[str, Any]:
-    """Forward and backward of one layer, in bf16 and under autocast of an fp32 stream."""
+    """Forward and backward of one layer, in bf16 and under autocast of an fp32 stream.
+
+    Backward runs in the thread that calls it, as `fit` has it; and once as in a loop that does not ask for that, where
+    each backward wakes another thread: a whole step pays that once, here every layer does.
+    """
     found = {}
-    for mode in ("bf16", "autocast"):
+    for mode, is_threaded in itertools.product(("bf16", "autocast"), (False, True)):
         make: dict[str, Any] = {"device": "cuda", "dtype": torch.bfloat16 if mode == "bf16" else torch.float32}
         plain = FEAdapter(D, R, num_frames=T, dilation=1, **make)
         layers: dict[str, nn.Module] = {
@@ -106,7 +112,8 @@ def layer(rounds: int, num_clips: int = 8, T: int = 8, N: int = 196, D: int = 76
             name: lambda module=module, x=x, dy=dy, on=mode != "bf16": step(module, x, dy, on)  # type: ignore[misc]
             for name, module in layers.items()
         }
-        found[f"layer R={R}, {mode}"] = table(steps, rounds)
+        with torch.autograd.set_multithreading_enabled(is_threaded):
+            found[f"layer R={R}, {mode}{', backward in another thread' * is_threaded}"] = table(steps, rounds)
     return found
 
 
@@ -121,6 +128,8 @@ def step(rounds: int, vit: str = "ViT-B/16") -> dict[str, Any]:
         "st-adapter": net.adapted(1, st_adapter),
         "static": net.adapted(1),
         "dynamic": net.adapted("dynamic"),
+        "static, frozen in bf16": net.adapted(1, dtype=torch.bfloat16),
+        "dynamic, frozen in bf16": net.adapted("dynamic", dtype=torch.bfloat16),
     }
 
     def steps(model: nn.Module) -> Callable[[], None]:

@@ -178,7 +178,7 @@ def _adapters_and_block(block: Any, own: Callable, *args: Any, **kwargs: Any) ->
     adapter = _adapter(block, state, "attn")
     if adapter is not None:
         args, kwargs = with_first_argument(adapter(first_argument(args, kwargs)), args, kwargs)
-    adapter = _adapter(block, state, "mlp")
+    adapter = None if state.before_mlp is None else _adapter(block, state, "mlp")
     if adapter is not None:
         return state.before_mlp(block, adapter, *args, **kwargs)
     if state.own_forward is not None:

@@ -22,11 +22,13 @@ class Fused:
         self._is_readable, self._are_alone = _is_readable(x), weights.alone() is weights
         x = x if self._is_readable else x.clone(memory_format=torch.contiguous_format)
         self._launches = Launches(x, weights.alone(), spec, design)
-        D = x.shape[-1]
-        self._columns = (D, x.shape[:3].numel()), (1, D)  # of contiguous rows (B·T·L, D)
+        D, M = x.shape[-1], x.shape[:3].numel()
+        self._rows, self._columns = ((M, D), (D, 1)), ((D, M), (1, D))  # of what is contiguous
         if self._is_readable and self._are_alone and not self._is_tail:
             self.forward = self._launches.forward  # type: ignore[method-assign]  # at once
-        self._dup_dtype = torch.promote_types(spec.compute_dtype, weights.down.dtype)  # which a last kernel rounds
+        self._dtype = weights.down.dtype
+        wide = torch.promote_types(spec.compute_dtype, self._dtype)  # which a last kernel rounds
+        self._product = products.settled_product(spec.compute_dtype, wide, x.device)
 
     def forward(self, x: Tensor, weights: Weights, keeps_x: bool) -> Forward:
         """See `fe_adapter.ops.products.Products.forward`."""
@@ -80,13 +82,9 @@ class Fused:
         if x.dtype != spec.compute_dtype:
             x = x.to(spec.compute_dtype)
         dy_columns = (dy_rows if rounded is None else rounded).as_strided(*self._columns)
-        x_rows = x.reshape(-1, dy.shape[-1])
-        if self._dup_dtype == spec.compute_dtype:
-            dup, ddown = torch.mm(dy_columns, rows), torch.mm(dh_columns, x_rows)
-        else:
-            dup = products.product(dy_columns, rows, self._dup_dtype)
-            ddown = products.product(dh_columns, x_rows, weights.down.dtype)
-        return dx, launches.finish(sums, ddown, dup, weights)
+        x_rows = x.as_strided(*self._rows) if x.is_contiguous() else x.reshape(self._rows[0])
+        dup, ddown = self._product(dy_columns, rows), self._product(dh_columns, x_rows)
+        return dx, launches.finish(sums, ddown if ddown.dtype == self._dtype else ddown.to(self._dtype), dup, weights)
 
 
 def fused(x: Tensor, weights: Weights, spec: AdapterSpec, design: str) -> Fused:

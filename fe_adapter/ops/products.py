@@ -18,6 +18,8 @@ once.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -159,13 +161,22 @@ def flat(x: Tensor, spec: AdapterSpec) -> Tensor:
 
 def product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
     """``a @ b`` in ``dtype``; of 16-bit operands a GPU gives fp32 without rounding in between."""
-    if a.dtype != dtype and _has_wide_products(a):
+    if a.dtype != dtype and _has_wide_products(a.dtype, a.device):
         return torch.mm(a, b, out_dtype=torch.float32).to(dtype)
     return torch.mm(a, b).to(dtype)
 
 
-def _has_wide_products(a: Tensor) -> bool:
-    return a.is_cuda and a.dtype.itemsize == 2 and torch.version.hip is None
+def settled_product(given: torch.dtype, dtype: torch.dtype, device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
+    """`product` in ``dtype`` of operands that are ``given``, without asking on each call."""
+    if given == dtype:
+        return torch.mm
+    if dtype == torch.float32 and _has_wide_products(given, device):
+        return functools.partial(torch.mm, out_dtype=torch.float32)
+    return functools.partial(product, dtype=dtype)
+
+
+def _has_wide_products(dtype: torch.dtype, device: torch.device) -> bool:
+    return device.type == "cuda" and dtype.itemsize == 2 and torch.version.hip is None
 
 
 def _up_with_bias(weights: Weights) -> Tensor:
@@ -175,7 +186,7 @@ def _up_with_bias(weights: Weights) -> Tensor:
 
 
 def _product_in_f32(rows: Tensor, matrix: Tensor) -> Tensor:
-    if _has_wide_products(rows):
+    if _has_wide_products(rows.dtype, rows.device):
         return torch.mm(rows, matrix, out_dtype=torch.float32)
     return rows.float() @ matrix.float()
 
