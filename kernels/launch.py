@@ -20,6 +20,7 @@ from torch import Tensor
 from fe_adapter.kernels.spec import Kept
 
 _kept = Kept()
+_binding = threading.Lock()  # what one thread puts into Triton's launcher for a moment, another must not take for it
 _knobs = triton.knobs.runtime
 _current_stream: Any = getattr(torch._C, "_cuda_getCurrentRawStream", None)  # a build without CUDA has none
 
@@ -61,28 +62,29 @@ class Launch:
             self._bind(compiled, tensors)
 
     def _bind(self, compiled: Any, tensors: tuple[Tensor | None, ...]) -> None:
-        launcher = getattr(compiled, "_run", None)
-        launch = getattr(launcher, "launch", None)
-        if launcher is None or launch is None:
-            return
-        outer, inner, thread = [], [], threading.get_ident()
+        with _binding:
+            launcher = getattr(compiled, "_run", None)
+            launch = getattr(launcher, "launch", None)
+            if launcher is None or launch is None:
+                return
+            outer, inner, thread = [], [], threading.get_ident()
 
-        def call_launcher(*arguments: Any) -> None:
-            if threading.get_ident() == thread:
-                outer.append(arguments)
-            launcher(*arguments)
+            def call_launcher(*arguments: Any) -> None:
+                if threading.get_ident() == thread:
+                    outer.append(arguments)
+                launcher(*arguments)
 
-        def call_c(*arguments: Any) -> None:
-            if threading.get_ident() == thread:
-                inner.append(arguments)
-            else:  # a launch of somebody else's
-                launch(*arguments)
+            def call_c(*arguments: Any) -> None:
+                if threading.get_ident() == thread:
+                    inner.append(arguments)
+                else:  # a launch of somebody else's
+                    launch(*arguments)
 
-        compiled._run, launcher.launch = call_launcher, call_c
-        try:
-            self._kernel[self._grid](*tensors, *self._numbers, **self._options)
-        finally:
-            compiled._run, launcher.launch = launcher, launch
+            compiled._run, launcher.launch = call_launcher, call_c
+            try:
+                self._kernel[self._grid](*tensors, *self._numbers, **self._options)
+            finally:
+                compiled._run, launcher.launch = launcher, launch
         needs_memory = any(getattr(launcher, f"{name}_scratch_size", 1) for name in ("global", "profile"))
         if len(outer) != 1 or len(inner) != 1 or needs_memory:
             return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import threading
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -26,11 +27,14 @@ def ceil_div(a: int, b: int) -> int:
 class Kept(dict):
     """What was settled for one kind of input, for the next such; of so many kinds that all must have an end."""
 
+    _making_room = threading.Lock()  # layers may be called by several threads, and a dictionary in use cannot change
+
     def keep(self, key: Any, value: Any) -> Any:
         """Let ``value`` stay, and the oldest leave if there are too many."""
-        while len(self) >= MOST_KINDS:
-            self.pop(next(iter(self)), None)
-        self[key] = value
+        with self._making_room:
+            while len(self) >= MOST_KINDS:
+                self.pop(next(iter(self)), None)
+            self[key] = value
         return value
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -219,6 +221,53 @@ def a_bounded_number_of_kinds_is_kept() -> None:
         for n in range(2, 10):
             layer(torch.zeros(1, n, 16))
         assert len(direct._kept) == 4
+
+
+@case
+def launches_are_bound_by_one_thread_at_a_time() -> None:
+    """What is put into Triton's launcher meanwhile would swallow the launches of whoever takes it for Triton's own."""
+
+    class Kernel:
+        arg_names: tuple[str, ...] = ()
+
+        def __init__(self) -> None:
+            self.compiled = SimpleNamespace(_run=Launcher())
+
+        def __getitem__(self, grid: tuple[int, ...]) -> Any:
+            return self.launch
+
+        def launch(self, *tensors: Tensor) -> None:
+            if not threads:
+                threads.append(threading.Thread(target=second, args=(self.compiled, tensors)))
+                threads[0].start()
+                threads[0].join(0.2)
+                waits.append(threads[0].is_alive())
+            self.compiled._run(1, 1, 1, 0, "function", None, None, None, None, *tensors)
+
+    class Launcher:
+        global_scratch_size = profile_scratch_size = 0
+
+        def __init__(self) -> None:
+            self.launch = launched
+
+        def __call__(self, x: int, y: int, z: int, stream: int, function: str, *others: Any) -> None:
+            self.launch(x, y, z, stream, function, others[:4], others[4:])
+
+    def launched(*arguments: Any) -> None:
+        pass
+
+    def second(compiled: Any, tensors: tuple[Tensor, ...]) -> None:
+        launches[1]._bind(compiled, tensors)
+
+    threads: list[threading.Thread] = []
+    waits: list[bool] = []
+    kernel = Kernel()
+    launches = [Launch(kernel, (1, 1, 1), (), {}) for _ in range(2)]
+    launches[0]._bind(kernel.compiled, (torch.zeros(1, device="cuda"),))
+    threads[0].join()
+    assert waits == [True]
+    assert all(each.is_bound and each._launcher is launched for each in launches)
+    assert kernel.compiled._run.launch is launched
 
 
 if __name__ == "__main__":

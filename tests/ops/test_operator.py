@@ -6,6 +6,7 @@ import dataclasses
 import json
 import logging
 import sys
+import threading
 import types
 
 import pytest
@@ -15,8 +16,9 @@ from torch.autograd import forward_ad
 from bench.proof.agreement import pair
 from fe_adapter import FEAdapter, FEAdapterConfig, FusedFEAdapter, functional
 from fe_adapter.errors import InputError
+from fe_adapter.kernels import spec as specs
 from fe_adapter.kernels import support
-from fe_adapter.kernels.spec import AdapterSpec, Weights
+from fe_adapter.kernels.spec import AdapterSpec, Kept, Weights
 from fe_adapter.ops import direct, dispatch
 
 
@@ -432,3 +434,20 @@ def test_config_round_trips_and_knows_the_published_forms():
         FEAdapterConfig(positions=())
     with pytest.raises(InputError, match="at least one block, each once"):
         FEAdapterConfig(blocks=(1, 1))
+
+
+def test_two_threads_settle_kinds_of_calls_at_once(monkeypatch):
+    class Watched(Kept):
+        def __iter__(self):
+            oldest = super().__iter__()
+            if not other.is_alive():
+                other.start()
+                other.join(0.1)  # in which it is done, if nothing holds it up
+            return oldest
+
+    monkeypatch.setattr(specs, "MOST_KINDS", 2)
+    kept = Watched(a=1, b=2, e=3)
+    other = threading.Thread(target=kept.keep, args=("d", 4))
+    kept.keep("c", 3)
+    other.join()
+    assert dict(kept) == {"c": 3, "d": 4}
