@@ -165,6 +165,7 @@ class _Run:
         groups = parameter_groups(model, config.weight_decay)
         optimizer = make_optimizer(config.optimizer, groups, self.schedule.peak, self.accelerator.device)
         self.prepared, self.optimizer = self.accelerator.prepare(given, optimizer)
+        self.optimizer.zero_grad()  # of what the model was used for before
         self.trainable = [p for p in model.parameters() if p.requires_grad]
 
         self.settings = {key: value for key, value in dataclasses.asdict(config).items() if key not in MAY_CHANGE}

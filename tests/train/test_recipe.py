@@ -179,6 +179,16 @@ def test_the_seed_alone_decides(videos, tmp_path):
     assert runs["a"] == runs["b"] != runs["c"]
 
 
+def test_gradients_of_before_are_no_part_of_it(videos, tmp_path):
+    used = model()
+    for p in used.parameters():
+        p.grad = torch.ones_like(p)
+    for name, classifier in (("fresh", model()), ("used", used)):
+        recipe = dataclasses.replace(RECIPE, max_epochs=1)
+        fit(classifier, train_set(videos), None, recipe, out=tmp_path / name, progress=False)
+    assert losses(tmp_path / "fresh") == losses(tmp_path / "used")
+
+
 def test_workers_change_nothing(videos, tmp_path):
     for name, num_workers in (("alone", 0), ("workers", 2)):
         recipe = TrainConfig(**{**vars(RECIPE), "num_workers": num_workers, "max_epochs": 1})
