@@ -6,6 +6,7 @@ import logging
 import multiprocessing
 import os
 import pickle
+import re
 import signal
 import sys
 import threading
@@ -23,6 +24,7 @@ from fe_adapter.errors import InputError, first_line
 _log = logging.getLogger("fe_adapter")
 
 SAMPLERS = (None, "shuffle", "balanced")
+_GUARD = re.compile(r"^if\b.*(?<!\.)\b__name__\b", re.MULTILINE)  # not the name of a class, as in type(x).__name__
 
 
 def make_loader(
@@ -83,7 +85,13 @@ def batches_of(
 
 
 def data_loader(dataset: Any, batches: Iterable[list[Any]], *, num_workers: int, **options: Any) -> DataLoader[Any]:
-    """PyTorch's loader of ``batches``, with our workers; ``options`` are its own, and ``seed``."""
+    """PyTorch's loader of ``batches``, with our workers; ``options`` are its own, and ``seed``.
+
+    Raises:
+        InputError: workers would run a script again from its start, or cannot be sent the data set.
+    """
+    if num_workers and (reason := _obstacle(dataset)):
+        raise InputError(f"num_workers={num_workers} cannot be honoured: {reason}")
     return DataLoader(
         cast("Dataset[Any]", dataset),  # of which it needs no more than we do
         batch_sampler=batches,
@@ -112,10 +120,15 @@ def can_have_workers(items: Any) -> bool:
     """Whether processes can be started that read ``items``; where not, why is logged."""
     if multiprocessing.current_process().daemon:
         return False
-    reason = _unguarded_script() or _unsendable(items)
+    reason = _obstacle(items)
     if reason is not None:
         _log.warning("videos are decoded in this process: %s", reason)
     return reason is None
+
+
+def _obstacle(items: Any) -> str | None:
+    """Why workers cannot read ``items``; None where they can."""
+    return _unguarded_script() or _unsendable(items)
 
 
 def num_cores() -> int:
@@ -169,7 +182,7 @@ def _unguarded_script() -> str | None:
     if getattr(main, "__spec__", None) is not None or file is None:  # python -m, or no script at all
         return None
     try:
-        is_guarded = "__name__" in Path(file).read_text(encoding="utf-8", errors="replace")
+        is_guarded = bool(_GUARD.search(Path(file).read_text(encoding="utf-8", errors="replace")))
     except OSError:
         is_guarded = False
     return None if is_guarded else f"workers need `if __name__ == '__main__':` in {file}"

@@ -173,10 +173,16 @@ def test_a_quick_epoch_needs_no_worker(videos):
 
 @pytest.mark.parametrize(
     ("script", "spec", "may"),
-    [("if __name__ == '__main__':", None, True), ("fit()", None, False), ("fit()", "package.__main__", True)],
-    ids=["guarded", "not guarded", "python -m"],
+    [
+        ("import os\nif __name__ == '__main__':", None, True),
+        ("if ('__main__' == __name__):", None, True),
+        ("fit()", None, False),
+        ("fit()", "package.__main__", True),
+        ("print(type(os).__name__)\nif type(os).__name__ == 'x': fit()", None, False),
+    ],
+    ids=["guarded", "guarded otherwise", "not guarded", "python -m", "another name"],
 )
-def test_auto_does_not_run_a_script_again(videos, monkeypatch, tmp_path, caplog, script, spec, may):
+def test_a_script_does_not_run_again(videos, monkeypatch, tmp_path, caplog, script, spec, may):
     """Workers import the main script: one without the guard would train in each of them."""
     main = types.ModuleType("__main__")
     main.__file__, main.__spec__ = str(tmp_path / "script.py"), spec
@@ -185,6 +191,15 @@ def test_auto_does_not_run_a_script_again(videos, monkeypatch, tmp_path, caplog,
     monkeypatch.setattr(feed, "num_cores", lambda: 4)
     assert workers(open_videos(videos)) == (3 if may else 0)
     assert ("workers need `if __name__" in caplog.text) != may
+    if not may:
+        with pytest.raises(InputError, match="^num_workers=2 cannot be honoured: workers need `if __name__"):
+            next(Feed(open_videos(videos), 2, num_workers=2).epoch(0))
+
+
+def test_workers_are_refused_a_data_set_that_cannot_be_sent(videos):
+    data = open_videos(videos, transform=lambda clip, seed: clip)
+    with pytest.raises(InputError, match="^num_workers=1 cannot be honoured: the data set cannot be sent"):
+        make_loader(data, 2, num_workers=1)
 
 
 @pytest.mark.gpu
