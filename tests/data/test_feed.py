@@ -192,13 +192,13 @@ def test_a_script_does_not_run_again(videos, monkeypatch, tmp_path, caplog, scri
     assert workers(open_videos(videos)) == (3 if may else 0)
     assert ("workers need `if __name__" in caplog.text) != may
     if not may:
-        with pytest.raises(InputError, match="^num_workers=2 cannot be honoured: workers need `if __name__"):
+        with pytest.raises(InputError, match=r"^num_workers=2 cannot be honoured: workers need `if __name__"):
             next(Feed(open_videos(videos), 2, num_workers=2).epoch(0))
 
 
 def test_workers_are_refused_a_data_set_that_cannot_be_sent(videos):
     data = open_videos(videos, transform=lambda clip, seed: clip)
-    with pytest.raises(InputError, match="^num_workers=1 cannot be honoured: the data set cannot be sent"):
+    with pytest.raises(InputError, match=r"^num_workers=1 cannot be honoured: the data set cannot be sent"):
         make_loader(data, 2, num_workers=1)
 
 
