@@ -41,7 +41,8 @@ def with_case(path: Path, case: str, rounds: int, tables: dict[str, dict[str, di
         InputError: it is there, and is no such file.
     """
     content = read_json(path) if path.exists() else {"measured on": IMITATED, "cases": {}}
-    if not isinstance(content, dict) or content.get("measured on") != IMITATED:
+    is_ours = isinstance(content, dict) and content.get("measured on") == IMITATED
+    if not is_ours or not isinstance(content.get("cases"), dict):
         raise InputError(f"{path} is no file of host times")
     content["cases"][case] = {"machine": machine(), "rounds": rounds, "tables": tables}
     return content

@@ -85,8 +85,8 @@ def _panel(record: Record, rows: list[str], axes: Any) -> None:
             if suffix:
                 style |= {"hatch": "////", "edgecolor": "white", "linewidth": 0}
             axes.barh(y, min(ms, limit), height, **style)
-            if high < limit:
-                axes.plot([low, high], [y, y], color="black", linewidth=1)
+            if ms <= limit:
+                axes.plot([low, min(high, limit)], [y, y], color="black", linewidth=1)
             over = (
                 "" if baseline + suffix not in providers else f"  {between(record, name, baseline + suffix).value:.2f}×"
             )

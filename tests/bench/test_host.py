@@ -7,7 +7,7 @@ import pytest
 pytest.importorskip("triton", reason="Triton is not installed")
 
 from bench.host import build
-from bench.host.run import measured, with_case
+from bench.host.run import IMITATED, measured, with_case
 from fe_adapter.errors import InputError
 from fe_adapter.files import read_json, write_json
 
@@ -34,9 +34,10 @@ def test_a_file_of_host_times_keeps_the_other_cases(tmp_path):
     cases = read_json(path)["cases"]
     assert {name: cases[name]["tables"]["a title"]["static"]["launches"] for name in cases} == {"layer": 5, "fit": 18}
     assert cases["fit"]["rounds"] == 3
-    write_json(path, {"records": []})
-    with pytest.raises(InputError, match=r"host\.json is no file of host times"):
-        with_case(path, "layer", 3, {})
+    for other in ({"records": []}, [], {"measured on": IMITATED}, {"measured on": IMITATED, "cases": []}):
+        write_json(path, other)
+        with pytest.raises(InputError, match=r"host\.json is no file of host times"):
+            with_case(path, "layer", 3, {})
 
 
 def test_what_is_missing_is_said(monkeypatch):

@@ -118,6 +118,10 @@ def test_plots_set_eager_beside_captured(tmp_path):
         "2.00  1.00×", "0.80  1.00×", "1.00  0.50×", "0.20  0.25×", "50.0  25.00× ▸",
     ]  # fmt: skip
     assert max(bar.get_width() for bar in axes.patches) < 3  # what is far slower does not hide the rest
+    wide = fake_gpu_run()
+    wide["records"][0]["providers"]["static"]["ms"] = [1.0, 1.0, 1.0, 9.0, 9.0]
+    (axes,) = plots.draw(wide)["layer-times"].axes
+    assert len(axes.lines) == len(axes.patches) - 1  # a whisker on every bar that is not cut off
     labels = [label.get_text() for label in figures["layer-designs"].axes[0].get_yticklabels()]
     assert labels == ["st-adapter", "static", "static gemm"]
 
