@@ -114,11 +114,8 @@ def evaluate(
         feed.epoch(), description, len(feed), transient=True, disable=not description, console=Console(stderr=True)
     )
     by_index: list[tuple[int, Tensor]] = []
-    was_training = model.training
-    model.eval()
     for indices, rows in classify(model, ((batch["index"], batch["video"]) for batch in shown), precision):
         by_index += zip(indices.tolist(), rows, strict=True)
-    model.train(was_training)
     gathered = dict(gather(by_index))  # a batch may be in several shards
     views = getattr(dataset, "num_views", 1)
     probability = torch.stack([gathered[index] for index in range(len(dataset))])

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fe_adapter.backbones.backbone import unwrapped
 from fe_adapter.checks import check_choice
@@ -54,20 +54,34 @@ def _classified(model: Any, batches: Iterable[tuple[Key, Tensor]], precision: st
 def classifying(model: Any, precision: str = "auto") -> Callable[[Callable[[Tensor], Tensor], Tensor], OnItsWay]:
     """``run(call, video)``: class probabilities out of the logits ``call(video)``, under way to the CPU; see `finite`.
 
-    ``call`` is ``model``, or gives its logits in another way; precision and temperature are those of `classify`.
+    ``call`` is ``model``, or gives its logits in another way; precision and temperature are those of `classify`. It
+    runs in evaluation mode, whatever mode ``model`` is in otherwise.
     """
     check_choice("precision", precision, ("auto", *PRECISIONS))
     autocast = _autocast(model, precision)
     inner: Any = unwrapped(model)
 
     def run(call: Callable[[Tensor], Tensor], video: Tensor) -> OnItsWay:
-        with torch.no_grad(), autocast():
+        with torch.no_grad(), autocast(), _evaluating(model):
             logits = call(video).float()
             is_finite = logits.isfinite().all(-1, keepdim=True)
             temperature = inner.temperatures() if hasattr(inner, "temperatures") else 1.0
             return OnItsWay((logits / temperature).softmax(-1).masked_fill(~is_finite, torch.nan))
 
     return run
+
+
+@contextlib.contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Within the context no module of ``model`` is in training mode, such as `fit` leaves it in."""
+    training = [module for module in model.modules() if module.training]
+    try:
+        for module in training:
+            module.training = False
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 class OnItsWay:

@@ -79,3 +79,16 @@ def test_the_precision_is_as_asked_for_and_else_the_devices_own():
         assert model.seen == [(expected, False)]
     with pytest.raises(InputError, match="precision='half' is not one of 'auto', 'no', 'bf16', 'fp16'"):
         classify(Told(), [], "half")
+
+
+def test_answers_are_those_of_evaluation_mode_and_modes_stay_as_they_were():
+    """`fit` leaves a model in training mode, in which its dropout would answer by chance."""
+    told = Told().train()
+    told.dropout, told.frozen = nn.Dropout(0.5), nn.Dropout(0.5).eval()
+    told.forward = lambda video: told.frozen(told.dropout(video))
+    logits = torch.arange(12.0).view(2, 6)
+    ((_, rows),) = classify(told, [(None, logits)])
+    torch.testing.assert_close(rows, logits.softmax(-1))
+    with pytest.raises(TypeError):
+        list(classify(told, [(None, None)]))
+    assert [told.training, told.dropout.training, told.frozen.training] == [True, True, False]
