@@ -147,6 +147,11 @@ def needs_host(policy: str) -> bool:
     return any(name == "offload" for name, _ in parse_policy(policy))
 
 
+def is_compilable(policy: str | None) -> bool:
+    """Whether `torch.compile` takes a policy; it has a budget of its own."""
+    return policy is None or all(_base(name) != "budget" for name, _ in parse_policy(policy))
+
+
 def moves_to_host(model: nn.Module) -> bool:
     """Whether blocks of ``model`` wait in the host's memory, by policy ``offload``."""
     arounds = (state.around for module in model.modules() if (state := get_state(module)) is not None)

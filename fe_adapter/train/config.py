@@ -9,7 +9,7 @@ import re
 from fe_adapter.checks import MAX_CLIPS, check_choice, check_count, check_num_workers
 from fe_adapter.errors import InputError
 from fe_adapter.memory.optimizers import check_optimizer
-from fe_adapter.memory.policies import parse_policy
+from fe_adapter.memory.policies import is_compilable, parse_policy
 from fe_adapter.models.inference import PRECISIONS
 
 CAPTURE = ("auto", "on", "off")
@@ -109,6 +109,8 @@ class TrainConfig:
             if self.loss != loss and getattr(self, name) != getattr(type(self), name):
                 raise InputError(f"{name} is of loss={loss!r}, and the loss is {self.loss!r}; leave it out")
         check_choice("precision", self.precision, tuple(PRECISIONS))
+        if self.compile and not is_compilable(self.memory_policy):
+            raise InputError(f"memory_policy={self.memory_policy!r} is not for compile, which has a budget of its own")
         if self.memory_policy is not None:
             parse_policy(self.memory_policy)
         check_optimizer(self.optimizer)

@@ -430,6 +430,7 @@ def test_a_place_that_cannot_be_written_to_is_refused(videos, tmp_path):
         ({"weight_decay": -1.0}, r"weight_decay=-1\.0 is not a number of at least 0"),
         ({"label_smoothing": 1.0}, "is outside"),
         ({"precision": "int8"}, "'int8' is not one of"),
+        ({"compile": True, "memory_policy": "bf16+budget=0.3"}, r"'bf16\+budget=0\.3' is not for compile"),
         ({"sampler": "random"}, "'random' is not one of"),
         ({"tracker": "paper"}, "'paper' is not one of"),
         ({"num_workers": -1}, "num_workers=-1 is too small"),
