@@ -40,9 +40,9 @@ def with_case(path: Path, case: str, rounds: int, tables: dict[str, dict[str, di
     Raises:
         InputError: it is there, and is no such file.
     """
-    content = read_json(path) if path.exists() else {"measured on": IMITATED, "cases": {}}
+    content: Any = read_json(path) if path.exists() else {"measured on": IMITATED, "cases": {}}
     is_ours = isinstance(content, dict) and content.get("measured on") == IMITATED
-    if not is_ours or not isinstance(content.get("cases"), dict):
+    if not is_ours or not isinstance(cases := content.get("cases"), dict):
         raise InputError(f"{path} is no file of host times")
-    content["cases"][case] = {"machine": machine(), "rounds": rounds, "tables": tables}
+    cases[case] = {"machine": machine(), "rounds": rounds, "tables": tables}
     return content
