@@ -92,13 +92,14 @@ class MemoryPlan:
         return {"budget": self.budget, "recommended": chosen, "advice": self.advice,
                 "rows": [dataclasses.asdict(row) | {"peak": row.peak} for row in self.rows]}  # fmt: skip
 
-    def pick(self, budget: int | None, approximate: bool = False) -> PlanRow | None:
+    def pick(self, budget: int | None, approximate: bool = False, only_captured: bool = False) -> PlanRow | None:
         """The cheapest policy whose peak is within ``budget`` bytes, of equals the smallest; None if there is none.
 
-        Where a graph does not fit, its steps may still fit launch by launch.
+        Where a graph does not fit, its steps may still fit launch by launch, but with ``only_captured``.
         """
         ours = [row for row in self.rows if row.policy is not None and (row.is_exact or approximate)]
-        ways = [*ours, *(row.eagerly() for row in ours if row.is_captured)]
+        captured = [row for row in ours if row.is_captured]
+        ways = captured if only_captured else [*ours, *(row.eagerly() for row in captured)]
         fitting = [row for row in ways if budget is None or row.peak <= budget]
         return min(fitting, key=lambda row: (row.relative_cost, row.peak), default=None)
 
@@ -162,6 +163,7 @@ def plan_memory(
     also: Sequence[str] = (),
     device: str = "cuda",
     capture: bool = True,
+    only_captured: bool = False,
     progress: Callable[[str], None] = lambda name: None,
 ) -> MemoryPlan:
     """Predict what a training step needs under every sensible policy, and pick the fastest that fits.
@@ -181,6 +183,7 @@ def plan_memory(
         device: "cuda" or "cpu": whose behaviour is predicted.
         capture: whether steps on "cuda" run as CUDA graphs, but for policy ``offload``, which cannot. What an H100 and
             its host would take is in `fe_adapter.memory.cost`.
+        only_captured: pick what runs as a CUDA graph, where any such policy fits.
         progress: called with the name of each row before it is counted.
 
     Raises:
@@ -239,7 +242,7 @@ def plan_memory(
         policy = f"{prefix}recompute_input"
         add(f"{policy}, only the last {len(_adapted_blocks(late))} blocks", inner_precision, policy, late)
     plan = MemoryPlan(tuple(rows), budget, None, "")
-    chosen = plan.pick(budget, approximate)
+    chosen = plan.pick(budget, approximate, only_captured) or plan.pick(budget, approximate)
     if chosen is not None:
         cost = f"a step costs {chosen.relative_cost:.2f} of full fine-tuning's"
         how = f", captured; {chosen.eager_cost:.2f} if it cannot be" if chosen.is_captured else ""

@@ -50,6 +50,7 @@ class MemoryBudget:
             also=() if recipe.memory_policy is None else (recipe.memory_policy,),
             device="cuda" if torch.cuda.is_available() else "cpu",
             capture=recipe.capture != "off",
+            only_captured=recipe.capture == "on",
         )
         if budget is None:  # start with what was asked for
             self.row = self.plan.find(recipe.memory_policy or "none", recipe.precision)

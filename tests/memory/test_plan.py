@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -93,6 +94,18 @@ def test_what_is_recommended_is_never_dominated(model, plan):
     assert not all(plan.is_dominated(row) for row in ours)
 
 
+def test_where_a_graph_is_asked_for_one_that_fits_is_picked(plan):
+    """As of large batches, for which a policy that keeps more may cost less without a graph than another one with it."""
+    rows = [dataclasses.replace(row, eager_cost=row.relative_cost / 2) for row in plan.rows]
+    large = dataclasses.replace(plan, rows=tuple(rows))
+    peaks = [row.peak for row in rows if row.policy and row.is_exact and row.is_captured]
+    assert not large.pick(min(peaks)).is_captured
+    found = large.pick(min(peaks), only_captured=True)
+    assert found.is_captured
+    assert found.peak == min(peaks)
+    assert large.pick(min(peaks) - 1, only_captured=True) is None
+
+
 def test_a_graph_has_a_pool_and_where_it_does_not_fit_steps_are_eager(model, plan):
     captured = [row for row in plan.rows if row.is_captured]
     assert {row.policy for row in plan.rows} - {row.policy for row in captured} == {"bf16+recompute_input+offload"}
@@ -104,7 +117,8 @@ def test_a_graph_has_a_pool_and_where_it_does_not_fit_steps_are_eager(model, pla
     assert chosen is not None
     assert not chosen.is_captured
     assert not any(row.is_captured for row in plan_memory(model, 4, device="cpu").rows)
-    eager = plan_memory(model, 16, precision="bf16", capture=False)
+    eager = plan_memory(model, 16, precision="bf16", capture=False, only_captured=True)
+    assert eager.recommended is not None
     assert not any(row.is_captured for row in eager.rows)
     assert [row.peak for row in eager.rows] == [row.estimate.peak for row in plan.rows]
 

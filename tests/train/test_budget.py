@@ -15,6 +15,7 @@ from tests.models.test_classifier import classifier
 @pytest.mark.parametrize("capture", ["on", "auto"])
 def test_a_plan_without_a_graph_refuses_one_that_is_asked_for(monkeypatch, capture):
     def plan_eager_steps(*arguments, **options):
+        assert options["only_captured"] == (capture == "on")
         plan = real(*arguments, **options | {"device": "cpu"})
         rows = [dataclasses.replace(row, is_captured=False) for row in plan.rows]
         recommended = dataclasses.replace(plan.recommended, is_captured=False)
