@@ -95,7 +95,7 @@ def test_what_is_recommended_is_never_dominated(model, plan):
 
 
 def test_where_a_graph_is_asked_for_one_that_fits_is_picked(plan):
-    """As of large batches, for which a policy that keeps more may cost less without a graph than another one with it."""
+    """Of large batches a policy that keeps more may cost less without a graph than another one with it."""
     rows = [dataclasses.replace(row, eager_cost=row.relative_cost / 2) for row in plan.rows]
     large = dataclasses.replace(plan, rows=tuple(rows))
     peaks = [row.peak for row in rows if row.policy and row.is_exact and row.is_captured]
