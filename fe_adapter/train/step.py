@@ -110,7 +110,8 @@ class _Graph:
         for p in parameters:
             if p.grad is None:
                 p.grad = torch.zeros_like(p)
-        state = [p.grad for p in parameters if p.grad is not None] + list(buffers)
+        state = [p.grad for p in parameters if p.grad is not None]
+        state += [b for b in buffers if not b.is_inference() and 0 not in b.stride()]  # others can't be written to
         before = [tensor.clone() for tensor in state]
         self._video, self._target = video.clone(), target.clone()
         self._weight = torch.ones((), device=video.device)
