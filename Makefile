@@ -8,7 +8,7 @@ demo: .venv/.demo
 	$(BIN)/fe-adapter demo
 
 test: .venv/.installed
-	$(BIN)/python -m pytest -n 2 --dist loadfile --benchmark-disable
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --benchmark-disable
 
 lint: .venv/.installed
 	$(BIN)/ruff check .

@@ -6,3 +6,10 @@ import os
 # times as long
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+LONGEST = ("test_docs.py", "test_interpreter.py")
+
+
+def pytest_collection_modifyitems(items):
+    """What takes longest begins first, or one process would still be at it when the others are done."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
