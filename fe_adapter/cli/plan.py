@@ -90,11 +90,16 @@ def _print(found: MemoryPlan, title: str) -> None:
         table.add_column(name, justify="left" if name == "" else "right", no_wrap=True)
     if is_captured:
         table.add_column("not captured", justify="right", no_wrap=True)
-    full = found.rows[0].peak
+    full, recommended = found.rows[0].peak, found.recommended
+    rows = []
     for row in found.rows:
+        rows.append(row)
+        if recommended is not None and recommended.name == row.eagerly().name != row.name:  # its graph does not fit
+            rows.append(recommended)
+    for row in rows:
         e = row.estimate
         sizes = [f"{n / 2**20:,.0f}" for n in (e.parameters, e.gradients, e.optimizer, e.saved, row.peak)]
-        chosen = found.recommended is not None and row.name == found.recommended.name
+        chosen = recommended is not None and row.name == recommended.name
         style = "bold" if chosen else "dim" if row.policy is not None and found.is_dominated(row) else None
         step = f"{row.relative_cost:.2f}x" if row.is_captured or not is_captured else "-"
         eager = [f"{row.eager_cost:.2f}x"] if is_captured else []

@@ -87,7 +87,12 @@ def _timm_forward(module: nn.Module, own: Callable, x: Tensor, **masks: Any) -> 
 
 def _attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, dropout: float, scale: float | None) -> Tensor:
     _refuse_cpu(q)
-    return _memory_efficient_attention()(q, k, v, attn_bias=bias, p=dropout, scale=scale)
+    try:
+        return _memory_efficient_attention()(q, k, v, attn_bias=bias, p=dropout, scale=scale)
+    except NotImplementedError:  # whose words are a page
+        raise InputError(
+            f"memory policy 'xformers' has no kernel here for heads of {q.shape[-1]} in {q.dtype}; use another policy"
+        ) from None
 
 
 def _memory_efficient_attention() -> Any:

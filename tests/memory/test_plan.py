@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import io
 import json
 
 import pytest
@@ -10,6 +12,7 @@ import torch
 
 from fe_adapter import FEAdapterConfig, VideoClassifier, estimate_memory
 from fe_adapter.cli import app as cli
+from fe_adapter.cli.plan import _print as print_plan
 from fe_adapter.errors import InputError
 from fe_adapter.memory.measure import measure_peak_memory
 from fe_adapter.memory.plan import parse_bytes, plan_memory
@@ -116,6 +119,11 @@ def test_a_graph_has_a_pool_and_where_it_does_not_fit_steps_are_eager(model, pla
     chosen = plan.pick(smallest, approximate=True)
     assert chosen is not None
     assert not chosen.is_captured
+    words = io.StringIO()
+    with contextlib.redirect_stdout(words):
+        print_plan(dataclasses.replace(plan, recommended=chosen), "")
+    (shown,) = [line for line in words.getvalue().splitlines() if f"{chosen.name} " in line]
+    assert f"{chosen.estimate.peak / 2**20:,.0f}" in shown
     assert not any(row.is_captured for row in plan_memory(model, 4, device="cpu").rows)
     eager = plan_memory(model, 16, precision="bf16", capture=False, only_captured=True)
     assert eager.recommended is not None

@@ -261,6 +261,11 @@ def test_xformers_attention(name, monkeypatch):
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))
         return nn.functional.scaled_dot_product_attention(q, k, v, attn_bias, p, scale=scale).transpose(1, 2)
 
+    def refuse(*_, **__):
+        raise NotImplementedError(
+            "No operator found for `memory_efficient_attention_forward` with inputs:\n  query ..."
+        )
+
     calls: list[torch.Size] = []
     for module in ("xformers", "xformers.ops"):
         monkeypatch.setitem(sys.modules, module, types.SimpleNamespace(memory_efficient_attention=stand_in))
@@ -275,6 +280,12 @@ def test_xformers_attention(name, monkeypatch):
     assert calls
     if name.startswith("timm"):  # counted as PyTorch's, which keeps as much
         assert estimate_memory(model, *x.shape) == estimate_memory(model, *x.shape, policy="none+full:0")
+    for module in ("xformers", "xformers.ops"):
+        monkeypatch.setitem(sys.modules, module, types.SimpleNamespace(memory_efficient_attention=refuse))
+    with pytest.raises(
+        InputError, match=r"^memory policy 'xformers' has no kernel here for heads of \d+ in torch.float32"
+    ):
+        model(x)
     apply_memory_policy(model, "none")
     calls.clear()
     gradients(model, x)
