@@ -13,17 +13,21 @@ from __future__ import annotations
 
 import functools
 import itertools
+import operator
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from fe_adapter.kernels.spec import PAD, AdapterSpec, ConvGradients, Weights
+from fe_adapter.ops.products import in_dtype
 
+_ALL_BUT_LAST = (0, 1, 2, 3)
 _CHUNK = 2**20  # elements of the clips whose interpolation is computed at a time: few operators, and still in cache
 
-Tap = tuple[int, int, int]
+Tap = tuple[int, ...]  # (t, h, w)
 Index = tuple[int | slice, ...]
 Part = tuple[tuple[int, int, int], ...]  # dimensions of which not all is meant: which, from where, how much
 
@@ -39,21 +43,25 @@ def cast(weights: Weights, dtype: torch.dtype) -> Tensor:
 
 def activated_rows(h: Tensor, weights: Weights, spec: AdapterSpec) -> Tensor:
     """``[φ(c) | 1 | 0 …]`` (B, T, L, R + PAD) of the hidden ``h`` (B, T, N, R), 0 on prefix rows."""
-    return _activated(h, weights, spec)[0]
+    return _activated(h, weights, spec, _by_tap(weights, spec))[0]
 
 
-def backward_activation(dphi: Tensor, h: Tensor, weights: Weights, spec: AdapterSpec) -> tuple[Tensor, Tensor, None]:
-    """`activated_rows` again, and the gradient ``dc`` of ``c`` by ``dphi``, that of ``φ(c)``."""
-    rows, c = _activated(h, weights, spec)
-    return rows, _activation_backward(dphi, c, spec.activation), None
+def backward_activation(
+    dphi: Tensor, h: Tensor, weights: Weights, spec: AdapterSpec
+) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+    """`activated_rows` again; the gradient ``dc`` of ``c`` by ``dphi``, that of ``φ(c)``; and the taps."""
+    by_tap = _by_tap(weights, spec)
+    rows, c = _activated(h, weights, spec, by_tap)
+    return rows, _activation_backward(dphi, c, spec.activation), by_tap
 
 
 def backward_hidden(
-    dc: Tensor, h: Tensor, weights: Weights, spec: AdapterSpec, out: Tensor, state: None
+    dc: Tensor, h: Tensor, weights: Weights, spec: AdapterSpec, out: Tensor, state: tuple[Tensor, ...]
 ) -> ConvGradients:
     """Write the gradient ``dh`` by ``dc`` into the first R columns of ``out``'s patch rows; returns the others."""
-    dh = out[..., : h.shape[-1]]
-    dconv, ddilation, ddilation_bias = _conv_backward(dc, h, weights, spec, out=dh[:, :, spec.num_prefix_tokens :])
+    P, N, R = spec.num_prefix_tokens, *h.shape[2:]
+    dh = out.narrow(3, 0, R)
+    dconv, ddilation, ddilation_bias = _conv_backward(dc, h, weights, spec, state, out=dh.narrow(2, P, N))
     return ConvGradients(
         conv=dconv,
         conv_bias=dc.sum((0, 1, 2), dtype=spec.accumulate_dtype),
@@ -63,20 +71,20 @@ def backward_hidden(
     )
 
 
-def _activated(h: Tensor, weights: Weights, spec: AdapterSpec) -> tuple[Tensor, Tensor | None]:
+def _activated(
+    h: Tensor, weights: Weights, spec: AdapterSpec, by_tap: tuple[Tensor, ...]
+) -> tuple[Tensor, Tensor | None]:
     """φ(c) as (B, T, L, R + PAD) with the column of ones, and c (B, T, N, R) where φ's derivative needs it."""
     (B, T, N, R), P = h.shape, spec.num_prefix_tokens
-    rows = h.new_empty(B, T, P + N, R + PAD)
-    rows.narrow(2, 0, P).zero_()
-    rows.narrow(3, R, PAD).zero_()
-    of_patches = rows.narrow(2, P, N)
-    of_patches.select(3, R).fill_(1)
-    patches = of_patches.narrow(3, 0, R)
+    L, C = P + N, R + PAD
+    rows = h.new_zeros(B, T, L, C)
+    rows.as_strided((B * T, N), (L * C, C), P * C + R).fill_(1)
+    patches = rows.as_strided((B, T, N, R), (T * L * C, L * C, C, 1), P * C)
     if spec.activation == "identity" and h.dtype == spec.accumulate_dtype:
-        _conv(h, weights, spec, out=patches)
+        _conv(h, weights, spec, by_tap, out=patches)
         return rows, None
     c = torch.empty_like(h, dtype=spec.accumulate_dtype)
-    _conv(h, weights, spec, out=c)
+    _conv(h, weights, spec, by_tap, out=c)
     patches.copy_(_activate(c, spec.activation))
     return rows, c
 
@@ -104,71 +112,78 @@ def _activation_backward(g: Tensor, c: Tensor | None, activation: str) -> Tensor
     return torch.ops.aten.silu_backward(g, c)
 
 
-def _conv(h: Tensor, weights: Weights, spec: AdapterSpec, out: Tensor) -> None:
+def _conv(h: Tensor, weights: Weights, spec: AdapterSpec, by_tap: tuple[Tensor, ...], out: Tensor) -> None:
     """Write the convolution c of ``h``, both (B, T, N, R), into ``out``, computing in ``out``'s dtype."""
-    w, source, c = _taps_last(weights.conv, out.dtype), _on_grid(h.to(out.dtype), spec), _on_grid(out, spec)
-    by_tap = w.flatten(0, 2).unbind()
-    torch.addcmul(weights.conv_bias.to(out.dtype), source, by_tap[_number(_own(w, spec), w)], out=c)
-    for i, here, there in _integer_taps(w, c, spec, weights):
+    kernel, taps = weights.conv.shape[2:], _integer_taps(h, weights, spec)
+    h = in_dtype(h, out.dtype)
+    source, c = _on_grid(h, taps.grid), _on_grid(out, taps.grid)
+    torch.addcmul(in_dtype(weights.conv_bias, out.dtype), source, by_tap[taps.own], out=c)
+    for i, here, there in taps.others:
         _part(c, here).addcmul_(_part(source, there), by_tap[i])
     if weights.dilation is not None:
-        d, _ = predict_dilation(h.to(out.dtype), weights, spec)
-        for tap, _, near, far, z in _interpolating_taps(w, _on_grid(d, spec), spec):
-            c[near].addcmul_(_by_frame(torch.bmm(_hat(z), _by_position(source[far])), c[near]), w[tap])
+        d, _ = predict_dilation(h, weights, spec)
+        for tap, _, near, far, z in _interpolating_taps(kernel, _on_grid(d, taps.grid), h.shape[-1], spec):
+            values = _by_frame(torch.bmm(_hat(z), _by_position(source[far])), c[near])
+            c[near].addcmul_(values, by_tap[_number(tap, kernel)])
 
 
 def _conv_backward(
-    dc: Tensor, h: Tensor, weights: Weights, spec: AdapterSpec, out: Tensor
+    dc: Tensor, h: Tensor, weights: Weights, spec: AdapterSpec, by_tap: tuple[Tensor, ...], out: Tensor
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Write the gradient of ``h`` into ``out``; return those of the taps, of the dilation's weight and of its bias.
 
     ``dc``, ``h`` and ``out`` are (B, T, N, R). Sums are taken in ``spec.accumulate_dtype``.
     """
-    dtype = spec.accumulate_dtype
-    h = h.to(dtype)
-    w, source, g = _taps_last(weights.conv, dtype), _on_grid(h, spec), _on_grid(dc.to(dtype), spec)
-    dh = _on_grid(out, spec) if out.dtype == dtype else torch.empty_like(g)
+    dtype, kernel, taps = spec.accumulate_dtype, weights.conv.shape[2:], _integer_taps(h, weights, spec)
+    h = in_dtype(h, dtype)
+    source, g = _on_grid(h, taps.grid), _on_grid(in_dtype(dc, dtype), taps.grid)
+    dh = _on_grid(out, taps.grid) if out.dtype == dtype else torch.empty_like(g)
     product = torch.empty_like(g)
-    own, present = _own(w, spec), spec.present(3)
-    by_tap, nothing = w.flatten(0, 2).unbind(), w.new_zeros(w.shape[-1])
-    gradients = [nothing] * len(by_tap)
-    torch.mul(g, by_tap[_number(own, w)], out=dh)
-    gradients[_number(own, w)] = _dot(g, source, product)
-    for i, here, there in _integer_taps(w, g, spec, weights):
+    dw = h.new_zeros(len(by_tap), h.shape[-1])
+    gradients = dw.unbind()
+    torch.mul(g, by_tap[taps.own], out=dh)
+    _dot(g, source, product, out=gradients[taps.own])
+    for i, here, there in taps.others:
         g_here = _part(g, here)
         _part(dh, there).addcmul_(g_here, by_tap[i])
-        gradients[i] = _dot(g_here, _part(source, there), product)
-    dw = torch.stack(gradients).view(w.shape)
+        _dot(g_here, _part(source, there), product, out=gradients[i])
 
     ddilation = ddilation_bias = None
     if weights.dilation is not None:
         d, d_slope = predict_dilation(h, weights, spec)
-        dd = torch.zeros_like(d)
-        for tap, k, near, far, z in _interpolating_taps(w, _on_grid(d, spec), spec):
+        dd, present = torch.zeros_like(d), spec.present(3)
+        for tap, k, near, far, z in _interpolating_taps(kernel, _on_grid(d, taps.grid), h.shape[-1], spec):
+            i = _number(tap, kernel)
             u, gc, hat = _by_position(source[far]), _by_position(g[near]), _hat(z)
-            dv = gc * w[tap]  # the gradient of the interpolated values
-            dw[tap] += (gc * torch.bmm(hat, u)).sum((0, 1))
+            dv = gc * by_tap[i]  # the gradient of the interpolated values
+            gradients[i].add_((gc * torch.bmm(hat, u)).sum((0, 1)))
             dh[far] += _by_frame(torch.bmm(hat.transpose(1, 2), dv), dh[far])
             dtau = (_hat_slope(z) * torch.bmm(dv, u.transpose(1, 2))).sum(-1, keepdim=True)  # (n, T, 1)
-            d_here = _on_grid(dd, spec)[near]
+            d_here = _on_grid(dd, taps.grid)[near]
             d_here += k * _by_frame(dtau, d_here[..., None])[..., 0]
         da = dd * d_slope
         reads = da.new_zeros(*da.shape, 3)  # [..., n, j]: the gradient of the prediction that read frame n by tap j
         for j in range(3):
             by, read = _overlap(da.shape[1], j - present)
             reads[:, read, :, j] = da[:, by]
-        dh += _on_grid(reads @ weights.dilation.to(dtype), spec)
+        dh += _on_grid(reads @ in_dtype(weights.dilation, dtype), taps.grid)
         ddilation = reads.flatten(0, 2).t() @ h.flatten(0, 2)
         ddilation_bias = da.sum().reshape(1)
     if dh.dtype != out.dtype:
-        _on_grid(out, spec).copy_(dh)
-    return dw.movedim(-1, 0)[:, None], ddilation, ddilation_bias
+        _on_grid(out, taps.grid).copy_(dh)
+    return dw.t().reshape(weights.conv.shape), ddilation, ddilation_bias
 
 
-def _dot(a: Tensor, b: Tensor, buffer: Tensor) -> Tensor:
+def _dot(a: Tensor, b: Tensor, buffer: Tensor, out: Tensor) -> None:
     """``Σ a·b`` over all dimensions but the last; the product lies without gaps in ``buffer``, for a fast sum."""
-    product = buffer.view(-1)[: a.numel()].view(a.shape)
-    return torch.mul(a, b, out=product).sum((0, 1, 2, 3))
+    product = buffer.as_strided(a.shape, _gapless(a.shape))
+    torch.sum(torch.mul(a, b, out=product), _ALL_BUT_LAST[: a.dim() - 1], out=out)
+
+
+@functools.lru_cache(256)
+def _gapless(shape: torch.Size) -> tuple[int, ...]:
+    """The strides of a contiguous tensor."""
+    return tuple(itertools.accumulate(reversed(shape[1:]), operator.mul, initial=1))[::-1]
 
 
 def predict_dilation(h: Tensor, weights: Weights, spec: AdapterSpec) -> tuple[Tensor, Tensor]:
@@ -190,18 +205,13 @@ def predict_dilation(h: Tensor, weights: Weights, spec: AdapterSpec) -> tuple[Te
     return d, slope
 
 
-def _on_grid(z: Tensor, spec: AdapterSpec) -> Tensor:
-    return z.view(*z.shape[:2], *spec.grid_size, *z.shape[3:])  # (B, T, N, …) -> (B, T, H, W, …)
+def _on_grid(z: Tensor, grid: Tap | None) -> Tensor:
+    return z if grid is None else z.view(*z.shape[:2], *grid, *z.shape[3:])  # (B, T, N, …) -> (B, T, H, W, …)
 
 
-def _taps_last(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    return weight.to(dtype)[:, 0].movedim(0, -1).contiguous()  # (R, 1, K, kh, kw) -> (K, kh, kw, R)
-
-
-def _own(w: Tensor, spec: AdapterSpec) -> Tap:
-    """The tap that reads the patch itself."""
-    K, kh, kw, _ = w.shape
-    return spec.present(K), kh // 2, kw // 2
+def _by_tap(weights: Weights, spec: AdapterSpec) -> tuple[Tensor, ...]:
+    """(R, 1, K, kh, kw) as K·kh·kw of (R,), in the dtype in which convolutions are computed."""
+    return in_dtype(weights.conv, spec.accumulate_dtype).flatten(1).t().contiguous().unbind()
 
 
 def _overlap(size: int, shift: int) -> tuple[slice, slice]:
@@ -210,9 +220,9 @@ def _overlap(size: int, shift: int) -> tuple[slice, slice]:
     return slice(max(0, -shift), size - max(0, shift)), slice(max(0, shift), size - max(0, -shift))
 
 
-def _number(tap: Tap, w: Tensor) -> int:
+def _number(tap: Tap, kernel: Tap) -> int:
     """Which of all taps it is."""
-    _, kh, kw, _ = w.shape
+    _, kh, kw = kernel
     return (tap[0] * kh + tap[1]) * kw + tap[2]
 
 
@@ -222,20 +232,31 @@ def _part(z: Tensor, part: Part) -> Tensor:
     return z
 
 
-def _integer_taps(w: Tensor, z: Tensor, spec: AdapterSpec, weights: Weights) -> tuple[tuple[int, Part, Part], ...]:
-    """(number of the tap, outputs, sources) of all taps that read whole frames, `_own` left out."""
-    kernel, grid, own = tuple(w.shape[:3]), tuple(z.shape[1:4]), _own(w, spec)
-    return _parts_of_taps(kernel, grid, spec.dilation, own, dynamic=weights.dilation is not None)
+class _Taps(NamedTuple):
+    """Those that read whole frames.
+
+    Args:
+        grid: (H, W) of the patches; None where neither taps nor interpolation ask for it.
+        own: the number of the tap that reads the patch itself.
+        others: of each its number, the outputs it adds to and the sources it reads.
+    """
+
+    grid: Tap | None
+    own: int
+    others: tuple[tuple[int, Part, Part], ...]
+
+
+def _integer_taps(h: Tensor, weights: Weights, spec: AdapterSpec) -> _Taps:
+    is_dynamic, kernel, T = weights.dilation is not None, weights.conv.shape[2:], h.shape[1]
+    return _taps(kernel, (T, *spec.grid_size), spec.dilation, spec.present(kernel[0]), is_dynamic)
 
 
 @functools.lru_cache(256)
-def _parts_of_taps(
-    kernel: Tap, grid: Tap, distances: Tap, own: Tap, dynamic: bool
-) -> tuple[tuple[int, Part, Part], ...]:
-    found = []
+def _taps(kernel: Tap, grid: Tap, distances: Tap, present: int, is_dynamic: bool) -> _Taps:
+    own, found = (present, kernel[1] // 2, kernel[2] // 2), []
     numbers = itertools.product(*map(range, kernel))
     for number, tap in enumerate(numbers):
-        if tap == own or (dynamic and tap[0] != own[0]):
+        if tap == own or (is_dynamic and tap[0] != present):
             continue
         outputs, sources = [], []
         for dim, (size, k, o, distance) in enumerate(zip(grid, tap, own, distances, strict=True), 1):
@@ -244,15 +265,18 @@ def _parts_of_taps(
                 outputs.append((dim, min(max(0, -shift), size), length))
                 sources.append((dim, min(max(0, shift), size), length))
         found.append((number, tuple(outputs), tuple(sources)))
-    return tuple(found)
+    is_flat = tuple(kernel[1:]) == (1, 1) and not is_dynamic
+    return _Taps(None if is_flat else grid[1:], _number(own, kernel), tuple(found))
 
 
-def _interpolating_taps(w: Tensor, d: Tensor, spec: AdapterSpec) -> Iterator[tuple[Tap, int, Index, Index, Tensor]]:
+def _interpolating_taps(
+    kernel: Tap, d: Tensor, R: int, spec: AdapterSpec
+) -> Iterator[tuple[Tap, int, Index, Index, Tensor]]:
     """(tap, k, outputs, sources, z) of the taps at real-valued frames, a few clips at a time.
 
     ``d`` is (B, T, H, W); ``z`` (n, T, T) holds τ_k[t] − n for each of the n positions among the outputs.
     """
-    (K, kh, kw, R), (B, T, H, W) = w.shape, d.shape
+    (K, kh, kw), (B, T, H, W) = kernel, d.shape
     frames = torch.arange(T, dtype=d.dtype, device=d.device)
     num_clips, present = max(1, _CHUNK // (T * H * W * R)), spec.present(K)
     for b, k in itertools.product(range(0, B, num_clips), range(-present, K - present)):

@@ -64,13 +64,13 @@ class Products:
         if torch.is_autocast_enabled(x.device.type):
             with torch.autocast(x.device.type, enabled=False):
                 return self.forward(x, weights, keeps_x)
-        shape, x = x.shape, x.view(self._shape)
-        spec, rounded = self._spec, x.to(self._spec.compute_dtype) if keeps_x else None
+        given, spec, shape = as_frames(x), self._spec, x.shape
+        kept = in_dtype(given, spec.compute_dtype)
         weights, cast = self._in_compute_dtype(weights, None)
-        h = down(x if rounded is None else rounded, weights, spec)
+        h = down(kept, self._shape[0], weights, spec)
         rows = self._convolution.activated_rows(h, weights, spec)
-        y = torch.ops.aten._unsafe_view(_add_product(x, rows, _up_with_bias(weights), spec), shape)  # no view, no copy
-        return y, h, rounded if rounded is None else rounded.view(shape), cast
+        y = _add_product(given, rows, _up_with_bias(weights), spec, shape)
+        return y, h, kept.view(shape) if keeps_x else None, cast
 
     def backward(
         self,
@@ -92,29 +92,29 @@ class Products:
                 return self.backward(dy, x, y, h, cast, weights, needs_dx)
         spec, convolution, dtype = self._spec, self._convolution, weights.down.dtype
         weights, _ = self._in_compute_dtype(weights, cast)
-        shape, dy = dy.shape, dy.reshape(self._shape)
-        x, y = (None if z is None else z.view(self._shape) for z in (x, y))
+        shape, given, D = dy.shape, as_frames(dy), dy.shape[-1]
+        dy = in_dtype(given, spec.compute_dtype).contiguous()
         if h is None:
             assert x is not None
-            h = down(x, weights, spec)
-        dy_rows = flat(dy, spec)
-        dphi = activation_gradient(dy_rows.view(dy.shape), weights, spec)
+            h = down(as_frames(x), self._shape[0], weights, spec)
+        dphi = activation_gradient(dy, self._shape[0], weights, spec)
         rows, dc, state = convolution.backward_activation(dphi, h, weights, spec)
         if x is None:
             assert y is not None
-            x = remove_product(y, rows, weights, spec)
-        dup = product(dy_rows.t(), rows.flatten(0, 2), dtype)
+            x = remove_product(as_frames(y), rows, weights, spec)
+        dup = product(dy.view(-1, D).t(), rows.flatten(0, 2), dtype)
         conv = convolution.backward_hidden(dc, h, weights, spec, rows, state)
         R = h.shape[-1]
-        dh = rows[..., :R]  # took the place of φ(c), which is no longer needed; its prefix rows are zero already
-        dx = _add_product(dy, dh, weights.down, spec).view(shape) if needs_dx else None
+        dh = rows.narrow(3, 0, R)  # took the place of φ(c), which is no longer needed; its prefix rows are zero already
+        dx = _add_product(given, dh, weights.down, spec, shape) if needs_dx else None
+        x_rows = in_dtype(x, spec.compute_dtype).reshape(-1, D)
         gradients = Weights(
-            down=product(dh.flatten(0, 2).t(), flat(x, spec), dtype),
+            down=product(dh.flatten(0, 2).t(), x_rows, dtype),
             down_bias=conv.down_bias,
             conv=conv.conv,
             conv_bias=conv.conv_bias,
-            up=dup.narrow(1, 0, R).clone(memory_format=torch.contiguous_format),
-            up_bias=dup.select(1, R).clone(),
+            up=dup.narrow(1, 0, R).contiguous(),
+            up_bias=dup.select(1, R).contiguous(),
             dilation=conv.dilation,
             dilation_bias=conv.dilation_bias,
         )
@@ -124,39 +124,44 @@ class Products:
 
     def _in_compute_dtype(self, weights: Weights, cast: Tensor | None) -> tuple[Weights, Tensor | None]:
         if weights.down.dtype == self._spec.compute_dtype:
-            return weights.to(self._spec.compute_dtype), None
+            return weights, None
         if cast is None:
             cast = self._convolution.cast(weights, self._spec.compute_dtype)
         return weights.views(cast), cast
 
 
-def down(x: Tensor, weights: Weights, spec: AdapterSpec) -> Tensor:
-    """``h`` (B, T, N, R) of the patch tokens of ``x``."""
-    B, T, L, D = x.shape
+def as_frames(x: Tensor) -> Tensor:
+    """(B, T, L, D) or (B*T, L, D) as the latter."""
+    return x if x.dim() == 3 else x.flatten(0, 1)
+
+
+def in_dtype(z: Tensor, dtype: torch.dtype) -> Tensor:
+    """``z`` in ``dtype``; where it is that, PyTorch takes the host several times as long to find out."""
+    return z if z.dtype == dtype else z.to(dtype)
+
+
+def down(x: Tensor, num_clips: int, weights: Weights, spec: AdapterSpec) -> Tensor:
+    """``h`` (B, T, N, R) of the patch tokens of ``x`` (B*T, L, D), which is in the compute dtype."""
+    BT, L, D = x.shape
     P, R = spec.num_prefix_tokens, weights.down.shape[0]
-    patches = x.narrow(2, P, L - P).to(spec.compute_dtype).flatten(0, 1)
-    return torch.baddbmm(weights.down_bias, patches, weights.down.t().expand(B * T, D, R)).view(B, T, L - P, R)
+    h = torch.baddbmm(weights.down_bias, x.narrow(1, P, L - P), weights.down.t().expand(BT, D, R))
+    return h.view(num_clips, BT // num_clips, L - P, R)
 
 
-def activation_gradient(dy: Tensor, weights: Weights, spec: AdapterSpec) -> Tensor:
-    """``dφ`` = dy·Wu (B, T, N, R) of the patch tokens; ``dy`` is in the compute dtype."""
-    B, T, L, D = dy.shape
+def activation_gradient(dy: Tensor, num_clips: int, weights: Weights, spec: AdapterSpec) -> Tensor:
+    """``dφ`` = dy·Wu (B, T, N, R) of the patch tokens of ``dy`` (B*T, L, D), which is in the compute dtype."""
+    BT, L, D = dy.shape
     P, R = spec.num_prefix_tokens, weights.up.shape[1]
-    patches = dy.narrow(2, P, L - P).flatten(0, 1)
-    return torch.bmm(patches, weights.up.expand(B * T, D, R)).view(B, T, L - P, R)
+    dphi = torch.bmm(dy.narrow(1, P, L - P), weights.up.expand(BT, D, R))
+    return dphi.view(num_clips, BT // num_clips, L - P, R)
 
 
 def remove_product(y: Tensor, rows: Tensor, weights: Weights, spec: AdapterSpec, is_rounded: bool = True) -> Tensor:
-    """``x`` again, from ``y`` and ``[φ(c) | 1 | 0 …]``; half an ulp of ``y`` off.
+    """``x`` (B*T, L, D) again, from ``y`` like it and ``[φ(c) | 1 | 0 …]``; half an ulp of ``y`` off.
 
     ``is_rounded``: whether the product was rounded to the compute dtype before a wider ``x`` was added to it.
     """
-    return _add_product(y, rows, _up_with_bias(weights), spec, sign=-1, is_rounded=is_rounded)
-
-
-def flat(x: Tensor, spec: AdapterSpec) -> Tensor:
-    """(B, T, L, D) as the matrix (B·T·L, D) of a product."""
-    return x.to(spec.compute_dtype).reshape(-1, x.shape[-1])
+    return _add_product(y, rows, _up_with_bias(weights), spec, y.shape, sign=-1, is_rounded=is_rounded)
 
 
 def product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
@@ -181,8 +186,8 @@ def _has_wide_products(dtype: torch.dtype, device: torch.device) -> bool:
 
 def _up_with_bias(weights: Weights) -> Tensor:
     """[Wu | bu | 0]ᵀ (R + PAD, D)."""
-    up = torch.cat([weights.up, weights.up_bias[:, None]], dim=1)
-    return torch.constant_pad_nd(up, (0, PAD - 1)).t()
+    zeros = weights.up.new_zeros(len(weights.up), PAD - 1)
+    return torch.cat((weights.up, weights.up_bias.unsqueeze(1), zeros), 1).t()
 
 
 def _product_in_f32(rows: Tensor, matrix: Tensor) -> Tensor:
@@ -192,15 +197,23 @@ def _product_in_f32(rows: Tensor, matrix: Tensor) -> Tensor:
 
 
 def _add_product(
-    x: Tensor, rows: Tensor, matrix: Tensor, spec: AdapterSpec, sign: int = 1, is_rounded: bool = True
+    x: Tensor,
+    rows: Tensor,
+    matrix: Tensor,
+    spec: AdapterSpec,
+    shape: torch.Size,
+    sign: int = 1,
+    is_rounded: bool = True,
 ) -> Tensor:
-    """``x ± rows @ matrix`` (B, T, L, D) in the dtype of ``x``, whose prefix tokens come back bit-identical."""
-    P, base, rows = spec.num_prefix_tokens, x.reshape(-1, x.shape[-1]), rows.flatten(0, 2)
-    if base.dtype == rows.dtype:
-        y = torch.addmm(base, rows, matrix, alpha=sign)
+    """``x ± rows @ matrix`` of ``shape``, in the dtype of ``x`` (B*T, L, D), whose prefix tokens are bit-identical."""
+    P, D, rows = spec.num_prefix_tokens, x.shape[-1], rows.flatten(0, 2)
+    y = x.new_empty(shape)
+    base, out = x.reshape(-1, D), y.view(-1, D)
+    if x.dtype == rows.dtype:
+        torch.addmm(base, rows, matrix, alpha=sign, out=out)
     else:
         product = rows @ matrix if is_rounded else _product_in_f32(rows, matrix)
-        y = torch.add(base, product, alpha=sign).to(x.dtype)
-    y = y.view(x.shape)
-    y.narrow(2, 0, P).copy_(x.narrow(2, 0, P))
+        torch.add(base, product, alpha=sign, out=out)
+    if P:
+        as_frames(y).narrow(1, 0, P).copy_(x.narrow(1, 0, P))
     return y
