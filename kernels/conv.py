@@ -131,7 +131,7 @@ def activated_rows(h: Tensor, weights: Weights, spec: AdapterSpec) -> Tensor:
     """``[φ(c) | 1 | 0 …]`` (B, T, L, R + PAD) in the dtype of ``h`` (B, T, N, R); see the module's text."""
     _, T, N, R = h.shape
     P, plan = spec.num_prefix_tokens, conv_plan(R, weights.conv.shape[2:])
-    rows = scratch.activated_rows(h, spec)
+    rows, weights = scratch.activated_rows(h, spec), weights.alone()
     launch(
         _conv_fwd_kernel, (scratch.token_programs(h, P, plan.BLOCK_M),),
         (h, weights.conv, weights.conv_bias, weights.dilation, weights.dilation_bias, rows),
@@ -149,6 +149,7 @@ def backward_activation(
     P, plan = spec.num_prefix_tokens, conv_plan(R, weights.conv.shape[2:])
     programs = scratch.token_programs(h, P, plan.BLOCK_M)
     rows, state = scratch.activated_rows(h, spec), scratch.conv_scratch(h, weights, programs)
+    weights = weights.alone()
     launch(
         _conv_bwd_activation_kernel, (programs,),
         (dphi, h, weights.conv, weights.conv_bias, weights.dilation, weights.dilation_bias, rows, dphi, state.d,
@@ -167,7 +168,7 @@ def backward_hidden(
     P, plan = spec.num_prefix_tokens, conv_plan(R, weights.conv.shape[2:])
     programs = scratch.token_programs(h, 0, plan.BLOCK_M)
     sums_h = scratch.hidden_sums(h, programs)
-    options = conv_flags(weights, spec) | plan.options()
+    options, weights = conv_flags(weights, spec) | plan.options(), weights.alone()
     del options["HAS_MAX"]
     launch(
         _conv_bwd_hidden_kernel, (programs,),

@@ -42,7 +42,7 @@ class Fused:
         cast = None if launches.cast is None else launches.cast(weights)
         rounded = x.to(self._spec.compute_dtype)
         with torch.autocast(self._device_type, enabled=False):
-            h = products.down(products.as_frames(rounded), self._shape[0], weights.views(cast), self._spec)
+            h = products.down(products.as_frames(rounded), self._shape[:2], weights.views(cast), self._spec)
         y, h, _, _ = launches.forward(x, weights, False, h, cast)
         return y, h, rounded if keeps_x else None, cast
 
@@ -69,12 +69,12 @@ class Fused:
             dy = dy.clone(memory_format=torch.contiguous_format)
         if h is None:
             assert x is not None
-            h = products.down(products.as_frames(x), self._shape[0], weights.views(cast), spec)
+            h = products.down(products.as_frames(x), self._shape[:2], weights.views(cast), spec)
         dy_rows, dphi = dy, None
         if self._is_tail:
             dy_rows = dy.to(spec.compute_dtype)
             frames = products.as_frames(dy_rows)
-            dphi = products.activation_gradient(frames, self._shape[0], weights.views(cast), spec)
+            dphi = products.activation_gradient(frames, self._shape[:2], weights.views(cast), spec)
         dx, rows, dh_columns, rounded, sums = launches.backward(dy, dphi, h, weights, cast, needs_dx)
         if x is None:
             assert y is not None

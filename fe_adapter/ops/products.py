@@ -67,7 +67,7 @@ class Products:
         given, spec, shape = as_frames(x), self._spec, x.shape
         kept = in_dtype(given, spec.compute_dtype)
         weights, cast = self._in_compute_dtype(weights, None)
-        h = down(kept, self._shape[0], weights, spec)
+        h = down(kept, self._shape[:2], weights, spec)
         rows = self._convolution.activated_rows(h, weights, spec)
         y = _add_product(given, rows, _up_with_bias(weights), spec, shape)
         return y, h, kept.view(shape) if keeps_x else None, cast
@@ -92,22 +92,22 @@ class Products:
                 return self.backward(dy, x, y, h, cast, weights, needs_dx)
         spec, convolution, dtype = self._spec, self._convolution, weights.down.dtype
         weights, _ = self._in_compute_dtype(weights, cast)
-        shape, given, D = dy.shape, as_frames(dy), dy.shape[-1]
+        shape, given = dy.shape, as_frames(dy)
         dy = in_dtype(given, spec.compute_dtype).contiguous()
         if h is None:
             assert x is not None
-            h = down(as_frames(x), self._shape[0], weights, spec)
-        dphi = activation_gradient(dy, self._shape[0], weights, spec)
+            h = down(as_frames(x), self._shape[:2], weights, spec)
+        dphi = activation_gradient(dy, self._shape[:2], weights, spec)
         rows, dc, state = convolution.backward_activation(dphi, h, weights, spec)
         if x is None:
             assert y is not None
             x = remove_product(as_frames(y), rows, weights, spec)
-        dup = product(dy.view(-1, D).t(), rows.flatten(0, 2), dtype)
+        dup = product(dy.flatten(0, 1).t(), rows.flatten(0, 2), dtype)
         conv = convolution.backward_hidden(dc, h, weights, spec, rows, state)
         R = h.shape[-1]
         dh = rows.narrow(3, 0, R)  # took the place of φ(c), which is no longer needed; its prefix rows are zero already
         dx = _add_product(given, dh, weights.down, spec, shape) if needs_dx else None
-        x_rows = in_dtype(x, spec.compute_dtype).reshape(-1, D)
+        x_rows = in_dtype(x, spec.compute_dtype).flatten(0, -2)
         gradients = Weights(
             down=product(dh.flatten(0, 2).t(), x_rows, dtype),
             down_bias=conv.down_bias,
@@ -140,20 +140,20 @@ def in_dtype(z: Tensor, dtype: torch.dtype) -> Tensor:
     return z if z.dtype == dtype else z.to(dtype)
 
 
-def down(x: Tensor, num_clips: int, weights: Weights, spec: AdapterSpec) -> Tensor:
-    """``h`` (B, T, N, R) of the patch tokens of ``x`` (B*T, L, D), which is in the compute dtype."""
+def down(x: Tensor, clips: torch.Size, weights: Weights, spec: AdapterSpec) -> Tensor:
+    """``h`` (B, T, N, R) of the patch tokens of ``x`` (B*T, L, D), in the compute dtype; ``clips`` is (B, T)."""
     BT, L, D = x.shape
     P, R = spec.num_prefix_tokens, weights.down.shape[0]
     h = torch.baddbmm(weights.down_bias, x.narrow(1, P, L - P), weights.down.t().expand(BT, D, R))
-    return h.view(num_clips, BT // num_clips, L - P, R)
+    return h.view(*clips, L - P, R)
 
 
-def activation_gradient(dy: Tensor, num_clips: int, weights: Weights, spec: AdapterSpec) -> Tensor:
-    """``dφ`` = dy·Wu (B, T, N, R) of the patch tokens of ``dy`` (B*T, L, D), which is in the compute dtype."""
+def activation_gradient(dy: Tensor, clips: torch.Size, weights: Weights, spec: AdapterSpec) -> Tensor:
+    """``dφ`` = dy·Wu (B, T, N, R) of the patch tokens of ``dy`` (B*T, L, D), likewise."""
     BT, L, D = dy.shape
     P, R = spec.num_prefix_tokens, weights.up.shape[1]
     dphi = torch.bmm(dy.narrow(1, P, L - P), weights.up.expand(BT, D, R))
-    return dphi.view(num_clips, BT // num_clips, L - P, R)
+    return dphi.view(*clips, L - P, R)
 
 
 def remove_product(y: Tensor, rows: Tensor, weights: Weights, spec: AdapterSpec, is_rounded: bool = True) -> Tensor:
@@ -206,9 +206,8 @@ def _add_product(
     is_rounded: bool = True,
 ) -> Tensor:
     """``x ± rows @ matrix`` of ``shape``, in the dtype of ``x`` (B*T, L, D), whose prefix tokens are bit-identical."""
-    P, D, rows = spec.num_prefix_tokens, x.shape[-1], rows.flatten(0, 2)
-    y = x.new_empty(shape)
-    base, out = x.reshape(-1, D), y.view(-1, D)
+    P, y, rows = spec.num_prefix_tokens, x.new_empty(shape), rows.flatten(0, 2)
+    base, out = x.flatten(0, 1), y.flatten(0, -2)
     if x.dtype == rows.dtype:
         torch.addmm(base, rows, matrix, alpha=sign, out=out)
     else:
