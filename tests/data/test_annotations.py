@@ -249,7 +249,8 @@ def test_bad_settings_are_refused():
             ClipRecipe(**options)
 
 
-def test_how_marks_are_cut_is_refused_where_nothing_is_marked(tmp_path, capsys):
+def test_how_marks_are_cut_is_refused_where_nothing_is_marked(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     folder = tmp_path / "videos"
     for kind in ("a", "b"):
         make_frames(folder / kind / "1", range(0, 160, 10))
