@@ -39,15 +39,23 @@ def run_time_ranges() -> Iterator[None]:
     """Let ``range(0, n)`` take a run-time n: Triton 3.6 asks NumPy for an int that NumPy 2.4 no longer gives."""
     from triton.runtime import interpreter
 
-    original = interpreter._patch_lang_tensor
+    original, numpy_dtype = interpreter._patch_lang_tensor, interpreter._get_np_dtype
+    known: dict[str, np.dtype] = {}
 
     def patch_tensor(tensor, scope):
         original(tensor, scope)
         scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
 
+    def find_dtype(dtype):  # which is asked for all the time
+        name = dtype.scalar.name
+        if name not in known:
+            known[name] = numpy_dtype(dtype.scalar)
+        return known[name]
+
     with (
         mock.patch.object(interpreter, "_patch_lang_tensor", patch_tensor),
         mock.patch.object(interpreter, "_patch_lang", _Patch(interpreter._patch_lang)),
+        mock.patch.object(interpreter, "_get_np_dtype", find_dtype),
         mock.patch.object(support, "_can_interpret", return_value=True),
     ):
         yield
