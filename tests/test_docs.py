@@ -29,8 +29,10 @@ pytest.importorskip("accelerate")
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
 # Without a network: a backbone of random weights, as small as can be, and one epoch. The last of two options wins.
-SMALL = ["--backbone", "timm:vit_tiny_patch16_224", "--weights", "none", "--max-epochs", "1", "--no-randaugment"]
-SMALL += ["--backbone-args", '{"img_size": 48, "patch_size": 24, "embed_dim": 24, "depth": 6, "num_heads": 2}']
+NET = '{"img_size": 48, "patch_size": 24, "embed_dim": 24, "depth": 6, "num_heads": 2}'
+SMALL = ["--backbone", "timm:vit_tiny_patch16_224", "--backbone-args", NET]
+FAST = [*SMALL, "--weights", "none", "--max-epochs", "1", "--no-randaugment"]
+OPTIONS = {"train": FAST, "crossval": FAST, "plan": SMALL}
 FAST_BENCH = {"suite": ["--quick"], "layer": [], "compile": [], "cost": []}
 
 
@@ -85,7 +87,7 @@ def _run(words: list[str]) -> None:
         bench_app([*words[3:], *FAST_BENCH[words[3]]], standalone_mode=False)
     else:
         assert words[0] == "fe-adapter", words
-        assert cli.run([*words[1:], *(SMALL if words[1] in ("train", "crossval") else [])]) == 0, words
+        assert cli.run([*words[1:], *OPTIONS.get(words[1], [])]) == 0, words
 
 
 def test_the_readme_and_the_report_are_those_of_the_results():
