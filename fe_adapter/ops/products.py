@@ -65,12 +65,12 @@ class Products:
             with torch.autocast(x.device.type, enabled=False):
                 return self.forward(x, weights, keeps_x)
         given, spec, shape = as_frames(x), self._spec, x.shape
-        kept = in_dtype(given, spec.compute_dtype)
+        kept = in_dtype(given, spec.compute_dtype) if keeps_x else None
         weights, cast = self._in_compute_dtype(weights, None)
-        h = down(kept, self._shape[:2], weights, spec)
+        h = down(given if kept is None else kept, self._shape[:2], weights, spec)
         rows = self._convolution.activated_rows(h, weights, spec)
         y = _add_product(given, rows, _up_with_bias(weights), spec, shape)
-        return y, h, kept.view(shape) if keeps_x else None, cast
+        return y, h, None if kept is None else kept.view(shape), cast
 
     def backward(
         self,
@@ -141,15 +141,16 @@ def in_dtype(z: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def down(x: Tensor, clips: torch.Size, weights: Weights, spec: AdapterSpec) -> Tensor:
-    """``h`` (B, T, N, R) of the patch tokens of ``x`` (B*T, L, D), in the compute dtype; ``clips`` is (B, T)."""
+    """``h`` (B, T, N, R) of the patch tokens of ``x`` (B*T, L, D); ``clips`` is (B, T)."""
     BT, L, D = x.shape
     P, R = spec.num_prefix_tokens, weights.down.shape[0]
-    h = torch.baddbmm(weights.down_bias, x.narrow(1, P, L - P), weights.down.t().expand(BT, D, R))
+    patches = in_dtype(x.narrow(1, P, L - P), spec.compute_dtype)
+    h = torch.baddbmm(weights.down_bias, patches, weights.down.t().expand(BT, D, R))
     return h.view(*clips, L - P, R)
 
 
 def activation_gradient(dy: Tensor, clips: torch.Size, weights: Weights, spec: AdapterSpec) -> Tensor:
-    """``dφ`` = dy·Wu (B, T, N, R) of the patch tokens of ``dy`` (B*T, L, D), likewise."""
+    """``dφ`` = dy·Wu (B, T, N, R) of the patch tokens of ``dy`` (B*T, L, D), in the compute dtype."""
     BT, L, D = dy.shape
     P, R = spec.num_prefix_tokens, weights.up.shape[1]
     dphi = torch.bmm(dy.narrow(1, P, L - P), weights.up.expand(BT, D, R))
