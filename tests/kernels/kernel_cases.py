@@ -26,6 +26,7 @@ from bench.proof.checks import operators, steps_of_gelu2bit
 from fe_adapter import FEAdapter, FusedFEAdapter
 from fe_adapter.kernels.common import rounded
 from fe_adapter.kernels.spec import DESIGNS, AdapterSpec, Weights
+from fe_adapter.ops import operator
 from tests.kernels.interpreter import memory_checks, run_time_ranges
 
 CASES: dict[str, Callable[[], None]] = {}
@@ -472,6 +473,18 @@ def bad_designs_are_refused():
             layer(x)
     with pytest.raises(RuntimeError, match="17 frames are more than the 16 rows of a program"):
         FusedFEAdapter(4, 2, num_frames=17, backend="triton")(torch.zeros(17, 2, 4))
+
+
+@case
+def gradients_have_the_dtype_of_their_weights():
+    """Also where products are computed in a wider one."""
+    x = torch.randn(1, 4, 5, 16)
+    weights = [p.detach() for p in FusedFEAdapter(16, 16, num_frames=4, dilation=1, dtype=torch.bfloat16).parameters()]
+    options = 4, (1, 1, 1), None, False, "identity", 1, (4, 1), torch.float32
+    for os.environ["FE_ADAPTER_DESIGN"] in DESIGNS:
+        y, h, *_ = operator.forward_op(x, weights, *options, None, True, "triton")
+        gradients = operator.backward_op(torch.randn_like(y), x, None, h, None, weights, *options, "triton", True)
+        assert [g.dtype for g in gradients] == [torch.float32, *[torch.bfloat16] * 6]
 
 
 @case
