@@ -33,7 +33,7 @@ _get_transform, _get_tracing_state = torch._C._functorch.peek_interpreter_stack,
 _get_fp32_precision, _any_requires_grad = torch._C._get_fp32_precision_getter, torch._C._any_requires_grad
 _shape_of, _dtype_of = operators.attrgetter("shape"), operators.attrgetter("dtype")
 _device_of, _is_contiguous = Tensor.get_device, Tensor.is_contiguous
-_stride_of, _address_of = Tensor.stride, Tensor.data_ptr
+_stride_of, _address_of, _is_negated = Tensor.stride, Tensor.data_ptr, Tensor.is_neg
 
 
 def call(x: Tensor, weights: Weights, options: tuple, settle: Settle) -> Tensor | None:
@@ -84,8 +84,8 @@ def call(x: Tensor, weights: Weights, options: tuple, settle: Settle) -> Tensor 
         found = _kept.get(key)
     except (AttributeError, TypeError, RuntimeError):  # no dense tensor, or an option without a hash, such as a list
         return None
-    if not all(addresses):  # empty, or on "meta", whose number is the CPU's
-        return None
+    if not all(addresses) or any(map(_is_negated, tensors)):
+        return None  # empty; on "meta", whose number is the CPU's; or not what lies in memory, but its negative
     if found is None:
         if not all(type(t) in _PLAIN for t in tensors):
             return None
@@ -132,7 +132,7 @@ class _Direct(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         call: _Call = ctx.call
         x, y, h, cast, *parameters = ctx.saved_tensors
-        needs_dx = ctx.needs_input_grad[2]
+        needs_dx, dy = ctx.needs_input_grad[2], dy.resolve_neg()  # of which kernels see the memory alone
         weights = as_weights(parameters) if len(parameters) == 8 else as_weights((*parameters, None, None))
         if torch.is_grad_enabled():  # a second derivative may be asked for, which the operator refuses
             tensors = [p for p in weights if p is not None]

@@ -114,6 +114,7 @@ for _design in DESIGNS:
         "sliced, not aligned": lambda x: torch.cat([x[..., :1], x], -1)[..., 1:],
         "transposed": lambda x: x.transpose(0, 1).contiguous().transpose(0, 1),
         "features apart": lambda x: x.transpose(1, 2).contiguous().transpose(1, 2),
+        "lazily negated": torch._neg_view,  # as the imaginary part of a conjugate is
     }
     for _layout, _change in LAYOUTS.items():
         CASES[f"{_design}, {_layout} x and dy"] = functools.partial(
@@ -256,12 +257,13 @@ def not_a_number_stays_one():
 
 @case
 def weights_may_have_any_layout():
-    """Transposed, expanded, sliced, or views of a flat buffer: the same bits as contiguous ones."""
+    """Transposed, expanded, sliced, lazily negated, or views of a flat buffer: the same bits as contiguous ones."""
     layouts = (
         lambda w: w.transpose(0, -1).contiguous().transpose(0, -1),
         lambda w: torch.cat([w[:1], w])[1:],
         lambda w: torch.stack([w, w], -1)[..., 0],
         lambda w: w[:1].expand_as(w),
+        torch._neg_view,
     )
     for design, change in itertools.product(DESIGNS, layouts):
         os.environ["FE_ADAPTER_DESIGN"] = design
