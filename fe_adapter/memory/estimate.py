@@ -24,6 +24,7 @@ from fe_adapter.checks import check_choice
 from fe_adapter.errors import InputError
 from fe_adapter.kernels import scratch
 from fe_adapter.kernels.spec import CONV_ROWS, AdapterSpec, ConvGradients, Weights
+from fe_adapter.kernels.support import is_interpreting
 from fe_adapter.memory import xformers
 from fe_adapter.memory.checkpointing import Checkpoint, HostMemory
 from fe_adapter.memory.cost import Work
@@ -33,10 +34,10 @@ from fe_adapter.memory.policies import apply_memory_policy
 from fe_adapter.models.inference import PRECISIONS
 from fe_adapter.ops import dispatch, gelu2bit, operator
 
-# What operators of our own run on each device. A GPU has kernels for gelu2bit: they allocate their results only.
+# What operators of our own run with and without kernels. Those of gelu2bit allocate their results only.
 _IMPLEMENTATIONS = {
-    "cpu": {**operator.IMPLEMENTATIONS, **gelu2bit.IMPLEMENTATIONS},
-    "cuda": operator.IMPLEMENTATIONS,
+    False: {**operator.IMPLEMENTATIONS, **gelu2bit.IMPLEMENTATIONS},
+    True: operator.IMPLEMENTATIONS,
 }
 DEVICES = ("cpu", "cuda")
 _COUNTED = ("products", "attention", "moved", "crossed", "operators", "adapters", "gelus", "checkpoints", "choices")
@@ -160,7 +161,7 @@ class _Storages(TorchDispatchMode):
         super().__init__()
         self.bytes = self.peak = 0
         self.counts: Counter[str] = Counter()
-        self._block, self._implementations = _ALLOCATOR_BLOCK[device], _IMPLEMENTATIONS[device]
+        self._block, self._implementations = _ALLOCATOR_BLOCK[device], _IMPLEMENTATIONS[_has_kernels(device)]
         self._inside: dict[str, tuple[int, Counter[str]]] = {}
         self._seen: weakref.WeakKeyDictionary[torch.UntypedStorage, int] = weakref.WeakKeyDictionary()
 
@@ -253,7 +254,8 @@ def _without_caches(model: nn.Module) -> Iterator[None]:
 def _imitated(device: str) -> Iterator[None]:
     """Fake tensors are on the CPU (others would need a driver): let them behave as on ``device``."""
     if device == "cpu":
-        yield
+        with dispatch.imagine(_KernelConvolution) if _has_kernels(device) else contextlib.nullcontext():
+            yield
         return
     library = torch.library.Library("aten", "IMPL")
     for op in (torch.ops.aten.layer_norm.default, torch.ops.aten.softmax.int):
@@ -265,6 +267,10 @@ def _imitated(device: str) -> Iterator[None]:
     finally:
         HostMemory.device = torch.device("cpu")
         library._destroy()
+
+
+def _has_kernels(device: str) -> bool:
+    return device == "cuda" or is_interpreting()
 
 
 def _in_float32(op: Any, *args: Any, **kwargs: Any) -> Tensor:

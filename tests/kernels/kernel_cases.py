@@ -23,10 +23,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bench.proof.agreement import RECOMPUTED_SLACK, assert_within, expect, forward_backward, pair, share_weights
 from bench.proof.checks import operators, steps_of_gelu2bit
-from fe_adapter import FEAdapter, FusedFEAdapter
+from fe_adapter import FEAdapter, FusedFEAdapter, estimate_memory
 from fe_adapter.kernels.common import rounded
 from fe_adapter.kernels.spec import DESIGNS, AdapterSpec, Weights
 from fe_adapter.ops import operator
+from fe_adapter.ops.gelu2bit import gelu2bit
 from tests.kernels.interpreter import memory_checks, run_time_ranges
 
 CASES: dict[str, Callable[[], None]] = {}
@@ -355,6 +356,20 @@ def an_empty_batch_gives_an_empty_one():
     assert y.shape == (0, 5, 8)
     y.sum().backward()
     assert not layer.up_proj.weight.grad.any()
+
+
+@case
+def memory_is_estimated_without_the_interpreter():
+    """It would want the values of tensors that have none."""
+
+    class ShortGELU(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return gelu2bit(x)
+
+    for dilation, recompute in (("dynamic", None), (1, "hidden"), (2, "input")):
+        layer, x = layer_and_input(dilation=dilation, recompute=recompute)
+        kept, short = (estimate_memory(nn.Sequential(layer, gelu), *x.shape) for gelu in (nn.Identity(), ShortGELU()))
+        assert short.saved - kept.saved == x.numel() // 4
 
 
 @case
