@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 
 from fe_adapter.checks import check_num_workers
-from fe_adapter.data.loader import batches_of, can_have_workers, data_loader, num_cores, one_line_errors
+from fe_adapter.data.loader import batches_of, can_have_workers, check_workers, data_loader, num_cores, one_line_errors
 from fe_adapter.data.protocol import ClipDataset
 from fe_adapter.data.transforms import MAX_SENT, finish
 
@@ -107,7 +107,8 @@ class Feed:
 
     def _ready_loader(self) -> DataLoader[Any]:
         if self._loader is None:
-            self._start(self._auto_workers() if isinstance(self._num_workers, str) else self._num_workers)
+            asked = self._num_workers
+            self._start(self._auto_workers() if isinstance(asked, str) else check_workers(asked, self._items))
         elif self._may_grow and self._was_slow:
             self._may_grow = False
             self._start(int(num_cores() > 1 and self._can_have_workers()))

@@ -55,11 +55,14 @@ def make_loader(
         shard: ``(index, count)``: every count-th batch from index on. All shards have as many batches: where they
             do not come out even, the first batches of the epoch are in them once more.
         indices: those clips alone, in that order; without a sampler.
+
+    Raises:
+        InputError: workers would run a script again from its start, or cannot be sent the data set.
     """
     return data_loader(
         dataset,
         batches_of(dataset, batch_size, sampler, seed, epoch, start_batch, shard, indices),
-        num_workers=num_workers,
+        num_workers=check_workers(num_workers, dataset),
         seed=seed,
         pin_memory=torch.cuda.is_available(),
     )
@@ -87,11 +90,8 @@ def batches_of(
 def data_loader(dataset: Any, batches: Iterable[list[Any]], *, num_workers: int, **options: Any) -> DataLoader[Any]:
     """PyTorch's loader of ``batches``, with our workers; ``options`` are its own, and ``seed``.
 
-    Raises:
-        InputError: workers would run a script again from its start, or cannot be sent the data set.
+    Whether there can be workers is for the caller to ask: `check_workers`, `can_have_workers`.
     """
-    if num_workers and (reason := _obstacle(dataset)):
-        raise InputError(f"num_workers={num_workers} cannot be honoured: {reason}")
     return DataLoader(
         cast("Dataset[Any]", dataset),  # of which it needs no more than we do
         batch_sampler=batches,
@@ -114,6 +114,13 @@ def _order(dataset: ClipDataset, sampler: str | None, seed: int, epoch: int) -> 
         weights = 1 / torch.bincount(labels).float()[labels]
         return torch.multinomial(weights, n, replacement=True, generator=generator).tolist()
     return list(range(n))
+
+
+def check_workers(num_workers: int, items: Any) -> int:
+    """``num_workers``; raises `InputError` where they would run a script again or cannot be sent ``items``."""
+    if num_workers and (reason := _obstacle(items)):
+        raise InputError(f"num_workers={num_workers} cannot be honoured: {reason}")
+    return num_workers
 
 
 def can_have_workers(items: Any) -> bool:
