@@ -20,7 +20,6 @@ from fe_adapter.checks import (
 from fe_adapter.kernels.spec import AdapterSpec, Weights
 from fe_adapter.ops import direct, operator
 
-_OF_DYNAMIC = ("dilation", "dilation_bias")  # parameters that a static adapter does without
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -213,7 +212,7 @@ def _check_tensors(x: Tensor, weights: Weights) -> None:
     if not isinstance(x, Tensor):
         raise TypeError(f"x is a {type(x).__name__}; pass a tensor (B*T, L, D) or (B, T, L, D)")
     for name, p in zip(Weights._fields, weights, strict=True):
-        if not isinstance(p, Tensor) and not (p is None and name in _OF_DYNAMIC):
+        if not isinstance(p, Tensor) and not (p is None and name in Weights._field_defaults):
             raise TypeError(f"the {name} parameter is a {type(p).__name__}; pass a tensor")
     if any(t is not None and (t.layout != torch.strided or t.is_nested) for t in (x, *weights)):
         raise TypeError("x and the adapter's parameters must be dense tensors, neither sparse nor nested")

@@ -253,20 +253,19 @@ def _without_caches(model: nn.Module) -> Iterator[None]:
 @contextlib.contextmanager
 def _imitated(device: str) -> Iterator[None]:
     """Fake tensors are on the CPU (others would need a driver): let them behave as on ``device``."""
-    if device == "cpu":
-        with dispatch.imagine(_KernelConvolution) if _has_kernels(device) else contextlib.nullcontext():
+    with dispatch.imagine(_KernelConvolution) if _has_kernels(device) else contextlib.nullcontext():
+        if device == "cpu":
             yield
-        return
-    library = torch.library.Library("aten", "IMPL")
-    for op in (torch.ops.aten.layer_norm.default, torch.ops.aten.softmax.int):
-        library.impl(op, partial(_in_float32, op), "AutocastCPU")  # as CUDA's autocast, and not a CPU's, runs them
-    HostMemory.device = torch.device("meta")  # anything but the device that is counted
-    try:
-        with dispatch.imagine(_KernelConvolution):
+            return
+        library = torch.library.Library("aten", "IMPL")
+        for op in (torch.ops.aten.layer_norm.default, torch.ops.aten.softmax.int):
+            library.impl(op, partial(_in_float32, op), "AutocastCPU")  # as CUDA's autocast, and not a CPU's, runs them
+        HostMemory.device = torch.device("meta")  # anything but the device that is counted
+        try:
             yield
-    finally:
-        HostMemory.device = torch.device("cpu")
-        library._destroy()
+        finally:
+            HostMemory.device = torch.device("cpu")
+            library._destroy()
 
 
 def _has_kernels(device: str) -> bool:

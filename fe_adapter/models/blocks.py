@@ -165,8 +165,6 @@ def _run(block: Any, own: Callable, *args: Any, **kwargs: Any) -> Any:
     state = getattr(block, "fe_state", None)
     if state is None:  # it was taken off while another subclass, such as FSDP2's, was above ours
         return own(block, *args, **kwargs)
-    if state.around is None and not state.is_checkpointed:
-        return _adapters_and_block(block, own, *args, **kwargs)
     if state.is_checkpointed and block.gradient_checkpointing and not block.training and torch.is_grad_enabled():
         run = functools.partial(_adapters_and_block, block, own)
         return checkpoint(run, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
@@ -198,7 +196,7 @@ def _adapter(block: Any, state: BlockState, position: str) -> Callable[[Tensor],
     child = state.adapters.get(state.active or "", {}).get(position)
     if child is None:
         return None
-    adapter = block._modules[child]  # at once, where it is
+    adapter = block._modules[child]  # an attribute of a module takes the host several times as long to find
     return adapter if state.through is None else functools.partial(state.through, adapter)
 
 
