@@ -1,7 +1,8 @@
 """The temporal convolution of the eager backend, static and dynamic, forward and backward.
 
-Activations are viewed as ``(B, T, H, W, R)``; a kernel without spatial extent uses the grid ``(N, 1)``. A tap reads
-its source through slices, so zero padding costs nothing and nothing is copied.
+Activations are ``(B, T, N, R)``, viewed as ``(B, T, H, W, R)`` where the kernel has an extent on the grid, or the
+dilation is dynamic, then also on the grid ``(N, 1)``. A tap reads its source through slices, so zero padding costs
+nothing and nothing is copied.
 
 With a dynamic dilation d, the side taps of a patch position read real-valued frame positions τ = t + k·d[t]. Linear
 interpolation is then a small matrix per position, ``A_k[t, n] = hat(τ_k[t] − n)`` with ``hat(z) = max(0, 1 − |z|)``,
@@ -122,9 +123,9 @@ def _conv(h: Tensor, weights: Weights, spec: AdapterSpec, by_tap: tuple[Tensor, 
         _part(c, here).addcmul_(_part(source, there), by_tap[i])
     if weights.dilation is not None:
         d, _ = predict_dilation(h, weights, spec)
-        for tap, _, near, far, z in _interpolating_taps(kernel, _on_grid(d, taps.grid), h.shape[-1], spec):
+        for i, _, near, far, z in _interpolating_taps(kernel, _on_grid(d, taps.grid), h.shape[-1], spec):
             values = _by_frame(torch.bmm(_hat(z), _by_position(source[far])), c[near])
-            c[near].addcmul_(values, by_tap[_number(tap, kernel)])
+            c[near].addcmul_(values, by_tap[i])
 
 
 def _conv_backward(
@@ -152,8 +153,7 @@ def _conv_backward(
     if weights.dilation is not None:
         d, d_slope = predict_dilation(h, weights, spec)
         dd, present = torch.zeros_like(d), spec.present(3)
-        for tap, k, near, far, z in _interpolating_taps(kernel, _on_grid(d, taps.grid), h.shape[-1], spec):
-            i = _number(tap, kernel)
+        for i, k, near, far, z in _interpolating_taps(kernel, _on_grid(d, taps.grid), h.shape[-1], spec):
             u, gc, hat = _by_position(source[far]), _by_position(g[near]), _hat(z)
             dv = gc * by_tap[i]  # the gradient of the interpolated values
             gradients[i].add_((gc * torch.bmm(hat, u)).sum((0, 1)))
@@ -271,8 +271,8 @@ def _taps(kernel: Tap, grid: Tap, distances: Tap, present: int, is_dynamic: bool
 
 def _interpolating_taps(
     kernel: Tap, d: Tensor, R: int, spec: AdapterSpec
-) -> Iterator[tuple[Tap, int, Index, Index, Tensor]]:
-    """(tap, k, outputs, sources, z) of the taps at real-valued frames, a few clips at a time.
+) -> Iterator[tuple[int, int, Index, Index, Tensor]]:
+    """(number of the tap, k, outputs, sources, z) of the taps at real-valued frames, a few clips at a time.
 
     ``d`` is (B, T, H, W); ``z`` (n, T, T) holds τ_k[t] − n for each of the n positions among the outputs.
     """
@@ -287,7 +287,8 @@ def _interpolating_taps(
         for i, j in itertools.product(range(kh), range(kw)):
             y, x = _overlap(H, i - kh // 2), _overlap(W, j - kw // 2)
             z = tau[:, y[0], x[0]].flatten(0, 2)[..., None] - frames
-            yield (k + present, i, j), k, (clips, slice(None), y[0], x[0]), (clips, slice(None), y[1], x[1]), z
+            number = _number((k + present, i, j), kernel)
+            yield number, k, (clips, slice(None), y[0], x[0]), (clips, slice(None), y[1], x[1]), z
 
 
 def _by_position(z: Tensor) -> Tensor:

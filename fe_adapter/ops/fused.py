@@ -80,12 +80,11 @@ class Fused:
             assert y is not None
             clips = rows.view(*self._shape[:3], -1)
             x = products.remove_product(products.as_frames(y), clips, weights.views(cast), spec, is_rounded=False)
-        if x.dtype != spec.compute_dtype:
-            x = x.to(spec.compute_dtype)
+        x = products.in_dtype(x, spec.compute_dtype)
         dy_columns = (dy_rows if rounded is None else rounded).as_strided(*self._columns)
         x_rows = x.as_strided(*self._rows) if x.is_contiguous() else x.reshape(self._rows[0])
         dup, ddown = self._product(dy_columns, rows), self._product(dh_columns, x_rows)
-        return dx, launches.finish(sums, ddown if ddown.dtype == self._dtype else ddown.to(self._dtype), dup, weights)
+        return dx, launches.finish(sums, products.in_dtype(ddown, self._dtype), dup, weights)
 
 
 def fused(x: Tensor, weights: Weights, spec: AdapterSpec, design: str) -> Fused:

@@ -29,7 +29,8 @@ from fe_adapter.kernels.spec import PAD, AdapterSpec, ConvGradients, Weights
 
 
 class Convolution(Protocol):
-    """What a module of convolutions offers; ``h``, ``dphi`` and ``dc`` are (B, T, N, R), contiguous."""
+    """What a module of convolutions offers; ``h``, ``dphi`` and ``dc`` are contiguous (B, T, N, R), weights may lie as
+    they like."""
 
     def cast(self, weights: Weights, dtype: torch.dtype) -> Tensor:
         """All weights in ``dtype``, flat: see `Weights.views`."""
@@ -167,18 +168,17 @@ def remove_product(y: Tensor, rows: Tensor, weights: Weights, spec: AdapterSpec,
 
 def product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
     """``a @ b`` in ``dtype``; of 16-bit operands a GPU gives fp32 without rounding in between."""
-    if a.dtype != dtype and _has_wide_products(a.dtype, a.device):
-        return torch.mm(a, b, out_dtype=torch.float32).to(dtype)
-    return torch.mm(a, b).to(dtype)
+    return settled_product(a.dtype, dtype, a.device)(a, b)
 
 
 def settled_product(given: torch.dtype, dtype: torch.dtype, device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
     """`product` in ``dtype`` of operands that are ``given``, without asking on each call."""
     if given == dtype:
         return torch.mm
-    if dtype == torch.float32 and _has_wide_products(given, device):
-        return functools.partial(torch.mm, out_dtype=torch.float32)
-    return functools.partial(product, dtype=dtype)
+    if not _has_wide_products(given, device):
+        return lambda a, b: torch.mm(a, b).to(dtype)
+    wide = functools.partial(torch.mm, out_dtype=torch.float32)
+    return wide if dtype == torch.float32 else lambda a, b: wide(a, b).to(dtype)
 
 
 def _has_wide_products(dtype: torch.dtype, device: torch.device) -> bool:
