@@ -56,8 +56,13 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
 
 def cannot_write(path: Path, error: OSError) -> InputError:
     """What to raise where ``path`` cannot be written."""
-    kind = DiskFullError if error.errno in (errno.ENOSPC, errno.EDQUOT) else InputError
+    kind = DiskFullError if is_disk_full(error) else InputError
     return kind(f"cannot write {path}: {error.strerror or error}")
+
+
+def is_disk_full(error: OSError) -> bool:
+    """Whether there is no room left, or none that this user may have."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextlib.contextmanager

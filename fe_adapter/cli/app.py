@@ -6,7 +6,6 @@ SIGTERM.
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import signal
@@ -23,7 +22,7 @@ from fe_adapter.cli.fields import with_fields
 from fe_adapter.cli.options import words
 from fe_adapter.data.live import without_password
 from fe_adapter.errors import DiskFullError, InputError, PredictionError, Terminated, TrainingError
-from fe_adapter.files import printable
+from fe_adapter.files import is_disk_full, printable
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -94,7 +93,7 @@ def run(arguments: list[str]) -> int:
         _say_error("interrupted")
         return 130
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if not is_disk_full(error):
             raise
         _say_error(f"the disk is full ({error.strerror})")  # of what stdout goes to; files of ours say so themselves
         return 1
