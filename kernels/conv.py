@@ -14,6 +14,7 @@ partials, one row a program, which a last kernel (`fe_adapter.kernels.sums`) add
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -24,7 +25,7 @@ from fe_adapter.kernels.launch import launch
 from fe_adapter.kernels.phases import activation_step, backward_activation_step, backward_hidden_step, conv_flags
 from fe_adapter.kernels.plans import conv_plan
 from fe_adapter.kernels.scratch import ConvScratch
-from fe_adapter.kernels.spec import PAD, AdapterSpec, ConvGradients, Weights
+from fe_adapter.kernels.spec import PAD, AdapterSpec, ConvGradients, Rows, Weights
 from fe_adapter.kernels.sums import add_sums
 from fe_adapter.kernels.taps import Geometry, predict_dilation
 
@@ -119,60 +120,51 @@ def _conv_bwd_hidden_kernel(
     )  # fmt: skip
 
 
-__all__ = [
-    "activated_rows",
-    "backward_activation",
-    "backward_hidden",
-    "cast",
-]  # of `fe_adapter.ops.products.Convolution`
+class KernelConvolution:
+    """`fe_adapter.ops.products.Convolution` as kernels, for clips of one ``shape`` (B, T, L, D)."""
 
+    cast = staticmethod(cast)
+    reuses_rows = False  # launches of another stream may still read them
 
-def activated_rows(h: Tensor, weights: Weights, spec: AdapterSpec) -> Tensor:
-    """``[φ(c) | 1 | 0 …]`` (B, T, L, R + PAD) in the dtype of ``h`` (B, T, N, R); see the module's text."""
-    _, T, N, R = h.shape
-    P, plan = spec.num_prefix_tokens, conv_plan(R, weights.conv.shape[2:])
-    rows, weights = scratch.activated_rows(h, spec), weights.alone()
-    launch(
-        _conv_fwd_kernel, (scratch.token_programs(h, P, plan.BLOCK_M),),
-        (h, weights.conv, weights.conv_bias, weights.dilation, weights.dilation_bias, rows),
-        (T, N, R, *spec.grid_size, P, R + PAD, *spec.dilation, spec.max_dilation or 0.0),
-        {"ACTIVATION": spec.activation, **conv_flags(weights, spec), **plan.options()},
-    )  # fmt: skip
-    return rows
+    def __init__(self, shape: torch.Size, weights: Weights, spec: AdapterSpec) -> None:
+        (_, T, L, self._embed_dim), P, R = shape, spec.num_prefix_tokens, len(weights.down)
+        plan = conv_plan(R, weights.conv.shape[2:])
+        self._spec, self._block_rows = spec, plan.BLOCK_M
+        self._numbers = T, L - P, R, *spec.grid_size, P, R + PAD, *spec.dilation
+        self._max_dilation = spec.max_dilation or 0.0
+        self._options = conv_flags(weights, spec) | plan.options()
+        self._options_hidden = {name: value for name, value in self._options.items() if name != "HAS_MAX"}
 
+    def rows(self, h: Tensor) -> Rows:
+        return scratch.empty_rows(h, self._spec.num_prefix_tokens, self._embed_dim)
 
-def backward_activation(
-    dphi: Tensor, h: Tensor, weights: Weights, spec: AdapterSpec
-) -> tuple[Tensor, Tensor, ConvScratch]:
-    """``rows`` again; ``dc`` in the place of ``dphi`` (B, T, N, R); and what `backward_hidden` wants to be given."""
-    _, T, N, R = h.shape
-    P, plan = spec.num_prefix_tokens, conv_plan(R, weights.conv.shape[2:])
-    programs = scratch.token_programs(h, P, plan.BLOCK_M)
-    rows, state = scratch.activated_rows(h, spec), scratch.conv_scratch(h, weights, programs)
-    weights = weights.alone()
-    launch(
-        _conv_bwd_activation_kernel, (programs,),
-        (dphi, h, weights.conv, weights.conv_bias, weights.dilation, weights.dilation_bias, rows, dphi, state.d,
-         state.da, state.sums),
-        (T, N, R, *spec.grid_size, P, R + PAD, *spec.dilation, spec.max_dilation or 0.0),
-        {"ACTIVATION": spec.activation, **conv_flags(weights, spec), **plan.options()},
-    )  # fmt: skip
-    return rows, dphi, state
+    def activate(self, h: Tensor, weights: Weights, rows: Rows) -> None:
+        spec, weights = self._spec, weights.alone()
+        launch(
+            _conv_fwd_kernel, (scratch.token_programs(h, spec.num_prefix_tokens, self._block_rows),),
+            (h, weights.conv, weights.conv_bias, weights.dilation, weights.dilation_bias, rows.matrix),
+            (*self._numbers, self._max_dilation), {"ACTIVATION": spec.activation, **self._options},
+        )  # fmt: skip
 
+    def backward_activation(self, dphi: Tensor, h: Tensor, weights: Weights, rows: Rows) -> tuple[Tensor, ConvScratch]:
+        """``dc`` takes the place of ``dphi``."""
+        spec = self._spec
+        programs = scratch.token_programs(h, spec.num_prefix_tokens, self._block_rows)
+        state, weights = scratch.conv_scratch(h, weights, programs), weights.alone()
+        launch(
+            _conv_bwd_activation_kernel, (programs,),
+            (dphi, h, weights.conv, weights.conv_bias, weights.dilation, weights.dilation_bias, rows.matrix, dphi,
+             state.d, state.da, state.sums),
+            (*self._numbers, self._max_dilation), {"ACTIVATION": spec.activation, **self._options},
+        )  # fmt: skip
+        return dphi, state
 
-def backward_hidden(
-    dc: Tensor, h: Tensor, weights: Weights, spec: AdapterSpec, out: Tensor, state: ConvScratch
-) -> ConvGradients:
-    """Write ``dh`` into the first R columns of ``out`` (B, T, L, R + PAD); returns the other gradients."""
-    _, T, N, R = h.shape
-    P, plan = spec.num_prefix_tokens, conv_plan(R, weights.conv.shape[2:])
-    programs = scratch.token_programs(h, 0, plan.BLOCK_M)
-    sums_h = scratch.hidden_sums(h, programs)
-    options, weights = conv_flags(weights, spec) | plan.options(), weights.alone()
-    del options["HAS_MAX"]
-    launch(
-        _conv_bwd_hidden_kernel, (programs,),
-        (dc, h, weights.conv, weights.dilation, state.d, state.da, out, sums_h),
-        (T, N, R, *spec.grid_size, P, R + PAD, *spec.dilation), options,
-    )  # fmt: skip
-    return add_sums(state, sums_h, weights, spec.gradient_dtype)
+    def backward_hidden(self, dc: Tensor, h: Tensor, weights: Weights, rows: Rows, state: ConvScratch) -> ConvGradients:
+        programs, weights = scratch.token_programs(h, 0, self._block_rows), weights.alone()
+        sums_h = scratch.hidden_sums(h, programs)
+        launch(
+            _conv_bwd_hidden_kernel, (programs,),
+            (dc, h, weights.conv, weights.dilation, state.d, state.da, rows.matrix, sums_h),
+            self._numbers, self._options_hidden,
+        )  # fmt: skip
+        return add_sums(state, sums_h, weights, self._spec.gradient_dtype)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fe_adapter.kernels.spec import PAD, AdapterSpec, ConvGradients, Weights, ceil_div
+from fe_adapter.kernels.spec import PAD, ConvGradients, Rows, Weights, ceil_div
 
 
 class ConvScratch(NamedTuple):
@@ -30,10 +30,10 @@ def token_programs(h: Tensor, num_prefix_tokens: int, block_rows: int) -> int:
     return B * ceil_div(T * (num_prefix_tokens + N), block_rows)
 
 
-def activated_rows(h: Tensor, spec: AdapterSpec) -> Tensor:
-    """For ``[φ(c) | 1 | 0 …]`` (B, T, L, R + PAD)."""
+def empty_rows(h: Tensor, num_prefix_tokens: int, embed_dim: int) -> Rows:
+    """In the dtype of ``h`` (B, T, N, R)."""
     B, T, N, R = h.shape
-    return h.new_empty(B, T, spec.num_prefix_tokens + N, R + PAD)
+    return Rows(h.new_empty(B * T * (num_prefix_tokens + N), R + PAD), embed_dim)
 
 
 def conv_scratch(h: Tensor, weights: Weights, programs: int) -> ConvScratch:

@@ -91,6 +91,19 @@ def layout_of(t: Tensor | None) -> Layout:
     return None if t is None else (t.shape, t.stride(), t.dtype, t.device, t.data_ptr() % 16)
 
 
+class Rows:
+    """``[φ(c) | 1 | 0 …]`` (B*T*L, R + PAD) and its parts, as products read them; ``dh`` takes the place of φ(c)."""
+
+    def __init__(self, matrix: Tensor, embed_dim: int) -> None:
+        M, C = matrix.shape
+        R, start = C - PAD, matrix.storage_offset()
+        self.matrix = matrix
+        self.dh = matrix.as_strided((M, R), (C, 1), start)
+        self.dh_columns = matrix.as_strided((R, M), (1, C), start)
+        pad = matrix if M else matrix.new_zeros(1, C)  # of which one zero is as good as many
+        self.zeros = pad.as_strided((embed_dim, PAD - 1), (0, 0), pad.storage_offset() + R + 1)
+
+
 class ConvGradients(NamedTuple):
     """The gradients of the convolution's parameters, and of the bias in front of it."""
 

@@ -231,7 +231,11 @@ def _recorded(
     design: str, x: torch.Tensor, weights: Weights, spec: AdapterSpec, needs_dx: bool
 ) -> list[tuple[Any, tuple, dict]]:
     with recorded_calls(cast, conv, fused, sums) as calls:
-        adapter = Products(x.shape, spec, conv) if design == "gemm" else Fused(x, weights, spec, design)
+        adapter = (
+            Products(x.shape, weights, spec, conv.KernelConvolution)
+            if design == "gemm"
+            else Fused(x, weights, spec, design)
+        )
         _, h, rounded, copies = adapter.forward(x, weights, spec.compute_dtype != x.dtype)
         adapter.backward(torch.zeros_like(x), x if rounded is None else rounded, None, h, copies, weights, needs_dx)
     return calls

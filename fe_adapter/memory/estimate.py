@@ -23,7 +23,7 @@ from fe_adapter.backbones.backbone import unwrapped
 from fe_adapter.checks import check_choice
 from fe_adapter.errors import InputError
 from fe_adapter.kernels import scratch
-from fe_adapter.kernels.spec import CONV_ROWS, AdapterSpec, ConvGradients, Weights
+from fe_adapter.kernels.spec import CONV_ROWS, AdapterSpec, ConvGradients, Rows, Weights
 from fe_adapter.kernels.support import is_interpreting
 from fe_adapter.memory import xformers
 from fe_adapter.memory.checkpointing import Checkpoint, HostMemory
@@ -281,30 +281,35 @@ def _in_float32(op: Any, *args: Any, **kwargs: Any) -> Tensor:
 
 
 class _KernelConvolution:
-    """What `fe_adapter.kernels.conv` allocates, and nothing else: kernels do not run on fake tensors."""
+    """What `KernelConvolution` of `fe_adapter.kernels.conv` allocates, and nothing else: tensors are fake."""
+
+    reuses_rows = False
+
+    def __init__(self, shape: torch.Size, weights: Weights, spec: AdapterSpec) -> None:
+        self._spec, self._embed_dim = spec, shape[-1]
 
     @staticmethod
     def cast(weights: Weights, dtype: torch.dtype) -> Tensor:
         return weights.down.new_empty(weights.flat_starts()[-1], dtype=dtype)
 
-    @staticmethod
-    def activated_rows(h: Tensor, weights: Weights, spec: AdapterSpec) -> Tensor:
-        return scratch.activated_rows(h, spec)
+    def rows(self, h: Tensor) -> Rows:
+        return scratch.empty_rows(h, self._spec.num_prefix_tokens, self._embed_dim)
 
-    @staticmethod
+    def activate(self, h: Tensor, weights: Weights, rows: Rows) -> None:
+        pass
+
     def backward_activation(
-        dphi: Tensor, h: Tensor, weights: Weights, spec: AdapterSpec
-    ) -> tuple[Tensor, Tensor, scratch.ConvScratch]:
-        programs = scratch.token_programs(h, spec.num_prefix_tokens, CONV_ROWS)
-        return scratch.activated_rows(h, spec), dphi, scratch.conv_scratch(h, weights, programs)
+        self, dphi: Tensor, h: Tensor, weights: Weights, rows: Rows
+    ) -> tuple[Tensor, scratch.ConvScratch]:
+        programs = scratch.token_programs(h, self._spec.num_prefix_tokens, CONV_ROWS)
+        return dphi, scratch.conv_scratch(h, weights, programs)
 
-    @staticmethod
     def backward_hidden(
-        dc: Tensor, h: Tensor, weights: Weights, spec: AdapterSpec, out: Tensor, state: scratch.ConvScratch
+        self, dc: Tensor, h: Tensor, weights: Weights, rows: Rows, state: scratch.ConvScratch
     ) -> ConvGradients:
         sums_h = scratch.hidden_sums(h, scratch.token_programs(h, 0, CONV_ROWS))
         held = state, sums_h  # both there until the gradients are made
-        return scratch.conv_gradients(weights, spec.gradient_dtype) if held else None
+        return scratch.conv_gradients(weights, self._spec.gradient_dtype) if held else None
 
 
 def copy_without_values(model: Any, device: str) -> Any:

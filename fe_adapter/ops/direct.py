@@ -31,6 +31,8 @@ _variables = [os.environ.encodekey(name) if _environment is not os.environ else 
 _count_modes, _has_function_mode = torch._C._len_torch_dispatch_stack, torch._C._is_torch_function_mode_enabled
 _get_transform, _get_tracing_state = torch._C._functorch.peek_interpreter_stack, torch._C._get_tracing_state
 _get_fp32_precision, _any_requires_grad = torch._C._get_fp32_precision_getter, torch._C._any_requires_grad
+_is_compiling = torch.compiler.is_dynamo_compiling
+_below_autograd = torch._C._AutoDispatchBelowADInplaceOrView
 _shape_of, _dtype_of = operators.attrgetter("shape"), operators.attrgetter("dtype")
 _device_of, _is_contiguous = Tensor.get_device, Tensor.is_contiguous
 _stride_of, _address_of, _is_negated = Tensor.stride, Tensor.data_ptr, Tensor.is_neg
@@ -47,7 +49,7 @@ def call(x: Tensor, weights: Weights, options: tuple, settle: Settle) -> Tensor 
         settle: given all of them, checks them, and returns the frames T of a clip and the spec. Called once for all
             calls of a kind.
     """
-    if torch.compiler.is_dynamo_compiling() or type(x) is not Tensor:
+    if _is_compiling() or type(x) is not Tensor:
         return None
     if x.is_cuda:
         device_type = "cuda"
@@ -65,6 +67,8 @@ def call(x: Tensor, weights: Weights, options: tuple, settle: Settle) -> Tensor 
         return None
     has_six = weights.dilation is None and weights.dilation_bias is None
     tensors: tuple[Any, ...] = (x, *weights[:6]) if has_six else (x, *weights)
+    if not _PLAIN.issuperset(map(type, tensors)):
+        return None
     autocast = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else None
     try:
         addresses = tuple(map(_address_of, tensors))
@@ -73,13 +77,11 @@ def call(x: Tensor, weights: Weights, options: tuple, settle: Settle) -> Tensor 
             autocast,
             _get_fp32_precision("cuda", "matmul") if autocast is None and x.dtype == torch.float32 else None,
             *map(_environment.get, _variables),
-            x.stride(),
-            *map(type, tensors),
             *map(_shape_of, tensors),
             *map(_dtype_of, tensors),
             *map(_device_of, tensors),
-            *map(_MISALIGNED.__and__, addresses),
-            *(() if all(map(_is_contiguous, tensors[1:])) else map(_stride_of, tensors[1:])),
+            *(map(_MISALIGNED.__and__, addresses) if device_type == "cuda" else ()),
+            *(() if all(map(_is_contiguous, tensors)) else map(_stride_of, tensors)),
         )
         found = _kept.get(key)
     except (AttributeError, TypeError, RuntimeError):  # no dense tensor, or an option without a hash, such as a list
@@ -87,15 +89,14 @@ def call(x: Tensor, weights: Weights, options: tuple, settle: Settle) -> Tensor 
     if not all(addresses) or any(map(_is_negated, tensors)):
         return None  # empty; on "meta", whose number is the CPU's; or not what lies in memory, but its negative
     if found is None:
-        if not all(type(t) in _PLAIN for t in tensors):
-            return None
         found = _kept.keep(key, _Call(x, weights, options, settle))
     if found.device_index is not None and found.device_index != torch._C._cuda_getDevice():
         with torch.cuda.device(found.device_index):  # where Triton launches
             return call(x, weights, options, settle)
     if torch.is_grad_enabled() and _any_requires_grad(*tensors):
-        return _Direct.apply(found, weights, *tensors)
-    return found.forward(x, weights, False)[0]
+        return _apply(found, weights, *tensors)
+    with _below_autograd():
+        return found.forward(x, weights, False)[0]
 
 
 class _Call:
@@ -118,7 +119,8 @@ class _Call:
 class _Direct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, call: _Call, weights: Weights, x: Tensor, *parameters: Tensor | None) -> Tensor:
-        y, h, rounded, cast = call.forward(x, weights, call.keeps_x)
+        with _below_autograd():
+            y, h, rounded, cast = call.forward(x, weights, call.keeps_x)
         ctx.call = call
         if call.recompute is None:
             ctx.save_for_backward(x if rounded is None else rounded, None, h, cast, *parameters)
@@ -138,5 +140,9 @@ class _Direct(torch.autograd.Function):
             tensors = [p for p in weights if p is not None]
             dx, *found = operator.backward_op(dy, x, y, h, cast, tensors, *call.options, needs_dx)
             return None, None, dx if needs_dx else None, *found, *[None] * (len(weights) - len(found))
-        dx, gradients = call.backward(dy, x, y, h, cast, weights, needs_dx)
+        with _below_autograd():
+            dx, gradients = call.backward(dy, x, y, h, cast, weights, needs_dx)
         return None, None, dx, *gradients
+
+
+_apply: Any = super(torch.autograd.Function, _Direct).apply  # without a look for functorch's wrappers: there are none

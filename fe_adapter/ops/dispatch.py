@@ -14,7 +14,8 @@ from torch import Tensor
 from fe_adapter.checks import BACKENDS, check_choice
 from fe_adapter.kernels.spec import DESIGNS, PAD, AdapterSpec, Weights
 from fe_adapter.kernels.support import unsupported_reasons
-from fe_adapter.ops import eager_conv, products
+from fe_adapter.ops import products
+from fe_adapter.ops.eager_conv import EagerConvolution
 
 _log = logging.getLogger("fe_adapter")
 VARIABLES = ("FE_ADAPTER_BACKEND", "FE_ADAPTER_DESIGN")
@@ -39,13 +40,13 @@ def choose(backend: str, x: Tensor, weights: Weights, spec: AdapterSpec) -> Impl
         RuntimeError: Triton, or a design of it, was asked for and cannot run; the message lists every reason.
     """
     if _imagined is not None and backend != "eager":
-        return _around("imagined", x, spec, _imagined)
+        return _around("imagined", x, weights, spec, _imagined)
     asked_by = "backend='triton'" if backend == "triton" else "FE_ADAPTER_BACKEND=triton"
     if backend == "auto":
         backend = os.environ.get("FE_ADAPTER_BACKEND") or "auto"
         check_choice("FE_ADAPTER_BACKEND", backend, BACKENDS)
     if backend == "eager":
-        return _around("eager", x, spec, eager_conv)
+        return _around("eager", x, weights, spec, EagerConvolution)
     if design := os.environ.get("FE_ADAPTER_DESIGN"):
         check_choice("FE_ADAPTER_DESIGN", design, DESIGNS)
     bottleneck = weights.down.shape[0]
@@ -57,7 +58,7 @@ def choose(backend: str, x: Tensor, weights: Weights, spec: AdapterSpec) -> Impl
     if reasons:
         _log_fall_back(x.device.type, "; ".join(reasons))
     if reasons or x.numel() == 0:  # of an empty batch there is nothing to launch
-        return _around("eager", x, spec, eager_conv)
+        return _around("eager", x, weights, spec, EagerConvolution)
     from fe_adapter.kernels import plans  # not before it is needed: it imports Triton
 
     if not design:
@@ -68,21 +69,23 @@ def choose(backend: str, x: Tensor, weights: Weights, spec: AdapterSpec) -> Impl
 
 
 @contextlib.contextmanager
-def imagine(convolution: products.Convolution) -> Iterator[None]:
-    """Within the context adapters run around ``convolution``, whatever the device: for estimates on fake tensors."""
+def imagine(make_convolution: products.MakeConvolution) -> Iterator[None]:
+    """Within the context adapters run around what it makes, whatever the device: for estimates on fake tensors."""
     global _imagined
-    before, _imagined = _imagined, convolution
+    before, _imagined = _imagined, make_convolution
     try:
         yield
     finally:
         _imagined = before
 
 
-_imagined: products.Convolution | None = None
+_imagined: products.MakeConvolution | None = None
 
 
-def _around(name: str, x: Tensor, spec: AdapterSpec, convolution: products.Convolution) -> Implementation:
-    adapter = products.Products(x.shape, spec, convolution)
+def _around(
+    name: str, x: Tensor, weights: Weights, spec: AdapterSpec, make_convolution: products.MakeConvolution
+) -> Implementation:
+    adapter = products.Products(x.shape, weights, spec, make_convolution)
     return Implementation(name, adapter.forward, adapter.backward)
 
 
@@ -91,7 +94,7 @@ def _of_design(design: str, x: Tensor, weights: Weights, spec: AdapterSpec) -> I
     from fe_adapter.ops.fused import fused
 
     if design == "gemm":
-        return _around(design, x, spec, conv)
+        return _around(design, x, weights, spec, conv.KernelConvolution)
     adapter = fused(x, weights, spec, design)
     return Implementation(design, adapter.forward, adapter.backward)
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fe_adapter.kernels import plans
 from fe_adapter.kernels.fused import Launches
-from fe_adapter.kernels.spec import AdapterSpec, Kept, Weights, layout_of
+from fe_adapter.kernels.spec import AdapterSpec, Kept, Rows, Weights, layout_of
 from fe_adapter.ops import products
 from fe_adapter.ops.products import Forward
 
@@ -18,7 +18,8 @@ class Fused:
     """A design for inputs of one kind: shapes, strides, dtypes and alignment of ``x`` (B, T, L, D) and every weight."""
 
     def __init__(self, x: Tensor, weights: Weights, spec: AdapterSpec, design: str) -> None:
-        self._shape, self._spec, self._is_tail, self._device_type = x.shape, spec, design == "tail", x.device.type
+        self._spec, self._is_tail, self._device_type = spec, design == "tail", x.device.type
+        self._gemms = products.Gemms(x.shape, len(weights.down), spec)
         self._is_readable, self._are_alone = _is_readable(x), weights.alone() is weights
         x = x if self._is_readable else x.clone(memory_format=torch.contiguous_format)
         self._launches = Launches(x, weights.alone(), spec, design)
@@ -42,7 +43,7 @@ class Fused:
         cast = None if launches.cast is None else launches.cast(weights)
         rounded = x.to(self._spec.compute_dtype)
         with torch.autocast(self._device_type, enabled=False):
-            h = products.down(products.as_frames(rounded), self._shape[:2], weights.views(cast), self._spec)
+            h = self._gemms.down(rounded, weights.views(cast))
         y, h, _, _ = launches.forward(x, weights, False, h, cast)
         return y, h, rounded if keeps_x else None, cast
 
@@ -69,17 +70,15 @@ class Fused:
             dy = dy.clone(memory_format=torch.contiguous_format)
         if h is None:
             assert x is not None
-            h = products.down(products.as_frames(x), self._shape[:2], weights.views(cast), spec)
+            h = self._gemms.down(x, weights.views(cast))
         dy_rows, dphi = dy, None
         if self._is_tail:
             dy_rows = dy.to(spec.compute_dtype)
-            frames = products.as_frames(dy_rows)
-            dphi = products.activation_gradient(frames, self._shape[:2], weights.views(cast), spec)
+            dphi = self._gemms.activation_gradient(dy_rows, weights.views(cast))
         dx, rows, dh_columns, rounded, sums = launches.backward(dy, dphi, h, weights, cast, needs_dx)
         if x is None:
             assert y is not None
-            clips = rows.view(*self._shape[:3], -1)
-            x = products.remove_product(products.as_frames(y), clips, weights.views(cast), spec, is_rounded=False)
+            x = self._gemms.remove_up(y, Rows(rows, dy.shape[-1]), weights.views(cast), is_rounded=False)
         x = products.in_dtype(x, spec.compute_dtype)
         dy_columns = (dy_rows if rounded is None else rounded).as_strided(*self._columns)
         x_rows = x.as_strided(*self._rows) if x.is_contiguous() else x.reshape(self._rows[0])

@@ -25,53 +25,129 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from fe_adapter.kernels.spec import PAD, AdapterSpec, ConvGradients, Weights
+from fe_adapter.kernels.spec import PAD, AdapterSpec, ConvGradients, Rows, Weights
 
 
 class Convolution(Protocol):
-    """What a module of convolutions offers; ``h``, ``dphi`` and ``dc`` are contiguous (B, T, N, R), weights may lie as
-    they like."""
+    """What a convolution offers, for one shape of clips, of weights and one spec.
+
+    ``h``, ``dphi`` and ``dc`` are contiguous (B, T, N, R), each alone in its memory; weights may lie as they like.
+
+    Attributes:
+        reuses_rows: whether `rows` may serve later calls as well.
+    """
+
+    reuses_rows: bool
 
     def cast(self, weights: Weights, dtype: torch.dtype) -> Tensor:
         """All weights in ``dtype``, flat: see `Weights.views`."""
 
-    def activated_rows(self, h: Tensor, weights: Weights, spec: AdapterSpec) -> Tensor:
-        """``[φ(c) | 1 | 0 …]`` (B, T, L, R + PAD) in the dtype of ``h``, 0 on prefix rows."""
+    def rows(self, h: Tensor) -> Any:
+        """`Rows` in the dtype of ``h``, to be filled."""
 
-    def backward_activation(
-        self, dphi: Tensor, h: Tensor, weights: Weights, spec: AdapterSpec
-    ) -> tuple[Tensor, Tensor, Any]:
-        """``activated_rows`` again, the gradient ``dc`` of ``c``, and what `backward_hidden` wants to be given."""
+    def activate(self, h: Tensor, weights: Weights, rows: Any) -> None:
+        """Fill ``rows``: φ(c) and 1 for patches, 0 for prefix tokens."""
 
-    def backward_hidden(
-        self, dc: Tensor, h: Tensor, weights: Weights, spec: AdapterSpec, out: Tensor, state: Any
-    ) -> ConvGradients:
-        """Write ``dh`` into the first R columns of ``out``'s patch rows; returns the other gradients."""
+    def backward_activation(self, dphi: Tensor, h: Tensor, weights: Weights, rows: Any) -> tuple[Tensor, Any]:
+        """`activate` again; the gradient ``dc`` of ``c``, and what `backward_hidden` wants to be given."""
 
+    def backward_hidden(self, dc: Tensor, h: Tensor, weights: Weights, rows: Any, state: Any) -> ConvGradients:
+        """Write ``dh`` in the place of φ(c); returns the other gradients."""
+
+
+MakeConvolution = Callable[[torch.Size, Weights, AdapterSpec], Convolution]  # of clips (B, T, L, D)
 
 # What a forward pass gives, and leaves for backward: y, like x; h (B, T, N, R) in the compute dtype; x in that dtype,
 # if it was asked for; the weights in it, flat, if their own is another.
 Forward = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
 
 
-class Products:
-    """An adapter around ``convolution``, for clips of one ``shape`` (B, T, L, D), which may be given as (B*T, L, D)."""
+class Gemms:
+    """The products of an adapter that a library computes, for clips of one ``shape`` (B, T, L, D).
 
-    def __init__(self, shape: torch.Size, spec: AdapterSpec, convolution: Convolution) -> None:
-        self._shape, self._spec, self._convolution = shape, spec, convolution
+    ``x``, ``y`` and ``dy`` may be given as (B*T, L, D), which is what results are like. What is contiguous is viewed by
+    `Tensor.as_strided`: others reach it by way of several operators, and the host waits for each where clips are small.
+    """
+
+    def __init__(self, shape: torch.Size, bottleneck: int, spec: AdapterSpec) -> None:
+        (B, T, L, D), P, R = shape, spec.num_prefix_tokens, bottleneck
+        self._compute_dtype, self._frames, self._num_prefix_tokens, self._first = spec.compute_dtype, B * T, P, P * D
+        self._rows, self._hidden, self._matrices = (B * T * L, D), (B, T, L - P, R), (B * T, D, R)
+        self._patches, self._prefix = ((B * T, L - P, D), (L * D, D, 1)), ((B * T, P, D), (L * D, D, 1))
+
+    def down(self, x: Tensor, weights: Weights) -> Tensor:
+        """``h`` (B, T, N, R) of the patch tokens of ``x``, in the compute dtype."""
+        matrix = weights.down
+        by_row, by_column = matrix.stride()
+        patches = in_dtype(self._patches_of(x), self._compute_dtype)
+        matrices = matrix.as_strided(self._matrices, (0, by_column, by_row))
+        return torch.baddbmm(weights.down_bias, patches, matrices).view(self._hidden)
+
+    def activation_gradient(self, dy: Tensor, weights: Weights) -> Tensor:
+        """``dφ`` = dy·Wu (B, T, N, R) of the patch tokens of ``dy``, which is in the compute dtype."""
+        matrix = weights.up
+        matrices = matrix.as_strided(self._matrices, (0, *matrix.stride()))
+        return torch.bmm(self._patches_of(dy), matrices).view(self._hidden)
+
+    def up(self, x: Tensor, rows: Rows, weights: Weights) -> Tensor:
+        """``y`` of ``x``."""
+        return self.add(x, rows.matrix, _up_with_bias(weights, rows))
+
+    def remove_up(self, y: Tensor, rows: Rows, weights: Weights, is_rounded: bool = True) -> Tensor:
+        """``x`` again, from ``y`` and the rows of `up`; half an ulp of ``y`` off.
+
+        ``is_rounded``: whether the product was rounded to the compute dtype before a wider ``x`` was added to it.
+        """
+        return self.add(y, rows.matrix, _up_with_bias(weights, rows), sign=-1, is_rounded=is_rounded)
+
+    def add(self, x: Tensor, rows: Tensor, matrix: Tensor, sign: int = 1, is_rounded: bool = True) -> Tensor:
+        """``x ± rows @ matrix``, in the dtype of ``x``, whose prefix tokens are bit-identical."""
+        is_contiguous, y = x.is_contiguous(), x.new_empty(x.shape)
+        base, out = x.view(self._rows) if is_contiguous else x.reshape(self._rows), y.view(self._rows)
+        if x.dtype == rows.dtype:
+            torch.addmm(base, rows, matrix, alpha=sign, out=out)
+        else:
+            product = rows @ matrix if is_rounded else _product_in_f32(rows, matrix)
+            torch.add(base, product, alpha=sign, out=out)
+        if P := self._num_prefix_tokens:
+            prefix = x.as_strided(*self._prefix) if is_contiguous else base.unflatten(0, (self._frames, -1))[:, :P]
+            y.as_strided(*self._prefix).copy_(prefix)
+        return y
+
+    def _patches_of(self, z: Tensor) -> Tensor:
+        if not z.is_contiguous():
+            return as_frames(z).narrow(1, self._num_prefix_tokens, self._hidden[2])
+        return z.as_strided(*self._patches, z.storage_offset() + self._first)
+
+
+class Products:
+    """An adapter around a convolution, for clips of one ``shape`` (B, T, L, D), which may be given as (B*T, L, D)."""
+
+    def __init__(
+        self, shape: torch.Size, weights: Weights, spec: AdapterSpec, make_convolution: MakeConvolution
+    ) -> None:
+        D, M, R, C = shape[-1], shape[:3].numel(), len(weights.down), len(weights.down) + PAD
+        self._compute_dtype, self._device_type = spec.compute_dtype, weights.down.device.type
+        self._gemms, self._convolution = Gemms(shape, R, spec), make_convolution(shape, weights, spec)
+        self._product = settled_product(spec.compute_dtype, weights.down.dtype, weights.down.device)
+        self._x_rows, self._dy_columns = (M, D), ((D, M), (1, D))
+        self._up, self._up_bias = ((D, R), (C, 1)), ((D,), (C,), R)  # of one product that holds both gradients
+        self._rows: list[Rows] = []  # that no call uses at present
 
     def forward(self, x: Tensor, weights: Weights, keeps_x: bool) -> Forward:
         """``x`` of any strides; see `Forward`. ``keeps_x``: return it in the compute dtype."""
-        if torch.is_autocast_enabled(x.device.type):
-            with torch.autocast(x.device.type, enabled=False):
+        if torch.is_autocast_enabled(self._device_type):
+            with torch.autocast(self._device_type, enabled=False):
                 return self.forward(x, weights, keeps_x)
-        given, spec, shape = as_frames(x), self._spec, x.shape
-        kept = in_dtype(given, spec.compute_dtype) if keeps_x else None
+        kept = in_dtype(x, self._compute_dtype) if keeps_x else None
         weights, cast = self._in_compute_dtype(weights, None)
-        h = down(given if kept is None else kept, self._shape[:2], weights, spec)
-        rows = self._convolution.activated_rows(h, weights, spec)
-        y = _add_product(given, rows, _up_with_bias(weights), spec, shape)
-        return y, h, None if kept is None else kept.view(shape), cast
+        h = self._gemms.down(x if kept is None else kept, weights)
+        convolution, rows = self._convolution, self._take_rows(h)
+        convolution.activate(h, weights, rows)
+        y = self._gemms.up(x, rows, weights)
+        if convolution.reuses_rows:
+            self._rows.append(rows)
+        return y, h, kept, cast
 
     def backward(
         self,
@@ -88,46 +164,53 @@ class Products:
         ``h`` may be None: it is computed again from ``x``. Or ``x`` may be None: it is computed again from ``y``. ``x``
         and ``cast`` may be those of `Forward`.
         """
-        if torch.is_autocast_enabled(dy.device.type):
-            with torch.autocast(dy.device.type, enabled=False):
+        if torch.is_autocast_enabled(self._device_type):
+            with torch.autocast(self._device_type, enabled=False):
                 return self.backward(dy, x, y, h, cast, weights, needs_dx)
-        spec, convolution, dtype = self._spec, self._convolution, weights.down.dtype
+        gemms, convolution, dtype, given = self._gemms, self._convolution, weights.down.dtype, dy
         weights, _ = self._in_compute_dtype(weights, cast)
-        shape, given = dy.shape, as_frames(dy)
-        dy = in_dtype(given, spec.compute_dtype).contiguous()
+        dy = in_dtype(dy, self._compute_dtype).contiguous()
         if h is None:
             assert x is not None
-            h = down(as_frames(x), self._shape[:2], weights, spec)
-        dphi = activation_gradient(dy, self._shape[:2], weights, spec)
-        rows, dc, state = convolution.backward_activation(dphi, h, weights, spec)
+            h = gemms.down(x, weights)
+        elif h.storage_offset() or not h.is_contiguous():  # as hooks on saved tensors may have put it elsewhere
+            h = h.clone(memory_format=torch.contiguous_format)
+        rows = self._take_rows(h)
+        dc, state = convolution.backward_activation(gemms.activation_gradient(dy, weights), h, weights, rows)
         if x is None:
             assert y is not None
-            x = remove_product(as_frames(y), rows, weights, spec)
-        dup = product(dy.flatten(0, 1).t(), rows.flatten(0, 2), dtype)
-        conv = convolution.backward_hidden(dc, h, weights, spec, rows, state)
-        R = h.shape[-1]
-        dh = rows.narrow(3, 0, R)  # took the place of φ(c), which is no longer needed; its prefix rows are zero already
-        dx = _add_product(given, dh, weights.down, spec, shape) if needs_dx else None
-        x_rows = in_dtype(x, spec.compute_dtype).flatten(0, -2)
+            x = gemms.remove_up(y, rows, weights)
+        dup = self._product(dy.as_strided(*self._dy_columns), rows.matrix)
+        conv = convolution.backward_hidden(dc, h, weights, rows, state)
+        dx = gemms.add(given, rows.dh, weights.down) if needs_dx else None  # 0 for prefix tokens already
+        x_rows = in_dtype(x, self._compute_dtype).reshape(self._x_rows)
         gradients = Weights(
-            down=product(dh.flatten(0, 2).t(), x_rows, dtype),
+            down=self._product(rows.dh_columns, x_rows),
             down_bias=conv.down_bias,
             conv=conv.conv,
             conv_bias=conv.conv_bias,
-            up=dup.narrow(1, 0, R).contiguous(),
-            up_bias=dup.select(1, R).contiguous(),
+            up=dup.as_strided(*self._up).clone(memory_format=torch.contiguous_format),
+            up_bias=dup.as_strided(*self._up_bias).clone(memory_format=torch.contiguous_format),
             dilation=conv.dilation,
             dilation_bias=conv.dilation_bias,
         )
+        if convolution.reuses_rows:
+            self._rows.append(rows)
         if conv.conv.dtype == dtype == dup.dtype:
             return dx, gradients
         return dx, Weights(*(None if g is None else g.to(dtype) for g in gradients))  # type: ignore[arg-type]
 
+    def _take_rows(self, h: Tensor) -> Rows:
+        try:
+            return self._rows.pop()  # at once, whatever other threads do
+        except IndexError:
+            return self._convolution.rows(h)
+
     def _in_compute_dtype(self, weights: Weights, cast: Tensor | None) -> tuple[Weights, Tensor | None]:
-        if weights.down.dtype == self._spec.compute_dtype:
+        if weights.down.dtype == self._compute_dtype:
             return weights, None
         if cast is None:
-            cast = self._convolution.cast(weights, self._spec.compute_dtype)
+            cast = self._convolution.cast(weights, self._compute_dtype)
         return weights.views(cast), cast
 
 
@@ -139,31 +222,6 @@ def as_frames(x: Tensor) -> Tensor:
 def in_dtype(z: Tensor, dtype: torch.dtype) -> Tensor:
     """``z`` in ``dtype``; where it is that, PyTorch takes the host several times as long to find out."""
     return z if z.dtype == dtype else z.to(dtype)
-
-
-def down(x: Tensor, clips: torch.Size, weights: Weights, spec: AdapterSpec) -> Tensor:
-    """``h`` (B, T, N, R) of the patch tokens of ``x`` (B*T, L, D); ``clips`` is (B, T)."""
-    BT, L, D = x.shape
-    P, R = spec.num_prefix_tokens, weights.down.shape[0]
-    patches = in_dtype(x.narrow(1, P, L - P), spec.compute_dtype)
-    h = torch.baddbmm(weights.down_bias, patches, weights.down.t().expand(BT, D, R))
-    return h.view(*clips, L - P, R)
-
-
-def activation_gradient(dy: Tensor, clips: torch.Size, weights: Weights, spec: AdapterSpec) -> Tensor:
-    """``dφ`` = dy·Wu (B, T, N, R) of the patch tokens of ``dy`` (B*T, L, D), in the compute dtype."""
-    BT, L, D = dy.shape
-    P, R = spec.num_prefix_tokens, weights.up.shape[1]
-    dphi = torch.bmm(dy.narrow(1, P, L - P), weights.up.expand(BT, D, R))
-    return dphi.view(*clips, L - P, R)
-
-
-def remove_product(y: Tensor, rows: Tensor, weights: Weights, spec: AdapterSpec, is_rounded: bool = True) -> Tensor:
-    """``x`` (B*T, L, D) again, from ``y`` like it and ``[φ(c) | 1 | 0 …]``; half an ulp of ``y`` off.
-
-    ``is_rounded``: whether the product was rounded to the compute dtype before a wider ``x`` was added to it.
-    """
-    return _add_product(y, rows, _up_with_bias(weights), spec, y.shape, sign=-1, is_rounded=is_rounded)
 
 
 def product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
@@ -185,35 +243,12 @@ def _has_wide_products(dtype: torch.dtype, device: torch.device) -> bool:
     return device.type == "cuda" and dtype.itemsize == 2 and torch.version.hip is None
 
 
-def _up_with_bias(weights: Weights) -> Tensor:
+def _up_with_bias(weights: Weights, rows: Rows) -> Tensor:
     """[Wu | bu | 0]ᵀ (R + PAD, D)."""
-    zeros = weights.up.new_zeros(len(weights.up), PAD - 1)
-    return torch.cat((weights.up, weights.up_bias.unsqueeze(1), zeros), 1).t()
+    return torch.cat((weights.up, weights.up_bias.unsqueeze(1), rows.zeros), 1).t()
 
 
 def _product_in_f32(rows: Tensor, matrix: Tensor) -> Tensor:
     if _has_wide_products(rows.dtype, rows.device):
         return torch.mm(rows, matrix, out_dtype=torch.float32)
     return rows.float() @ matrix.float()
-
-
-def _add_product(
-    x: Tensor,
-    rows: Tensor,
-    matrix: Tensor,
-    spec: AdapterSpec,
-    shape: torch.Size,
-    sign: int = 1,
-    is_rounded: bool = True,
-) -> Tensor:
-    """``x ± rows @ matrix`` of ``shape``, in the dtype of ``x`` (B*T, L, D), whose prefix tokens are bit-identical."""
-    P, y, rows = spec.num_prefix_tokens, x.new_empty(shape), rows.flatten(0, 2)
-    base, out = x.flatten(0, 1), y.flatten(0, -2)
-    if x.dtype == rows.dtype:
-        torch.addmm(base, rows, matrix, alpha=sign, out=out)
-    else:
-        product = rows @ matrix if is_rounded else _product_in_f32(rows, matrix)
-        torch.add(base, product, alpha=sign, out=out)
-    if P:
-        as_frames(y).narrow(1, 0, P).copy_(x.narrow(1, 0, P))
-    return y

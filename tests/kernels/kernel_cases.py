@@ -25,7 +25,7 @@ from bench.proof.agreement import RECOMPUTED_SLACK, assert_within, expect, forwa
 from bench.proof.checks import operators, steps_of_gelu2bit
 from fe_adapter import FEAdapter, FusedFEAdapter, estimate_memory
 from fe_adapter.kernels.common import rounded
-from fe_adapter.kernels.spec import DESIGNS, AdapterSpec, Weights
+from fe_adapter.kernels.spec import DESIGNS, PAD, AdapterSpec, Weights
 from fe_adapter.ops import operator
 from fe_adapter.ops.gelu2bit import gelu2bit
 from tests.kernels.interpreter import memory_checks, run_time_ranges
@@ -422,10 +422,12 @@ def tensors_over_two_to_the_31_elements():
         for z in (x, h, dphi):
             z[-1] = torch.randn(z[-1].shape, generator=generator)
         if design == "gemm":
-            rows = conv.activated_rows(h, weights, spec)
-            again, dc, state = conv.backward_activation(dphi, h, weights, spec)
-            conv.backward_hidden(dc, h, weights, spec, rows, state)
-            return [rows, again, dc]
+            convolution = conv.KernelConvolution(x.shape, weights, spec)
+            rows, again = convolution.rows(h), convolution.rows(h)
+            convolution.activate(h, weights, rows)
+            dc, state = convolution.backward_activation(dphi, h, weights, again)
+            convolution.backward_hidden(dc, h, weights, rows, state)
+            return [rows.matrix.view(B, -1, R + PAD), again.matrix.view(B, -1, R + PAD), dc]
         launches = Launches(x, weights, spec, design)
         y, own_h, _, _ = launches.forward(x, weights, False)
         dx, rows, dh_columns, _, _ = launches.backward(x, None, h, weights, None, True)

@@ -183,13 +183,15 @@ def test_the_kernels_scratch_is_what_their_launchers_allocate(dynamic, kernel):
     weights = Weights(*(torch.empty(shape) if dynamic or i < 6 else None for i, shape in enumerate(shapes)))
     spec = AdapterSpec((1, 1, 1), None, "identity", 1, (5, 7), torch.float32)
 
-    def backward(convolution):
+    def backward(make_convolution):
+        convolution = make_convolution(torch.Size((2, 4, 36, 64)), weights, spec)
         h = torch.empty(2, 4, 35, 32)
-        rows, dc, state = convolution.backward_activation(torch.empty_like(h), h, weights, spec)
-        convolution.backward_hidden(dc, h, weights, spec, rows, state)
+        rows = convolution.rows(h)
+        dc, state = convolution.backward_activation(torch.empty_like(h), h, weights, rows)
+        convolution.backward_hidden(dc, h, weights, rows, state)
 
     with plans_for("sm_90"), recorded_calls(conv, sums):
-        launched = measure_peak_memory(lambda: backward(conv))
+        launched = measure_peak_memory(lambda: backward(conv.KernelConvolution))
     assert measure_peak_memory(lambda: backward(_KernelConvolution)) == launched
 
 

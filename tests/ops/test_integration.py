@@ -170,7 +170,11 @@ def test_a_cuda_graph_could_capture_both_directions(design, dynamic):
             recorded_calls(fused) as b,
             Operations() as operations,
         ):
-            adapter = Products(x.shape, spec, conv) if design == "gemm" else Fused(x, weights, spec, design)
+            adapter = (
+                Products(x.shape, weights, spec, conv.KernelConvolution)
+                if design == "gemm"
+                else Fused(x, weights, spec, design)
+            )
             _, h, rounded, copies = adapter.forward(x, weights, True)
             adapter.backward(dy, rounded, None, h, copies, weights, True)
         seen.append(operations.seen)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
 import json
 import logging
 import sys
 import threading
 import types
+from contextlib import nullcontext
+from unittest import mock
 
 import pytest
 import torch
 from torch.autograd import forward_ad
+from torch.utils.flop_counter import FlopCounterMode
 
 from bench.proof.agreement import pair
 from fe_adapter import FEAdapter, FEAdapterConfig, FusedFEAdapter, functional
@@ -59,10 +63,55 @@ def test_opcheck_of_the_backward_operator():
 
 @pytest.mark.parametrize("cls", [FEAdapter, FusedFEAdapter])
 @pytest.mark.parametrize("shape", [(6, 5, 6), (2, 3, 5, 6), (0, 5, 6)], ids=str)
-def test_the_output_is_no_view(cls, shape):
-    y = cls(6, 4, num_frames=3, dilation=1)(torch.randn(shape, requires_grad=True))
+@pytest.mark.parametrize("is_traced", [False, True], ids=["direct", "operator"])
+@pytest.mark.parametrize("has_gradient", [True, False])
+def test_the_output_is_no_view(cls, shape, is_traced, has_gradient):
+    with torch.set_grad_enabled(has_gradient), FlopCounterMode(display=False) if is_traced else nullcontext():
+        y = cls(6, 4, num_frames=3, dilation=1)(torch.randn(shape, requires_grad=True))
     assert y.shape == shape
     assert not y._is_view()
+    y += torch.ones((), requires_grad=True)
+    assert y.requires_grad
+
+
+@pytest.mark.parametrize("dilation", [2, "dynamic"])
+def test_calls_leave_nothing_to_later_ones_of_their_kind(dilation):
+    """Small rows between the products stay allocated: neither values, nor inference, nor a failure may stay in them."""
+    _, layer = pair(6, 4, num_frames=3, dilation=dilation)
+    clips, dy = torch.randn(5, 3, 5, 6), torch.randn(3, 5, 6)
+
+    def results(x):
+        x = x.clone().requires_grad_()
+        y = layer(x)
+        return [y.detach(), *torch.autograd.grad(y, [x, *layer.parameters()], dy)]
+
+    with torch.inference_mode():
+        layer(torch.full((3, 5, 6), torch.nan))
+    expected = [results(x) for x in clips]
+    results(torch.full((3, 5, 6), torch.inf))
+    with concurrent.futures.ThreadPoolExecutor(5) as pool:
+        for _ in range(20):
+            for found, wanted in zip(pool.map(results, clips), expected, strict=True):
+                assert all(map(torch.equal, found, wanted))
+    with mock.patch.object(torch, "baddbmm", side_effect=RuntimeError), pytest.raises(RuntimeError):
+        results(clips[0])
+    assert all(map(torch.equal, results(clips[0]), expected[0]))
+
+
+@pytest.mark.parametrize("recompute", [None, "hidden", "input"])
+def test_what_is_kept_may_come_back_elsewhere(recompute):
+    """Hooks on saved tensors, as of offloading, may give them other strides and another start."""
+
+    def moved(kept):
+        return kept.new_empty((*kept.shape, 2))[..., 1].copy_(kept)
+
+    _, layer = pair(6, 4, num_frames=3, recompute=recompute)
+    x, dy = torch.randn(2, 3, 5, 6).unbind()
+    wanted = torch.autograd.grad(layer(x), list(layer.parameters()), dy)
+    with torch.autograd.graph.saved_tensors_hooks(moved, lambda kept: kept):
+        y = layer(x)
+    for a, b in zip(torch.autograd.grad(y, list(layer.parameters()), dy), wanted, strict=True):
+        torch.testing.assert_close(a, b)
 
 
 def test_an_output_changed_in_place_is_not_computed_with():
