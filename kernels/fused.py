@@ -243,6 +243,7 @@ class Launches:
         parts += [((programs, K + 1, R), f32), ((programs, 4, R), f32)]  # sums, sums_h
         parts += [((B, T, N), f32)] * 2 if self._is_dynamic else []  # d, da
         self._scratch = scratch.Layout(*parts)
+        self._scratch_size = self._scratch.bytes // dtype.itemsize
         start = self._scratch.starts[1] // dtype.itemsize
         self._rows, self._dh_columns = ((M, R + PAD), (R + PAD, 1)), ((R, M), (1, R), start)
 
@@ -258,7 +259,7 @@ class Launches:
         if h is None:
             h = torch.empty(self._h_shape, dtype=dtype, device=device)
         c = torch.empty_like(h)
-        kept = torch.empty(x.shape, dtype=dtype, device=device) if keeps_x else None
+        kept = torch.empty_like(y, dtype=dtype) if keeps_x else None
         if cast is None and self.cast is not None:
             cast = self.cast(weights)
         if launch.is_bound and not is_hooked():
@@ -287,11 +288,9 @@ class Launches:
         """
         launch, dtype, device = self._backward[needs_dx], self._dtype, self._device
         dx = torch.empty_like(dy) if needs_dx else None
-        kept = None
-        if self._has_down and dy.dtype != dtype:
-            kept = torch.empty(dy.shape, dtype=dtype, device=device)
+        kept = torch.empty_like(dy, dtype=dtype) if self._has_down and dy.dtype != dtype else None
         if launch.is_bound and self._finish.is_bound and not is_hooked():
-            memory = torch.empty(self._scratch.bytes // dtype.itemsize, dtype=dtype, device=device)
+            memory = torch.empty(self._scratch_size, dtype=dtype, device=device)
             start = memory.data_ptr()
             at_rows, at_dh, at_dc, *at_sums = map(start.__add__, self._scratch.starts)
             sums, sums_h, d, da = at_sums if self._is_dynamic else (*at_sums, None, None)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -22,7 +23,7 @@ from bench.measure.case import Point, Provider
 from bench.measure.harness import Contender
 from bench.measure.worker import peak_rss
 from bench.proof.agreement import settle_dilation
-from fe_adapter import FEAdapter, FEAdapterConfig, VideoClassifier, estimate_memory
+from fe_adapter import FEAdapter, FEAdapterConfig, VideoClassifier, apply_memory_policy, estimate_memory
 from fe_adapter.memory.measure import measure_peak_memory
 from fe_adapter.models.adaptation import get_adapters, trainable_parameters
 
@@ -83,7 +84,9 @@ def providers(point: Point, device: torch.device) -> Mapping[str, Provider]:
 
     found = {name: Provider(partial(eager, name), ROLES.get(name, "rival")) for name in made}
     if device.type == "cuda":
-        found["static, frozen in bf16"] = Provider(lambda: net.contender(net.adapted(1, dtype=torch.bfloat16)), "ours")
+        found["static, frozen in bf16"] = Provider(
+            lambda: net.contender(net.frozen_in_bf16(1), is_autocast=False), "ours"
+        )
     if point.thorough and device.type == "cpu":
         found |= {name: _with_rss(found[name], point, name) for name in FEW}
     elif device.type == "cuda":
@@ -142,12 +145,20 @@ class Net:
                 block.fe_adapter = replace(block.fe_adapter)
         return model
 
-    def contender(self, model: nn.Module, check: Callable[[], None] | None = None) -> Contender:
+    def frozen_in_bf16(self, dilation: int | str) -> VideoClassifier:
+        """`adapted` with memory policy ``bf16``, which trains without autocast."""
+        model = self.adapted(dilation)
+        apply_memory_policy(model, "bf16")
+        return model
+
+    def contender(
+        self, model: nn.Module, check: Callable[[], None] | None = None, is_autocast: bool = True
+    ) -> Contender:
         """A step of ``model``; unless ``check`` says otherwise, every gradient it needs must be there and finite."""
         optimizer = torch.optim.AdamW(trainable_parameters(model))
 
         def step(_: object) -> None:
-            self.loss(model).backward()
+            self.loss(model, is_autocast).backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
@@ -155,10 +166,11 @@ class Net:
             peak = {"peak": self._held(model, optimizer) + measure_peak_memory(partial(step, None))}
             if not isinstance(model, VideoClassifier):  # compiled: no fake tensors
                 return peak
-            estimate = estimate_memory(model, *self.video.shape, dtype=self.video.dtype, precision=self.precision)
+            precision = self.precision if is_autocast else "no"
+            estimate = estimate_memory(model, *self.video.shape, dtype=self.video.dtype, precision=precision)
             return {"saved": estimate.saved, "estimated peak": estimate.peak, **peak}
 
-        return Contender(step, check=check or partial(self._check_gradients, model), memory=memory)
+        return Contender(step, check=check or partial(self._check_gradients, model, is_autocast), memory=memory)
 
     def checked_contender(self, model: VideoClassifier, dilation: int | str) -> Contender:
         """A step of ``model``, whose logits and gradients must be those of adapters in plain PyTorch."""
@@ -198,16 +210,17 @@ class Net:
         state = [value for values in optimizer.state.values() for value in values.values()]
         return sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers(), *state, self.video))
 
-    def loss(self, model: nn.Module) -> Tensor:
-        with self.autocast():
+    def loss(self, model: nn.Module, is_autocast: bool = True) -> Tensor:
+        """The cross entropy; ``is_autocast``: in the precision of the point, else in that of the weights."""
+        with self.autocast() if is_autocast else nullcontext():
             logits = model(self.video)
         return F.cross_entropy(logits.float(), self.labels)
 
     def autocast(self) -> Any:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
-    def _check_gradients(self, model: nn.Module) -> None:
-        self.loss(model).backward()
+    def _check_gradients(self, model: nn.Module, is_autocast: bool) -> None:
+        self.loss(model, is_autocast).backward()
         for name, parameter in model.named_parameters():
             assert (parameter.grad is not None) == parameter.requires_grad, (
                 f"{name} has a gradient it should not, or none"

@@ -118,7 +118,7 @@ def layer(rounds: int, num_clips: int = 8, T: int = 8, N: int = 196, D: int = 76
 
 
 def step(rounds: int, vit: str = "ViT-B/16") -> dict[str, Any]:
-    """A training step with AdamW, eager, under autocast: the suite's own."""
+    """A training step with AdamW, eager: the suite's own; under autocast, but for a backbone frozen in bf16."""
     from bench.cases.rivals import st_adapter
     from fe_adapter.models.adaptation import trainable_parameters
 
@@ -128,21 +128,24 @@ def step(rounds: int, vit: str = "ViT-B/16") -> dict[str, Any]:
         "st-adapter": net.adapted(1, st_adapter),
         "static": net.adapted(1),
         "dynamic": net.adapted("dynamic"),
-        "static, frozen in bf16": net.adapted(1, dtype=torch.bfloat16),
-        "dynamic, frozen in bf16": net.adapted("dynamic", dtype=torch.bfloat16),
+    }
+    frozen = {
+        "static, frozen in bf16": net.frozen_in_bf16(1),
+        "dynamic, frozen in bf16": net.frozen_in_bf16("dynamic"),
     }
 
-    def steps(model: nn.Module) -> Callable[[], None]:
+    def steps(model: nn.Module, is_autocast: bool) -> Callable[[], None]:
         optimizer = torch.optim.AdamW(trainable_parameters(model))
 
         def one() -> None:
-            net.loss(model).backward()
+            net.loss(model, is_autocast).backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
         return one
 
-    return {f"step {vit} 8x8": table({name: steps(model) for name, model in models.items()}, rounds)}
+    contenders = {name: steps(model, name in models) for name, model in {**models, **frozen}.items()}
+    return {f"step {vit} 8x8": table(contenders, rounds)}
 
 
 def fit(rounds: int, vit: str = "ViT-Ti/16") -> dict[str, Any]:

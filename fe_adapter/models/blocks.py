@@ -125,7 +125,7 @@ def set_around(block: nn.Module, around: Around | None) -> None:
 def adapters_of(block: nn.Module, name: str | None) -> list[Any]:
     """The adapters of that name in ``block``."""
     state = get_state(block)
-    return [] if state is None else [getattr(block, child) for child in state.adapters.get(name or "", {}).values()]
+    return [] if state is None else [block._modules[child] for child in state.adapters.get(name or "", {}).values()]
 
 
 def get_state(block: nn.Module) -> BlockState | None:

@@ -32,7 +32,6 @@ _count_modes, _has_function_mode = torch._C._len_torch_dispatch_stack, torch._C.
 _get_transform, _get_tracing_state = torch._C._functorch.peek_interpreter_stack, torch._C._get_tracing_state
 _get_fp32_precision, _any_requires_grad = torch._C._get_fp32_precision_getter, torch._C._any_requires_grad
 _is_compiling = torch.compiler.is_dynamo_compiling
-_below_autograd = torch._C._AutoDispatchBelowADInplaceOrView
 _shape_of, _dtype_of = operators.attrgetter("shape"), operators.attrgetter("dtype")
 _device_of, _is_contiguous = Tensor.get_device, Tensor.is_contiguous
 _stride_of, _address_of, _is_negated = Tensor.stride, Tensor.data_ptr, Tensor.is_neg
@@ -95,8 +94,7 @@ def call(x: Tensor, weights: Weights, options: tuple, settle: Settle) -> Tensor 
             return call(x, weights, options, settle)
     if torch.is_grad_enabled() and _any_requires_grad(*tensors):
         return _apply(found, weights, *tensors)
-    with _below_autograd():
-        return found.forward(x, weights, False)[0]
+    return found.forward(x, weights, False)[0]
 
 
 class _Call:
@@ -119,8 +117,7 @@ class _Call:
 class _Direct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, call: _Call, weights: Weights, x: Tensor, *parameters: Tensor | None) -> Tensor:
-        with _below_autograd():
-            y, h, rounded, cast = call.forward(x, weights, call.keeps_x)
+        y, h, rounded, cast = call.forward(x, weights, call.keeps_x)
         ctx.call = call
         if call.recompute is None:
             ctx.save_for_backward(x if rounded is None else rounded, None, h, cast, *parameters)
@@ -134,14 +131,13 @@ class _Direct(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         call: _Call = ctx.call
         x, y, h, cast, *parameters = ctx.saved_tensors
-        needs_dx, dy = ctx.needs_input_grad[2], dy.resolve_neg()  # of which kernels see the memory alone
+        needs_dx, dy = ctx.needs_input_grad[2], dy.resolve_neg() if dy.is_neg() else dy  # kernels see the memory alone
         weights = as_weights(parameters) if len(parameters) == 8 else as_weights((*parameters, None, None))
         if torch.is_grad_enabled():  # a second derivative may be asked for, which the operator refuses
             tensors = [p for p in weights if p is not None]
             dx, *found = operator.backward_op(dy, x, y, h, cast, tensors, *call.options, needs_dx)
             return None, None, dx if needs_dx else None, *found, *[None] * (len(weights) - len(found))
-        with _below_autograd():
-            dx, gradients = call.backward(dy, x, y, h, cast, weights, needs_dx)
+        dx, gradients = call.backward(dy, x, y, h, cast, weights, needs_dx)
         return None, None, dx, *gradients
 
 

@@ -27,6 +27,9 @@ from torch import Tensor
 
 from fe_adapter.kernels.spec import PAD, AdapterSpec, ConvGradients, Rows, Weights
 
+# what an operator's own kernels run in: nothing is recorded, and autograd keeps no account of views
+_below_autograd = torch._C._AutoDispatchBelowADInplaceOrView
+
 
 class Convolution(Protocol):
     """What a convolution offers, for one shape of clips, of weights and one spec.
@@ -139,15 +142,16 @@ class Products:
         if torch.is_autocast_enabled(self._device_type):
             with torch.autocast(self._device_type, enabled=False):
                 return self.forward(x, weights, keeps_x)
-        kept = in_dtype(x, self._compute_dtype) if keeps_x else None
-        weights, cast = self._in_compute_dtype(weights, None)
-        h = self._gemms.down(x if kept is None else kept, weights)
-        convolution, rows = self._convolution, self._take_rows(h)
-        convolution.activate(h, weights, rows)
-        y = self._gemms.up(x, rows, weights)
-        if convolution.reuses_rows:
-            self._rows.append(rows)
-        return y, h, kept, cast
+        with _below_autograd():
+            kept = in_dtype(x, self._compute_dtype) if keeps_x else None
+            weights, cast = self._in_compute_dtype(weights, None)
+            h = self._gemms.down(x if kept is None else kept, weights)
+            convolution, rows = self._convolution, self._take_rows(h)
+            convolution.activate(h, weights, rows)
+            y = self._gemms.up(x, rows, weights)
+            if convolution.reuses_rows:
+                self._rows.append(rows)
+            return y, h, kept, cast
 
     def backward(
         self,
@@ -167,35 +171,36 @@ class Products:
         if torch.is_autocast_enabled(self._device_type):
             with torch.autocast(self._device_type, enabled=False):
                 return self.backward(dy, x, y, h, cast, weights, needs_dx)
-        gemms, convolution, dtype, given = self._gemms, self._convolution, weights.down.dtype, dy
-        weights, _ = self._in_compute_dtype(weights, cast)
-        dy = in_dtype(dy, self._compute_dtype).contiguous()
-        if h is None:
-            assert x is not None
-            h = gemms.down(x, weights)
-        elif h.storage_offset() or not h.is_contiguous():  # as hooks on saved tensors may have put it elsewhere
-            h = h.clone(memory_format=torch.contiguous_format)
-        rows = self._take_rows(h)
-        dc, state = convolution.backward_activation(gemms.activation_gradient(dy, weights), h, weights, rows)
-        if x is None:
-            assert y is not None
-            x = gemms.remove_up(y, rows, weights)
-        dup = self._product(dy.as_strided(*self._dy_columns), rows.matrix)
-        conv = convolution.backward_hidden(dc, h, weights, rows, state)
-        dx = gemms.add(given, rows.dh, weights.down) if needs_dx else None  # 0 for prefix tokens already
-        x_rows = in_dtype(x, self._compute_dtype).reshape(self._x_rows)
-        gradients = Weights(
-            down=self._product(rows.dh_columns, x_rows),
-            down_bias=conv.down_bias,
-            conv=conv.conv,
-            conv_bias=conv.conv_bias,
-            up=dup.as_strided(*self._up).clone(memory_format=torch.contiguous_format),
-            up_bias=dup.as_strided(*self._up_bias).clone(memory_format=torch.contiguous_format),
-            dilation=conv.dilation,
-            dilation_bias=conv.dilation_bias,
-        )
-        if convolution.reuses_rows:
-            self._rows.append(rows)
+        with _below_autograd():
+            gemms, convolution, dtype, given = self._gemms, self._convolution, weights.down.dtype, dy
+            weights, _ = self._in_compute_dtype(weights, cast)
+            dy = in_dtype(dy, self._compute_dtype).contiguous()
+            if h is None:
+                assert x is not None
+                h = gemms.down(x, weights)
+            elif h.storage_offset() or not h.is_contiguous():  # as hooks on saved tensors may have put it elsewhere
+                h = h.clone(memory_format=torch.contiguous_format)
+            rows = self._take_rows(h)
+            dc, state = convolution.backward_activation(gemms.activation_gradient(dy, weights), h, weights, rows)
+            if x is None:
+                assert y is not None
+                x = gemms.remove_up(y, rows, weights)
+            dup = self._product(dy.as_strided(*self._dy_columns), rows.matrix)
+            conv = convolution.backward_hidden(dc, h, weights, rows, state)
+            dx = gemms.add(given, rows.dh, weights.down) if needs_dx else None  # 0 for prefix tokens already
+            x_rows = in_dtype(x, self._compute_dtype).reshape(self._x_rows)
+            gradients = Weights(
+                down=self._product(rows.dh_columns, x_rows),
+                down_bias=conv.down_bias,
+                conv=conv.conv,
+                conv_bias=conv.conv_bias,
+                up=dup.as_strided(*self._up).clone(memory_format=torch.contiguous_format),
+                up_bias=dup.as_strided(*self._up_bias).clone(memory_format=torch.contiguous_format),
+                dilation=conv.dilation,
+                dilation_bias=conv.dilation_bias,
+            )
+            if convolution.reuses_rows:
+                self._rows.append(rows)
         if conv.conv.dtype == dtype == dup.dtype:
             return dx, gradients
         return dx, Weights(*(None if g is None else g.to(dtype) for g in gradients))  # type: ignore[arg-type]
