@@ -32,7 +32,8 @@ PAGES = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").g
 NET = '{"img_size": 48, "patch_size": 24, "embed_dim": 24, "depth": 6, "num_heads": 2}'
 SMALL = ["--backbone", "timm:vit_tiny_patch16_224", "--backbone-args", NET]
 FAST = [*SMALL, "--weights", "none", "--max-epochs", "1", "--no-randaugment"]
-OPTIONS = {"train": FAST, "crossval": FAST, "plan": SMALL}
+SHALLOW = [*SMALL, "--backbone-args", NET.replace('"depth": 6', '"depth": 2')]  # a plan counts a step of every policy
+OPTIONS = {"train": FAST, "crossval": FAST, "plan": SHALLOW}
 FAST_BENCH = {"suite": ["--quick"], "layer": [], "compile": [], "cost": []}
 
 
