@@ -229,13 +229,8 @@ def in_dtype(z: Tensor, dtype: torch.dtype) -> Tensor:
     return z if z.dtype == dtype else z.to(dtype)
 
 
-def product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
-    """``a @ b`` in ``dtype``; of 16-bit operands a GPU gives fp32 without rounding in between."""
-    return settled_product(a.dtype, dtype, a.device)(a, b)
-
-
 def settled_product(given: torch.dtype, dtype: torch.dtype, device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
-    """`product` in ``dtype`` of operands that are ``given``, without asking on each call."""
+    """What gives ``a @ b`` in ``dtype`` of two that are ``given``; a GPU's fp32 of 16 bits is not rounded in between."""
     if given == dtype:
         return torch.mm
     if not _has_wide_products(given, device):
