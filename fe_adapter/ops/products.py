@@ -230,7 +230,7 @@ def in_dtype(z: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def settled_product(given: torch.dtype, dtype: torch.dtype, device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
-    """What gives ``a @ b`` in ``dtype`` of two that are ``given``; a GPU's fp32 of 16 bits is not rounded in between."""
+    """What makes ``a @ b`` in ``dtype``, of operands that are ``given``; a GPU rounds 16 bits' product once."""
     if given == dtype:
         return torch.mm
     if not _has_wide_products(given, device):
