@@ -17,6 +17,7 @@ from fe_adapter.checks import check_num_workers
 from fe_adapter.data.loader import batches_of, can_have_workers, check_workers, data_loader, num_cores, one_line_errors
 from fe_adapter.data.protocol import ClipDataset
 from fe_adapter.data.transforms import MAX_SENT, finish
+from fe_adapter.errors import InputError
 
 MOST_WORKERS = 8  # that "auto" starts
 SLOW = 0.2  # share of an epoch's time waited for data, from which a CPU that trains starts a worker
@@ -208,6 +209,13 @@ class _Batches:
 def _collate(items: list[dict[str, Any]]) -> dict[str, Any]:
     """As PyTorch does, but for parts that are not of one size yet, which are a list."""
     if "edit" not in items[0]:
+        shapes = {tuple(item["video"].shape): item["path"] for item in items}
+        if len(shapes) > 1:
+            (shape, path), (other_shape, other) = list(shapes.items())[:2]
+            raise InputError(
+                f"the clips of a batch must have one shape; {path} is {shape}, {other} is {other_shape}: let the "
+                "transform scale them, or take batches of one clip"
+            )
         return default_collate(items)
     lists = {name: [item.pop(name) for item in items] for name in ("video", "edit")}
     return default_collate(items) | lists

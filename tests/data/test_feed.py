@@ -113,6 +113,19 @@ def test_a_data_set_of_ones_own_is_asked_for_whole_items(videos):
     assert same(epochs(Feed(plain, 2, finishes=True, num_workers=0)), expected(plain))
 
 
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_clips_of_several_shapes_are_no_batch(videos, num_workers):
+    source = Feed(open_videos(videos, transform=_narrower_by_chance), 4, num_workers=num_workers)
+    with pytest.raises(
+        InputError, match=r"^the clips of a batch must have one shape; .+\.mp4 is \(\d+, 3, 32, \d+\), "
+    ):
+        list(source.epoch(0))
+
+
+def _narrower_by_chance(clip, seed):
+    return clip[..., :32, : 16 + seed % 7]
+
+
 def workers(data, device="cuda", batch_size=1, **options) -> int:
     """How many "auto" starts; the device need not be there."""
     source = Feed(data, batch_size, **options)
