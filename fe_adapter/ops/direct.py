@@ -2,8 +2,8 @@
 
 A call is settled once for its kind: options, dtypes, shapes, strides, alignment, autocast, what the environment says.
 It is then one `torch.autograd.Function` around the implementation that was chosen. Whatever wants to see operators
-(tracing, dispatch modes, tensor subclasses, functorch, forward-mode derivatives) gets the operator instead. The host
-waits for every line of this at every layer of every step: it asks as little as it can.
+(tracing, dispatch modes, tensor subclasses, functorch, forward-mode derivatives) gets the operator instead, in either
+direction. The host waits for every line of this at every layer of every step: it asks as little as it can.
 """
 
 from __future__ import annotations
@@ -56,13 +56,7 @@ def call(x: Tensor, weights: Weights, options: tuple, settle: Settle) -> Tensor 
         device_type = "cpu"
     else:
         return None
-    if (
-        _count_modes()
-        or _has_function_mode()
-        or _get_transform() is not None
-        or _get_tracing_state() is not None
-        or forward_ad._current_level >= 0
-    ):
+    if _is_watched() or _has_function_mode() or _get_tracing_state() is not None:
         return None
     has_six = weights.dilation is None and weights.dilation_bias is None
     tensors: tuple[Any, ...] = (x, *weights[:6]) if has_six else (x, *weights)
@@ -95,6 +89,11 @@ def call(x: Tensor, weights: Weights, options: tuple, settle: Settle) -> Tensor 
     if torch.is_grad_enabled() and _any_requires_grad(*tensors):
         return _apply(found, weights, *tensors)
     return found.forward(x, weights, False)[0]
+
+
+def _is_watched() -> bool:
+    """Whether a dispatch mode, functorch or a forward-mode derivative wants to see operators."""
+    return _count_modes() > 0 or _get_transform() is not None or forward_ad._current_level >= 0
 
 
 class _Call:
@@ -133,7 +132,7 @@ class _Direct(torch.autograd.Function):
         x, y, h, cast, *parameters = ctx.saved_tensors
         needs_dx, dy = ctx.needs_input_grad[2], dy.resolve_neg() if dy.is_neg() else dy  # kernels see the memory alone
         weights = as_weights(parameters) if len(parameters) == 8 else as_weights((*parameters, None, None))
-        if torch.is_grad_enabled():  # a second derivative may be asked for, which the operator refuses
+        if torch.is_grad_enabled() or _is_watched():  # the operator refuses second derivatives, and tangents of dy
             tensors = [p for p in weights if p is not None]
             dx, *found = operator.backward_op(dy, x, y, h, cast, tensors, *call.options, needs_dx)
             return None, None, dx if needs_dx else None, *found, *[None] * (len(weights) - len(found))

@@ -199,7 +199,7 @@ class Products:
                 dilation=conv.dilation,
                 dilation_bias=conv.dilation_bias,
             )
-            if convolution.reuses_rows:
+            if convolution.reuses_rows and type(rows.matrix) is Tensor:  # `h` may be a subclass's
                 self._rows.append(rows)
         if conv.conv.dtype == dtype == dup.dtype:
             return dx, gradients

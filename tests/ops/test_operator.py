@@ -14,7 +14,10 @@ from unittest import mock
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.testing._internal.logging_tensor import LoggingTensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench.proof.agreement import pair
@@ -112,6 +115,44 @@ def test_what_is_kept_may_come_back_elsewhere(recompute):
         y = layer(x)
     for a, b in zip(torch.autograd.grad(y, list(layer.parameters()), dy), wanted, strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("watch", ["fake", "subclass", "functorch", "traced"])
+@pytest.mark.parametrize("is_free", [True, False], ids=["rows-free", "rows-in-use"])
+def test_who_watches_a_backward_pass_leaves_nothing_in_later_ones(watch, is_free):
+    """Modes and transforms get the operator, as in forward; a tensor subclass, rows of its own."""
+    _, layer = pair(6, 4, num_frames=3)
+    x, dy = torch.randn(3, 5, 6, requires_grad=True), torch.randn(3, 5, 6)
+    inputs = [x, *layer.parameters()]
+
+    def unpacked(kept):
+        return LoggingTensor(kept.detach()) if watch == "subclass" else kept
+
+    expected = torch.autograd.grad(layer(x), inputs, dy)
+    with torch.autograd.graph.saved_tensors_hooks(lambda kept: kept, unpacked):
+        y = layer(x)
+    if not is_free:  # as if another thread had them
+        y.grad_fn.call.backward.__self__._rows.clear()
+    with FakeTensorMode(allow_non_fake_inputs=True) if watch == "fake" else nullcontext():
+        if watch == "functorch":
+            found = torch.func.grad(lambda z: (torch.autograd.grad(y, x, dy)[0] * z).sum())(dy)
+        elif watch == "traced":
+            found = make_fx(lambda dy: torch.autograd.grad(y, x, dy, retain_graph=True)[0])(dy)(dy)
+        else:
+            found, *_ = torch.autograd.grad(y, inputs, dy)
+    assert watch == "fake" or torch.equal(found, expected[0])
+    for later, wanted in zip(torch.autograd.grad(layer(x), inputs, dy), expected, strict=True):
+        assert type(later) is torch.Tensor
+        assert torch.equal(later, wanted)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:FutureWarning")  # of forward-mode derivatives
+def test_a_tangent_of_the_output_s_gradient_is_refused():
+    _, layer = pair(6, 4, num_frames=3)
+    x = torch.randn(3, 5, 6, requires_grad=True)
+    y = layer(x)
+    with forward_ad.dual_level(), pytest.raises(RuntimeError, match="no forward-mode derivative"):
+        torch.autograd.grad(y, x, forward_ad.make_dual(x.detach(), x.detach()))
 
 
 def test_an_output_changed_in_place_is_not_computed_with():
