@@ -111,14 +111,14 @@ class Net:
         self.labels = torch.randint(NUM_CLASSES, (point["B"],), device=device)
         self._plain: dict[int | str, tuple[dict[str, Tensor], dict[str, Tensor]]] = {}
 
-    def classifier(self, dtype: torch.dtype = torch.float32, **options: Any) -> VideoClassifier:
+    def classifier(self, **options: Any) -> VideoClassifier:
         """A classifier, the same weights every time."""
         import timm
 
         torch.manual_seed(0)
         name, arguments = VITS[self.point["vit"]]
         with self.device:
-            vit = timm.create_model(name, num_classes=0, **arguments).to(dtype)
+            vit = timm.create_model(name, num_classes=0, **arguments)
             return VideoClassifier(vit, NUM_CLASSES, num_frames=self.point["T"], **options).train()
 
     def lora(self) -> nn.Module:
@@ -128,14 +128,9 @@ class Net:
         model.vit = inject_adapter_in_model(LoraConfig(r=16, target_modules=r".*\.attn\.(qkv|proj)"), model.vit)
         return model
 
-    def adapted(
-        self,
-        dilation: int | str,
-        replace: Callable[[FEAdapter], nn.Module] | None = None,
-        **options: Any,
-    ) -> VideoClassifier:
+    def adapted(self, dilation: int | str, replace: Callable[[FEAdapter], nn.Module] | None = None) -> VideoClassifier:
         """A classifier with adapters that are no longer the identity, or with what ``replace`` makes of them."""
-        model = self.classifier(config=FEAdapterConfig(dilation=dilation), **options)
+        model = self.classifier(config=FEAdapterConfig(dilation=dilation))
         for adapter in get_adapters(model):
             nn.init.normal_(adapter.temporal_conv.weight)
             settle_dilation(adapter)
