@@ -66,13 +66,13 @@ class EagerConvolution:
             return EagerRows(h, self._num_prefix_tokens, self._embed_dim, self._taps)
 
     def activate(self, h: Tensor, weights: Weights, rows: EagerRows) -> None:
-        self._activate(h, weights, rows, self._by_tap(weights))
+        self._fill(h, weights, rows, self._by_tap(weights))
 
     def backward_activation(
         self, dphi: Tensor, h: Tensor, weights: Weights, rows: EagerRows
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         by_tap = self._by_tap(weights)
-        c = self._activate(h, weights, rows, by_tap)
+        c = self._fill(h, weights, rows, by_tap)
         return _activation_backward(dphi, c, self._spec.activation), by_tap
 
     def backward_hidden(
@@ -89,7 +89,7 @@ class EagerConvolution:
         by_tap = conv.as_strided(*self._by_tap_view) if conv.is_contiguous() else conv.flatten(1).t()
         return by_tap.contiguous().unbind()
 
-    def _activate(self, h: Tensor, weights: Weights, rows: EagerRows, by_tap: tuple[Tensor, ...]) -> Tensor | None:
+    def _fill(self, h: Tensor, weights: Weights, rows: EagerRows, by_tap: tuple[Tensor, ...]) -> Tensor | None:
         """Write φ(c) into ``rows``; c (B, T, N, R), where φ's derivative needs it."""
         if self._is_exact and self._spec.activation == "identity":
             self._convolve(h, weights, by_tap, rows.patches, rows.outputs)
@@ -106,8 +106,8 @@ class EagerConvolution:
         """Write the convolution c of ``h``, both (B, T, N, R), into ``out``; ``outputs`` are its views, by tap."""
         bias = weights.conv_bias if self._is_exact else weights.conv_bias.to(self._dtype)
         torch.addcmul(bias, h, by_tap[self._own], out=out)
-        for (i, _, _, view, _), here in zip(self._taps, outputs, strict=True):
-            here.addcmul_(h.as_strided(*view), by_tap[i])
+        for tap, here in zip(self._taps, outputs, strict=True):
+            here.addcmul_(h.as_strided(*tap.sources), by_tap[tap.number])
         if weights.dilation is not None:
             source, c = h.view(self._grid), out.view(self._grid)
             d, _ = predict_dilation(h, weights, self._spec)
@@ -127,10 +127,10 @@ class EagerConvolution:
             sources = [dh.as_strided(*tap.sources) for tap in self._taps]
         torch.mul(g, by_tap[self._own], out=dh)
         gradients = {self._own: (g * h).sum((0, 1, 2))}
-        for (i, here, _, view, _), there in zip(self._taps, sources, strict=True):
-            g_here = g.as_strided(*here)
-            there.addcmul_(g_here, by_tap[i])
-            gradients[i] = (g_here * h.as_strided(*view)).sum((0, 1, 2, 3))
+        for tap, there in zip(self._taps, sources, strict=True):
+            g_here = g.as_strided(*tap.outputs)
+            there.addcmul_(g_here, by_tap[tap.number])
+            gradients[tap.number] = (g_here * h.as_strided(*tap.sources)).sum((0, 1, 2, 3))
         ddilation = ddilation_bias = None
         if weights.dilation is not None:
             ddilation, ddilation_bias = self._backward_dilation(g, h, weights, by_tap, gradients, dh)

@@ -119,7 +119,7 @@ class Gemms:
 
     def _patches_of(self, z: Tensor) -> Tensor:
         if not z.is_contiguous():
-            return as_frames(z).narrow(1, self._num_prefix_tokens, self._hidden[2])
+            return z.flatten(0, -3).narrow(1, self._num_prefix_tokens, self._hidden[2])
         return z.as_strided(*self._patches, z.storage_offset() + self._first)
 
 
@@ -217,11 +217,6 @@ class Products:
         if cast is None:
             cast = self._convolution.cast(weights, self._compute_dtype)
         return weights.views(cast), cast
-
-
-def as_frames(x: Tensor) -> Tensor:
-    """(B, T, L, D) or (B*T, L, D) as the latter."""
-    return x if x.dim() == 3 else x.flatten(0, 1)
 
 
 def in_dtype(z: Tensor, dtype: torch.dtype) -> Tensor:
