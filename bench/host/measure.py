@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import gc
 import itertools
 import json
@@ -120,32 +121,18 @@ def layer(rounds: int, num_clips: int = 8, T: int = 8, N: int = 196, D: int = 76
 def step(rounds: int, vit: str = "ViT-B/16") -> dict[str, Any]:
     """A training step with AdamW, eager: the suite's own; under autocast, but for a backbone frozen in bf16."""
     from bench.cases.rivals import st_adapter
-    from fe_adapter.models.adaptation import trainable_parameters
 
     net = _net(vit)
-    models = {
-        "full fine-tuning": net.classifier(tune="full"),
-        "st-adapter": net.adapted(1, st_adapter),
-        "static": net.adapted(1),
-        "dynamic": net.adapted("dynamic"),
+    contenders = {
+        "full fine-tuning": net.contender(net.classifier(tune="full")),
+        "st-adapter": net.contender(net.adapted(1, st_adapter)),
+        "static": net.contender(net.adapted(1)),
+        "dynamic": net.contender(net.adapted("dynamic")),
+        "static, frozen in bf16": net.contender(net.frozen_in_bf16(1), is_autocast=False),
+        "dynamic, frozen in bf16": net.contender(net.frozen_in_bf16("dynamic"), is_autocast=False),
     }
-    frozen = {
-        "static, frozen in bf16": net.frozen_in_bf16(1),
-        "dynamic, frozen in bf16": net.frozen_in_bf16("dynamic"),
-    }
-
-    def steps(model: nn.Module, is_autocast: bool) -> Callable[[], None]:
-        optimizer = torch.optim.AdamW(trainable_parameters(model))
-
-        def one() -> None:
-            net.loss(model, is_autocast).backward()
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-
-        return one
-
-    contenders = {name: steps(model, name in models) for name, model in {**models, **frozen}.items()}
-    return {f"step {vit} 8x8": table(contenders, rounds)}
+    steps: Steps = {name: functools.partial(contender.step, None) for name, contender in contenders.items()}
+    return {f"step {vit} 8x8": table(steps, rounds)}
 
 
 def fit(rounds: int, vit: str = "ViT-Ti/16") -> dict[str, Any]:
