@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fe_adapter.kernels.common import rounded
 from fe_adapter.kernels.launch import Launch
+from fe_adapter.kernels.scratch import settled_empty
 from fe_adapter.kernels.spec import Kept, Weights, ceil_div, layout_of
 
 _BLOCK = 1024
@@ -46,18 +47,18 @@ class Cast:
     """Weights like ``weights``, in ``dtype``."""
 
     def __init__(self, weights: Weights, dtype: torch.dtype) -> None:
-        self._dtype = dtype
-        *starts, self._numel = weights.flat_starts()
+        *starts, numel = weights.flat_starts()
         self._offsets = [
             None if p is None else start * dtype.itemsize for start, p in zip(starts, weights, strict=True)
         ]
         sizes = (0 if p is None else p.numel() for p in weights)
-        grid = (ceil_div(self._numel, _BLOCK),)
-        self._launch = Launch(_cast_kernel, grid, (*starts[1:], self._numel, *sizes), {"BLOCK": _BLOCK})
+        grid = (ceil_div(numel, _BLOCK),)
+        self._launch = Launch(_cast_kernel, grid, (*starts[1:], numel, *sizes), {"BLOCK": _BLOCK})
+        self._empty = settled_empty((numel,), dtype, weights.down.device)
 
     def __call__(self, weights: Weights) -> Tensor:
         """All of them, flat: see `Weights.views`."""
-        flat = torch.empty(self._numel, dtype=self._dtype, device=weights.down.device)
+        flat = self._empty()
         self._launch(*weights, flat)
         return flat
 

@@ -20,6 +20,7 @@ kernel (`fe_adapter.kernels.sums`) adds up: no atomics.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -27,13 +28,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fe_adapter.kernels import scratch
 from fe_adapter.kernels.cast import Cast
 from fe_adapter.kernels.common import rounded
 from fe_adapter.kernels.launch import Launch, is_hooked
 from fe_adapter.kernels.phases import activation_step, backward_activation_step, backward_hidden_step, conv_flags
 from fe_adapter.kernels.plans import launch_plan, precision
 from fe_adapter.kernels.products import down, up
+from fe_adapter.kernels.scratch import Layout, settled_empty, view_of_whole
 from fe_adapter.kernels.spec import PAD, AdapterSpec, Weights, as_weights, ceil_div
 from fe_adapter.kernels.sums import _add_sums_kernel
 from fe_adapter.kernels.sums import sizes as sums_sizes
@@ -221,13 +222,14 @@ class Launches:
     def __init__(self, x: Tensor, weights: Weights, spec: AdapterSpec, design: str) -> None:
         (B, T, L, D), R, K = x.shape, weights.down.shape[0], weights.conv.shape[2]
         N, dtype, self._is_dynamic = L - spec.num_prefix_tokens, spec.compute_dtype, weights.dilation is not None
-        self._dtype, self._device, self._has_down = dtype, x.device, design != "tail"
+        self._device, has_down = x.device, design != "tail"
+        self._keeps_dy = has_down and x.dtype != dtype
         self.cast = None if weights.down.dtype == dtype else Cast(weights, dtype)
         plan = launch_plan(design, x, dtype, R)
         tiles = ceil_div(N, plan.BLOCK_M // T)
         programs, grid = B * tiles, (B * (tiles + 1),)
         taps = {name: value for name, value in conv_flags(weights, spec).items() if name not in ("KH", "KW")}
-        flags = {"ACTIVATION": spec.activation, **taps, "HAS_DOWN": self._has_down, "PRECISION": precision()}
+        flags = {"ACTIVATION": spec.activation, **taps, "HAS_DOWN": has_down, "PRECISION": precision()}
         distances, sizes = (spec.dilation[0], spec.max_dilation or 0.0), (tiles, T, N, L - N, D, R)
         numbers = *sizes, *x.stride()[:3], *distances
         options = flags | plan.options(D, R, K, backward=False)
@@ -238,14 +240,19 @@ class Launches:
             Launch(_fused_bwd_kernel, grid, numbers, {**options, "NEEDS_DX": needs_dx}) for needs_dx in (False, True)
         ]
         self._finish = Launch(_add_sums_kernel, *sums_sizes(weights, programs, programs, B * T * N, has_dup=True))
-        self._h_shape, M, f32 = (B, T, N, R), B * T * L, torch.float32
-        parts = [((M, R + PAD), dtype), ((M, R), dtype), (self._h_shape, dtype)]  # rows, dh, dc
+        h_shape, M, f32 = (B, T, N, R), B * T * L, torch.float32
+        parts = [((M, R + PAD), dtype), ((M, R), dtype), (h_shape, dtype)]  # rows, dh, dc
         parts += [((programs, K + 1, R), f32), ((programs, 4, R), f32)]  # sums, sums_h
         parts += [((B, T, N), f32)] * 2 if self._is_dynamic else []  # d, da
-        self._scratch = scratch.Layout(*parts)
-        self._scratch_size = self._scratch.bytes // dtype.itemsize
+        self._scratch = Layout(*parts)
+        size = self._scratch.bytes // dtype.itemsize
         start = self._scratch.starts[1] // dtype.itemsize
         self._rows, self._dh_columns = ((M, R + PAD), (R + PAD, 1)), ((R, M), (1, R), start)
+        empty = functools.partial(settled_empty, device=x.device)
+        shapes = (B, T, L, D), (B * T, L, D)
+        self._empty_x, self._empty_kept = ({len(s): empty(s, t) for s in shapes} for t in (x.dtype, dtype))
+        self._empty_h, self._empty_scratch = empty(h_shape, dtype), empty((size,), dtype)
+        self._empty_gradients = [empty(p.shape, p.dtype) for p in weights[1:] if p is not None]
 
     def forward(
         self, x: Tensor, weights: Weights, keeps_x: bool, h: Tensor | None = None, cast: Tensor | None = None
@@ -254,12 +261,11 @@ class Launches:
 
         ``cast``: the weights as made by ``self.cast``, where they have another dtype.
         """
-        launch, dtype, device = self._forward[keeps_x], self._dtype, self._device
-        y = torch.empty_like(x, memory_format=torch.contiguous_format)
+        launch, rank = self._forward[keeps_x], x.dim()
+        y, c = self._empty_x[rank](), self._empty_h()
         if h is None:
-            h = torch.empty(self._h_shape, dtype=dtype, device=device)
-        c = torch.empty_like(h)
-        kept = torch.empty_like(y, dtype=dtype) if keeps_x else None
+            h = self._empty_h()
+        kept = self._empty_kept[rank]() if keeps_x else None
         if cast is None and self.cast is not None:
             cast = self.cast(weights)
         if launch.is_bound and not is_hooked():
@@ -286,11 +292,11 @@ class Launches:
             ``dh`` (R, B·T·L), both 0 on prefix rows; ``dy`` in the compute dtype, where that is not its own and the
             kernel has read all of it; and what `finish` is given.
         """
-        launch, dtype, device = self._backward[needs_dx], self._dtype, self._device
-        dx = torch.empty_like(dy) if needs_dx else None
-        kept = torch.empty_like(dy, dtype=dtype) if self._has_down and dy.dtype != dtype else None
+        launch, rank = self._backward[needs_dx], dy.dim()
+        dx = self._empty_x[rank]() if needs_dx else None
+        kept = self._empty_kept[rank]() if self._keeps_dy else None
         if launch.is_bound and self._finish.is_bound and not is_hooked():
-            memory = torch.empty(self._scratch_size, dtype=dtype, device=device)
+            memory = self._empty_scratch()
             start = memory.data_ptr()
             at_rows, at_dh, at_dc, *at_sums = map(start.__add__, self._scratch.starts)
             sums, sums_h, d, da = at_sums if self._is_dynamic else (*at_sums, None, None)
@@ -301,8 +307,9 @@ class Launches:
                 d, da, sums, sums_h, None if kept is None else kept.data_ptr(),
             )  # fmt: skip
             # the sums are in the memory that the views hold
-            return dx, memory.as_strided(*self._rows), memory.as_strided(*self._dh_columns), kept, (sums, sums_h, da)
-        rows, dh, dc, *parts = self._scratch.tensors(device)
+            rows, dh_columns = view_of_whole(memory, *self._rows), view_of_whole(memory, *self._dh_columns)
+            return dx, rows, dh_columns, kept, (sums, sums_h, da)
+        rows, dh, dc, *parts = self._scratch.tensors(self._device)
         tensors: tuple[Any, ...] = tuple(parts) if self._is_dynamic else (*parts, None, None)
         (sums, sums_h, d, da), w = tensors, weights.views(cast)
         launch(
@@ -311,10 +318,9 @@ class Launches:
         )  # fmt: skip
         return dx, rows, dh.t(), kept, (sums, sums_h, da)
 
-    def finish(self, sums: Sums, ddown: Tensor, dup: Tensor, weights: Weights) -> Weights:
+    def finish(self, sums: Sums, ddown: Tensor, dup: Tensor) -> Weights:
         """All gradients, in the dtype of the weights: ``ddown`` as it is, others from ``dup`` (D, R + PAD) and sums."""
-        given: Any = weights[1 : 8 if self._is_dynamic else 6]
-        down_bias, conv, conv_bias, up, up_bias, *others = map(torch.empty_like, given)
+        down_bias, conv, conv_bias, up, up_bias, *others = [empty() for empty in self._empty_gradients]
         dilation, dilation_bias = others or (None, None)
         if isinstance(sums[0], Tensor):
             self._finish(*sums, dup, conv, conv_bias, down_bias, dilation, dilation_bias, up, up_bias)

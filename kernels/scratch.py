@@ -6,14 +6,28 @@ Triton.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from fe_adapter.kernels.spec import PAD, ConvGradients, Rows, Weights, ceil_div
+
+# What Inductor's code calls, private: it takes the host half as long as `torch.empty` and `torch.as_strided`.
+_for_inductor: Any = getattr(getattr(torch._C, "_dynamo", None), "guards", None)
+_empty_on_gpu: Any = getattr(_for_inductor, "_empty_strided_cuda", None)
+view_of_whole: Any = getattr(_for_inductor, "_reinterpret_tensor", torch.as_strided)
+
+
+def settled_empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Callable[[], Tensor]:
+    """What makes an empty tensor, contiguous, at every call; a GPU is then the current device."""
+    if device.type != "cuda" or _empty_on_gpu is None:
+        return functools.partial(torch.empty, shape, dtype=dtype, device=device)
+    return functools.partial(_empty_on_gpu, tuple(shape), torch.empty(shape, device="meta").stride(), dtype)
 
 
 class ConvScratch(NamedTuple):

@@ -83,7 +83,7 @@ class Fused:
         dy_columns = (dy_rows if rounded is None else rounded).as_strided(*self._columns)
         x_rows = x.as_strided(*self._rows) if x.is_contiguous() else x.reshape(self._rows[0])
         dup, ddown = self._product(dy_columns, rows), self._product(dh_columns, x_rows)
-        return dx, launches.finish(sums, products.in_dtype(ddown, self._dtype), dup, weights)
+        return dx, launches.finish(sums, products.in_dtype(ddown, self._dtype), dup)
 
 
 def fused(x: Tensor, weights: Weights, spec: AdapterSpec, design: str) -> Fused:

@@ -16,8 +16,10 @@ import triton
 from torch import Tensor
 
 from fe_adapter import FusedFEAdapter
+from fe_adapter.kernels import fused, scratch
 from fe_adapter.kernels.launch import Launch
 from fe_adapter.ops import direct
+from fe_adapter.ops import fused as ops_fused
 from tests.imitated import case, main
 
 B, T, N, D, R = 2, 4, 15, 64, 32
@@ -209,6 +211,39 @@ def where_triton_launches_otherwise_its_own_way_is_taken() -> None:
             step(layer, x)
     assert not bound
     assert len(others) == 3
+
+
+@case
+def what_is_made_is_as_pytorch_makes_it() -> None:
+    """By the functions of Inductor, which this PyTorch has, and without them."""
+
+    def made(layer: FusedFEAdapter, x: Tensor) -> list[tuple]:
+        x = x.detach().requires_grad_()
+        y = layer(x)
+        y.backward(torch.zeros_like(y))
+        parameters = list(layer.parameters())
+        found = [y, x.grad, *(p.grad for p in parameters)]
+        assert len({z.untyped_storage().data_ptr() for z in found}) == len(found)
+        assert all(z.grad.stride() == z.stride() for z in (x, *parameters))
+        return [(z.shape, z.stride(), z.dtype, z.device, z.storage_offset(), z.is_inference()) for z in found]
+
+    assert None not in (scratch._empty_on_gpu, getattr(torch._C._dynamo.guards, "_reinterpret_tensor", None))
+    for dtype, shape in ((torch.bfloat16, (B * T, N + 1, D)), (torch.float32, (B, T, N + 1, D))):
+        layer, x = make(dtype)
+        x = x.view(shape)
+        found = made(layer, x)
+        with (
+            mock.patch.object(scratch, "_empty_on_gpu", None),
+            mock.patch.object(fused, "view_of_whole", torch.as_strided),
+        ):
+            direct._kept.clear()
+            ops_fused._kept.clear()
+            layer, _ = make(dtype)
+            assert made(layer, x) == found
+        direct._kept.clear()
+        ops_fused._kept.clear()
+        with torch.inference_mode():
+            assert layer(x.clone()).is_inference()
 
 
 @case
