@@ -20,7 +20,7 @@ from fe_adapter.kernels.spec import PAD, ConvGradients, Rows, Weights, ceil_div
 # What Inductor's code calls, private: it takes the host half as long as `torch.empty` and `torch.as_strided`.
 _for_inductor: Any = getattr(getattr(torch._C, "_dynamo", None), "guards", None)
 _empty_on_gpu: Any = getattr(_for_inductor, "_empty_strided_cuda", None)
-view_of_whole: Any = getattr(_for_inductor, "_reinterpret_tensor", torch.as_strided)
+view_of_whole: Any = getattr(_for_inductor, "_reinterpret_tensor", torch.as_strided)  # from where a tensor begins
 
 
 def settled_empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Callable[[], Tensor]:

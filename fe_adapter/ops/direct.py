@@ -25,6 +25,7 @@ from fe_adapter.ops.operator import keeps_rounded
 Settle = Callable[[Tensor, Weights, tuple], tuple[int, AdapterSpec]]
 _MISALIGNED = 15  # the bits of an address that say it is no multiple of 16
 _PLAIN = frozenset((Tensor, nn.Parameter))
+_PLAIN_OR_NONE = _PLAIN | {type(None)}
 _kept = Kept()
 _environment: Any = getattr(os.environ, "_data", os.environ)  # reading the dictionary below is ten times as fast
 _variables = [os.environ.encodekey(name) if _environment is not os.environ else name for name in VARIABLES]
@@ -129,10 +130,11 @@ class _Direct(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         call: _Call = ctx.call
-        x, y, h, cast, *parameters = ctx.saved_tensors
+        x, y, h, cast, *parameters = saved = ctx.saved_tensors
         needs_dx, dy = ctx.needs_input_grad[2], dy.resolve_neg() if dy.is_neg() else dy  # kernels see the memory alone
         weights = as_weights(parameters) if len(parameters) == 8 else as_weights((*parameters, None, None))
-        if torch.is_grad_enabled() or _is_watched():  # the operator refuses second derivatives, and tangents of dy
+        is_plain = type(dy) is Tensor and _PLAIN_OR_NONE.issuperset(map(type, saved))  # hooks may give back anything
+        if not is_plain or torch.is_grad_enabled() or _is_watched():  # second derivatives, tangents of dy: it refuses
             tensors = [p for p in weights if p is not None]
             dx, *found = operator.backward_op(dy, x, y, h, cast, tensors, *call.options, needs_dx)
             return None, None, dx if needs_dx else None, *found, *[None] * (len(weights) - len(found))

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from fe_adapter.kernels import plans
 from fe_adapter.kernels.fused import Launches
+from fe_adapter.kernels.scratch import view_of_whole
 from fe_adapter.kernels.spec import AdapterSpec, Kept, Rows, Weights, layout_of
 from fe_adapter.ops import products
 from fe_adapter.ops.products import Forward
@@ -80,8 +81,8 @@ class Fused:
             assert y is not None
             x = self._gemms.remove_up(y, Rows(rows, dy.shape[-1]), weights.views(cast), is_rounded=False)
         x = products.in_dtype(x, spec.compute_dtype)
-        dy_columns = (dy_rows if rounded is None else rounded).as_strided(*self._columns)
-        x_rows = x.as_strided(*self._rows) if x.is_contiguous() else x.reshape(self._rows[0])
+        dy_columns = view_of_whole(dy_rows if rounded is None else rounded, *self._columns)
+        x_rows = view_of_whole(x, *self._rows) if x.is_contiguous() else x.reshape(self._rows[0])
         dup, ddown = self._product(dy_columns, rows), self._product(dh_columns, x_rows)
         return dx, launches.finish(sums, products.in_dtype(ddown, self._dtype), dup)
 

@@ -117,7 +117,7 @@ def test_what_is_kept_may_come_back_elsewhere(recompute):
         torch.testing.assert_close(a, b)
 
 
-@pytest.mark.parametrize("watch", ["fake", "subclass", "functorch", "traced"])
+@pytest.mark.parametrize("watch", ["fake", "subclass", "gradient", "functorch", "traced"])
 @pytest.mark.parametrize("is_free", [True, False], ids=["rows-free", "rows-in-use"])
 def test_who_watches_a_backward_pass_leaves_nothing_in_later_ones(watch, is_free):
     """Modes and transforms get the operator, as in forward; a tensor subclass, rows of its own."""
@@ -139,7 +139,7 @@ def test_who_watches_a_backward_pass_leaves_nothing_in_later_ones(watch, is_free
         elif watch == "traced":
             found = make_fx(lambda dy: torch.autograd.grad(y, x, dy, retain_graph=True)[0])(dy)(dy)
         else:
-            found, *_ = torch.autograd.grad(y, inputs, dy)
+            found, *_ = torch.autograd.grad(y, inputs, LoggingTensor(dy) if watch == "gradient" else dy)
     assert watch == "fake" or torch.equal(found, expected[0])
     for later, wanted in zip(torch.autograd.grad(layer(x), inputs, dy), expected, strict=True):
         assert type(later) is torch.Tensor
