@@ -45,11 +45,12 @@ def write(folder: Path = FOLDER) -> None:
 def text(contents: dict[str, dict[str, Any]]) -> str:
     """The report; what we lose comes first."""
     lines = [HEAD, "## What we lose", ""]
-    for content in contents.values():
-        lines += _losses(content)
+    for stem, content in contents.items():
+        lines += _losses(stem, content)
     for stem, content in contents.items():
         machine = ", ".join(f"{name} {value}" for name, value in content["machine"].items() if name != "device")
-        lines += [f"## {content['machine']['device']}", "", f"{machine}. Raw rounds: `{stem}.json`; `{stem}.csv`.", ""]
+        lines += [f"## {content['machine']['device']}, `{stem}`", ""]
+        lines += [f"{machine}. Raw rounds: `{stem}.json`; `{stem}.csv`.", ""]
         lines += [f"![{name}](plots/{stem}-{name}.png)" for name in plots.names(content)]
         lines += ["", *_checks(content)]
         done = [f"{record['case']} {point_name(record)}" for record in content["records"]]
@@ -80,7 +81,7 @@ def _checks(content: dict[str, Any]) -> list[str]:
     return [passed, "", *others, *[""] * bool(others)] if outcomes else []
 
 
-def _losses(content: dict[str, Any]) -> list[str]:
+def _losses(stem: str, content: dict[str, Any]) -> list[str]:
     """Every point at which a rival is faster than we are, then where one holds less, then what was wrong.
 
     Graphs are held against graphs, and what the launch plans would not choose against nothing.
@@ -103,8 +104,8 @@ def _losses(content: dict[str, Any]) -> list[str]:
                 larger.append((peaks[0] / peaks[1], [*cells, f"{peaks[0] / peaks[1]:.2f}"]))
     lines = []
     for losses, what, column in ((slower, "slower", "our time over its"), (larger, "larger", "our peak over its")):
-        device = content["machine"]["device"]
-        lines += [f"On {device} we are {what} than a rival in {len(losses)} of {num_pairs} comparisons.", ""]
+        where = f"On {content['machine']['device']}, in `{stem}`,"
+        lines += [f"{where} we are {what} than a rival in {len(losses)} of {num_pairs} comparisons.", ""]
         if losses:
             rows = [cells for _, cells in sorted(losses, reverse=True)]
             lines += [*table(["case", "point", "ours", "rival", column], rows, "llllr"), ""]
