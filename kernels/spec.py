@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import operator
 import threading
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
@@ -54,11 +55,11 @@ class Weights(NamedTuple):
         """In ``dtype``, as kernels read them: contiguous, and aligned as an allocation of their own is."""
         return Weights(*(None if p is None else _alone(p, dtype) for p in self))  # type: ignore[arg-type]
 
-    def alone(self) -> Weights:
-        """In their own dtype, as kernels read them; this very object, if they are that already."""
-        if all(p is None or (p.is_contiguous() and p.data_ptr() % 16 == 0) for p in self):
-            return self
-        return Weights(*(None if p is None else p.clone(memory_format=torch.contiguous_format) for p in self))  # type: ignore[arg-type]
+    def alone(self, dtype: torch.dtype | None = None, device: torch.device | None = None) -> Weights:
+        """As kernels read them, see `alone`; this very object, if they are so already."""
+        dtype, device = dtype or self.down.dtype, device or self.down.device
+        found = [None if p is None else alone(p, dtype, device) for p in self]
+        return self if all(map(operator.is_, found, self)) else as_weights(found)
 
     def flat_starts(self) -> list[int]:
         """Where each begins, in elements, if all are in one flat tensor; and, last, where that ends."""
@@ -74,6 +75,13 @@ class Weights(NamedTuple):
 
 
 as_weights: Callable[[Iterable[Any]], Weights] = functools.partial(tuple.__new__, Weights)  # in half the time
+
+
+def alone(t: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """``t`` as kernels read memory: contiguous, aligned, not lazily negated; itself, if it is that already."""
+    if t.dtype == dtype and t.device == device and t.is_contiguous() and t.data_ptr() % 16 == 0 and not t.is_neg():
+        return t
+    return t.to(device, dtype, copy=True, memory_format=torch.contiguous_format)
 
 
 def _alone(p: Tensor, dtype: torch.dtype) -> Tensor:

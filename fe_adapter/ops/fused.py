@@ -8,7 +8,7 @@ from torch import Tensor
 from fe_adapter.kernels import plans
 from fe_adapter.kernels.fused import Launches
 from fe_adapter.kernels.scratch import view_of_whole
-from fe_adapter.kernels.spec import AdapterSpec, Kept, Rows, Weights, layout_of
+from fe_adapter.kernels.spec import AdapterSpec, Kept, Rows, Weights, alone, layout_of
 from fe_adapter.ops import products
 from fe_adapter.ops.products import Forward
 
@@ -19,7 +19,7 @@ class Fused:
     """A design for inputs of one kind: shapes, strides, dtypes and alignment of ``x`` (B, T, L, D) and every weight."""
 
     def __init__(self, x: Tensor, weights: Weights, spec: AdapterSpec, design: str) -> None:
-        self._spec, self._is_tail, self._device_type = spec, design == "tail", x.device.type
+        self._spec, self._is_tail, self._device = spec, design == "tail", x.device
         self._gemms = products.Gemms(x.shape, len(weights.down), spec)
         self._is_readable, self._are_alone = _is_readable(x), weights.alone() is weights
         x = x if self._is_readable else x.clone(memory_format=torch.contiguous_format)
@@ -43,7 +43,7 @@ class Fused:
             return launches.forward(x, weights, keeps_x)
         cast = None if launches.cast is None else launches.cast(weights)
         rounded = x.to(self._spec.compute_dtype)
-        with torch.autocast(self._device_type, enabled=False):
+        with torch.autocast(self._device.type, enabled=False):
             h = self._gemms.down(rounded, weights.views(cast))
         y, h, _, _ = launches.forward(x, weights, False, h, cast)
         return y, h, rounded if keeps_x else None, cast
@@ -59,12 +59,13 @@ class Fused:
         needs_dx: bool,
     ) -> tuple[Tensor | None, Weights]:
         """See `fe_adapter.ops.products.Products.backward`."""
-        if torch.is_autocast_enabled(self._device_type):
-            with torch.autocast(self._device_type, enabled=False):
+        if torch.is_autocast_enabled(self._device.type):
+            with torch.autocast(self._device.type, enabled=False):
                 return self.backward(dy, x, y, h, cast, weights, needs_dx)
-        launches, spec = self._launches, self._spec
-        if not self._are_alone:
-            weights = weights.alone()
+        launches, dtype = self._launches, self._spec.compute_dtype
+        # weights may have moved since forward, and hooks on saved tensors may give back others
+        weights = weights.alone(self._dtype, self._device)
+        h, cast = (None if t is None else alone(t, dtype, self._device) for t in (h, cast))
         if cast is None and launches.cast is not None:  # it was not kept
             cast = launches.cast(weights)
         if not dy.is_contiguous() or dy.data_ptr() % 16:
@@ -74,13 +75,13 @@ class Fused:
             h = self._gemms.down(x, weights.views(cast))
         dy_rows, dphi = dy, None
         if self._is_tail:
-            dy_rows = dy.to(spec.compute_dtype)
+            dy_rows = dy.to(dtype)
             dphi = self._gemms.activation_gradient(dy_rows, weights.views(cast))
         dx, rows, dh_columns, rounded, sums = launches.backward(dy, dphi, h, weights, cast, needs_dx)
         if x is None:
             assert y is not None
             x = self._gemms.remove_up(y, Rows(rows, dy.shape[-1]), weights.views(cast), is_rounded=False)
-        x = products.in_dtype(x, spec.compute_dtype)
+        x = products.in_dtype(x, dtype)
         dy_columns = view_of_whole(dy_rows if rounded is None else rounded, *self._columns)
         x_rows = view_of_whole(x, *self._rows) if x.is_contiguous() else x.reshape(self._rows[0])
         dup, ddown = self._product(dy_columns, rows), self._product(dh_columns, x_rows)

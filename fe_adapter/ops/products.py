@@ -178,8 +178,8 @@ class Products:
             if h is None:
                 assert x is not None
                 h = gemms.down(x, weights)
-            elif h.storage_offset() or not h.is_contiguous():  # as hooks on saved tensors may have put it elsewhere
-                h = h.clone(memory_format=torch.contiguous_format)
+            elif h.dtype != self._compute_dtype or h.storage_offset() or not h.is_contiguous() or h.is_neg():
+                h = h.to(self._compute_dtype, copy=True, memory_format=torch.contiguous_format)  # of a hook
             rows = self._take_rows(h)
             dc, state = convolution.backward_activation(gemms.activation_gradient(dy, weights), h, weights, rows)
             if x is None:
@@ -216,7 +216,7 @@ class Products:
             return weights, None
         if cast is None:
             cast = self._convolution.cast(weights, self._compute_dtype)
-        return weights.views(cast), cast
+        return weights.views(in_dtype(cast, self._compute_dtype)), cast
 
 
 def in_dtype(z: Tensor, dtype: torch.dtype) -> Tensor:

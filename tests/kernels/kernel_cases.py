@@ -281,6 +281,27 @@ def weights_may_have_any_layout():
 
 
 @case
+def what_is_kept_may_come_back_otherwise():
+    """Hooks on saved tensors may give back other strides, another start, what is lazily negated, another dtype."""
+    changes = (
+        lambda kept: torch.stack([kept, kept], -1)[..., 0],
+        lambda kept: torch.cat([kept.flatten()[:1], kept.flatten()])[1:].view(kept.shape),
+        lambda kept: torch._neg_view(-kept),
+        torch.Tensor.float,
+    )
+    for design in DESIGNS:
+        os.environ["FE_ADAPTER_DESIGN"] = design
+        layer, x = layer_and_input(dilation=1)
+        parameters, dy = list(layer.parameters()), torch.randn_like(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            expected = torch.autograd.grad(layer(x), parameters, dy)
+            for change in changes:
+                with torch.autograd.graph.saved_tensors_hooks(change, lambda kept: kept):
+                    y = layer(x)
+                assert all(map(torch.equal, torch.autograd.grad(y, parameters, dy), expected)), design
+
+
+@case
 def an_input_computed_again_is_the_input():
     """Also where what was added to it is a hundred times as large, and x is wider than the products."""
     for design in DESIGNS:

@@ -120,6 +120,35 @@ def what_is_not_aligned_is_another_kind_of_call() -> None:
 
 
 @case
+def what_hooks_give_back_misaligned_is_copied() -> None:
+    def moved(kept: Tensor) -> Tensor:
+        return torch.zeros(kept.numel() + 1, device="cuda", dtype=kept.dtype)[1:].view(kept.shape)
+
+    for dtype in (torch.bfloat16, torch.float32):
+        layer, x = make(dtype)
+        with torch.autocast("cuda", torch.bfloat16, enabled=dtype == torch.float32):
+            for _ in range(3):
+                step(layer, x)
+            with recorded() as (bound, others), torch.autograd.graph.saved_tensors_hooks(moved, lambda kept: kept):
+                step(layer, x)
+        assert not others
+        assert all(pointer is None or pointer % 16 == 0 for pointers in bound for pointer in pointers)
+
+
+@case
+def what_has_left_the_gpu_before_backward_is_read_on_it() -> None:
+    layer, x = make()
+    layer.zero_grad()
+    y = layer(x.requires_grad_())
+    layer.cpu()
+    away = addresses(layer)
+    with recorded() as (bound, others):
+        y.backward(torch.zeros_like(y))
+    assert not others
+    assert not away & {pointer for pointers in bound for pointer in pointers}
+
+
+@case
 def other_strides_are_another_kind_of_call() -> None:
     layer, x = make()
     apart = torch.zeros(B * T, N + 1, 2 * D, device="cuda", dtype=x.dtype)[..., :D]

@@ -101,13 +101,14 @@ def test_calls_leave_nothing_to_later_ones_of_their_kind(dilation):
     assert all(map(torch.equal, results(clips[0]), expected[0]))
 
 
+@pytest.mark.parametrize(
+    "moved",
+    [lambda kept: kept.new_empty((*kept.shape, 2))[..., 1].copy_(kept), torch.Tensor.double],
+    ids=["strides", "dtype"],
+)
 @pytest.mark.parametrize("recompute", [None, "hidden", "input"])
-def test_what_is_kept_may_come_back_elsewhere(recompute):
-    """Hooks on saved tensors, as of offloading, may give them other strides and another start."""
-
-    def moved(kept):
-        return kept.new_empty((*kept.shape, 2))[..., 1].copy_(kept)
-
+def test_what_is_kept_may_come_back_otherwise(recompute, moved):
+    """Hooks on saved tensors, as of offloading, may give them other strides, another start and another dtype."""
     _, layer = pair(6, 4, num_frames=3, recompute=recompute)
     x, dy = torch.randn(2, 3, 5, 6).unbind()
     wanted = torch.autograd.grad(layer(x), list(layer.parameters()), dy)
