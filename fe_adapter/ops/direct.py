@@ -88,13 +88,19 @@ def call(x: Tensor, weights: Weights, options: tuple, settle: Settle) -> Tensor 
         with torch.cuda.device(found.device_index):  # where Triton launches
             return call(x, weights, options, settle)
     if torch.is_grad_enabled() and _any_requires_grad(*tensors):
-        return _apply(found, weights, *tensors)
+        return _apply(found, weights, addresses[1:], *tensors)
     return found.forward(x, weights, False)[0]
 
 
 def _is_watched() -> bool:
     """Whether a dispatch mode, functorch or a forward-mode derivative wants to see operators."""
     return _count_modes() > 0 or _get_transform() is not None or forward_ad._current_level >= 0
+
+
+def _are_where(addresses: tuple[int, ...], tensors: list[Tensor]) -> bool:
+    """Whether they are at ``addresses``, whose alignment and device are known, and lie there as kernels read them."""
+    are_same = addresses == tuple(map(_address_of, tensors)) and all(map(_is_contiguous, tensors))
+    return are_same and not any(map(_is_negated, tensors))
 
 
 class _Call:
@@ -116,9 +122,11 @@ class _Call:
 
 class _Direct(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, call: _Call, weights: Weights, x: Tensor, *parameters: Tensor | None) -> Tensor:
+    def forward(
+        ctx: Any, call: _Call, weights: Weights, addresses: tuple[int, ...], x: Tensor, *parameters: Tensor | None
+    ) -> Tensor:
         y, h, rounded, cast = call.forward(x, weights, call.keeps_x)
-        ctx.call = call
+        ctx.call, ctx.addresses = call, addresses
         if call.recompute is None:
             ctx.save_for_backward(x if rounded is None else rounded, None, h, cast, *parameters)
         elif call.recompute == "hidden":
@@ -131,15 +139,16 @@ class _Direct(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         call: _Call = ctx.call
         x, y, h, cast, *parameters = saved = ctx.saved_tensors
-        needs_dx, dy = ctx.needs_input_grad[2], dy.resolve_neg() if dy.is_neg() else dy  # kernels see the memory alone
+        needs_dx, dy = ctx.needs_input_grad[3], dy.resolve_neg() if dy.is_neg() else dy  # kernels see the memory alone
         weights = as_weights(parameters) if len(parameters) == 8 else as_weights((*parameters, None, None))
-        is_plain = type(dy) is Tensor and _PLAIN_OR_NONE.issuperset(map(type, saved))  # hooks may give back anything
-        if not is_plain or torch.is_grad_enabled() or _is_watched():  # second derivatives, tangents of dy: it refuses
+        is_plain = type(dy) is Tensor and _PLAIN_OR_NONE.issuperset(map(type, saved))
+        if not (is_plain and _are_where(ctx.addresses, parameters)) or torch.is_grad_enabled() or _is_watched():
+            # what hooks gave back, weights that have moved; and second derivatives and tangents of dy, which it refuses
             tensors = [p for p in weights if p is not None]
             dx, *found = operator.backward_op(dy, x, y, h, cast, tensors, *call.options, needs_dx)
-            return None, None, dx if needs_dx else None, *found, *[None] * (len(weights) - len(found))
+            return None, None, None, dx if needs_dx else None, *found, *[None] * (len(weights) - len(found))
         dx, gradients = call.backward(dy, x, y, h, cast, weights, needs_dx)
-        return None, None, dx, *gradients
+        return None, None, None, dx, *gradients
 
 
 _apply: Any = super(torch.autograd.Function, _Direct).apply  # without a look for functorch's wrappers: there are none

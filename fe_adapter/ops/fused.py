@@ -21,14 +21,14 @@ class Fused:
     def __init__(self, x: Tensor, weights: Weights, spec: AdapterSpec, design: str) -> None:
         self._spec, self._is_tail, self._device = spec, design == "tail", x.device
         self._gemms = products.Gemms(x.shape, len(weights.down), spec)
-        self._is_readable, self._are_alone = _is_readable(x), weights.alone() is weights
+        self._dtype, alone_weights = weights.down.dtype, weights.alone(weights.down.dtype, x.device)
+        self._is_readable, self._are_alone = _is_readable(x), alone_weights is weights
         x = x if self._is_readable else x.clone(memory_format=torch.contiguous_format)
-        self._launches = Launches(x, weights.alone(), spec, design)
+        self._launches = Launches(x, alone_weights, spec, design)
         D, M = x.shape[-1], x.shape[:3].numel()
         self._rows, self._columns = ((M, D), (D, 1)), ((D, M), (1, D))  # of what is contiguous
         if self._is_readable and self._are_alone and not self._is_tail:
             self.forward = self._launches.forward  # type: ignore[method-assign]  # at once
-        self._dtype = weights.down.dtype
         wide = torch.promote_types(spec.compute_dtype, self._dtype)  # which a last kernel rounds
         self._product = products.settled_product(spec.compute_dtype, wide, x.device)
 
@@ -38,7 +38,7 @@ class Fused:
         if not self._is_readable:
             x = x.clone(memory_format=torch.contiguous_format)
         if not self._are_alone:
-            weights = weights.alone()
+            weights = weights.alone(self._dtype, self._device)
         if not self._is_tail:
             return launches.forward(x, weights, keeps_x)
         cast = None if launches.cast is None else launches.cast(weights)
@@ -63,9 +63,11 @@ class Fused:
             with torch.autocast(self._device.type, enabled=False):
                 return self.backward(dy, x, y, h, cast, weights, needs_dx)
         launches, dtype = self._launches, self._spec.compute_dtype
-        # weights may have moved since forward, and hooks on saved tensors may give back others
-        weights = weights.alone(self._dtype, self._device)
-        h, cast = (None if t is None else alone(t, dtype, self._device) for t in (h, cast))
+        if not self._are_alone:
+            weights = weights.alone(self._dtype, self._device)
+        # hooks on saved tensors may give back others
+        h = h if h is None else alone(h, dtype, self._device)
+        cast = cast if cast is None else alone(cast, dtype, self._device)
         if cast is None and launches.cast is not None:  # it was not kept
             cast = launches.cast(weights)
         if not dy.is_contiguous() or dy.data_ptr() % 16:
