@@ -289,16 +289,18 @@ def what_is_kept_may_come_back_otherwise():
         lambda kept: torch._neg_view(-kept),
         torch.Tensor.float,
     )
-    for design in DESIGNS:
+    for design, dtype in itertools.product(DESIGNS, (torch.bfloat16, torch.float32)):
         os.environ["FE_ADAPTER_DESIGN"] = design
-        layer, x = layer_and_input(dilation=1)
-        parameters, dy = list(layer.parameters()), torch.randn_like(x)
-        with torch.autocast("cpu", torch.bfloat16):
-            expected = torch.autograd.grad(layer(x), parameters, dy)
+        layer = FusedFEAdapter(8, 6, num_frames=1, dilation=1, backend="triton", dtype=dtype)
+        nn.init.normal_(layer.temporal_conv.weight)
+        x, dy = torch.randn(2, 1, 3, 8, dtype=dtype)
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.float32):  # with a copy of the weights
+            expected = torch.autograd.grad(layer(x), list(layer.parameters()), dy)
             for change in changes:
                 with torch.autograd.graph.saved_tensors_hooks(change, lambda kept: kept):
                     y = layer(x)
-                assert all(map(torch.equal, torch.autograd.grad(y, parameters, dy), expected)), design
+                actual = torch.autograd.grad(y, list(layer.parameters()), dy)
+                assert all(map(torch.equal, actual, expected)), (design, dtype)
 
 
 @case
