@@ -126,12 +126,14 @@ def what_hooks_give_back_misaligned_is_copied() -> None:
 
     for dtype in (torch.bfloat16, torch.float32):
         layer, x = make(dtype)
-        with torch.autocast("cuda", torch.bfloat16, enabled=dtype == torch.float32):
-            with torch.autograd.graph.saved_tensors_hooks(moved, lambda kept: kept):
-                for _ in range(3):
-                    step(layer, x)
-                with recorded() as (bound, others):
-                    step(layer, x)
+        with (
+            torch.autocast("cuda", torch.bfloat16, enabled=dtype == torch.float32),
+            torch.autograd.graph.saved_tensors_hooks(moved, lambda kept: kept),
+        ):
+            for _ in range(3):
+                step(layer, x)
+            with recorded() as (bound, others):
+                step(layer, x)
         assert not others
         assert all(pointer is None or pointer % 16 == 0 for pointers in bound for pointer in pointers)
 
