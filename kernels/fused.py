@@ -252,7 +252,8 @@ class Launches:
         shapes = (B, T, L, D), (B * T, L, D)
         self._empty_x, self._empty_kept = ({len(s): empty(s, t) for s in shapes} for t in (x.dtype, dtype))
         self._empty_h, self._empty_scratch = empty(h_shape, dtype), empty((size,), dtype)
-        self._empty_gradients = [empty(p.shape, p.dtype) for p in weights[1:] if p is not None]
+        given = weights._replace(conv=None)[1:]  # type: ignore[arg-type]
+        self._empty_gradients = [empty(p.shape, p.dtype) for p in given if p is not None]
 
     def forward(
         self, x: Tensor, weights: Weights, keeps_x: bool, h: Tensor | None = None, cast: Tensor | None = None
@@ -318,9 +319,10 @@ class Launches:
         )  # fmt: skip
         return dx, rows, dh.t(), kept, (sums, sums_h, da)
 
-    def finish(self, sums: Sums, ddown: Tensor, dup: Tensor) -> Weights:
+    def finish(self, sums: Sums, ddown: Tensor, dup: Tensor, weights: Weights) -> Weights:
         """All gradients, in the dtype of the weights: ``ddown`` as it is, others from ``dup`` (D, R + PAD) and sums."""
-        down_bias, conv, conv_bias, up, up_bias, *others = [empty() for empty in self._empty_gradients]
+        down_bias, conv_bias, up, up_bias, *others = [empty() for empty in self._empty_gradients]
+        conv = torch.empty_like(weights.conv)  # which may be channels_last_3d: as contiguous, with other strides
         dilation, dilation_bias = others or (None, None)
         if isinstance(sums[0], Tensor):
             self._finish(*sums, dup, conv, conv_bias, down_bias, dilation, dilation_bias, up, up_bias)

@@ -87,7 +87,7 @@ class Fused:
         dy_columns = view_of_whole(dy_rows if rounded is None else rounded, *self._columns)
         x_rows = view_of_whole(x, *self._rows) if x.is_contiguous() else x.reshape(self._rows[0])
         dup, ddown = self._product(dy_columns, rows), self._product(dh_columns, x_rows)
-        return dx, launches.finish(sums, products.in_dtype(ddown, self._dtype), dup)
+        return dx, launches.finish(sums, products.in_dtype(ddown, self._dtype), dup, weights)
 
 
 def fused(x: Tensor, weights: Weights, spec: AdapterSpec, design: str) -> Fused:

@@ -252,6 +252,7 @@ def what_is_made_is_as_pytorch_makes_it() -> None:
     """By the functions of Inductor, which this PyTorch has, and without them."""
 
     def made(layer: FusedFEAdapter, x: Tensor) -> list[tuple]:
+        layer.zero_grad()
         x = x.detach().requires_grad_()
         y = layer(x)
         y.backward(torch.zeros_like(y))
@@ -266,13 +267,17 @@ def what_is_made_is_as_pytorch_makes_it() -> None:
         layer, x = make(dtype)
         x = x.view(shape)
         found = made(layer, x)
+        conv = layer.temporal_conv.weight
+        conv.data = conv.data.to(memory_format=torch.channels_last_3d)  # other strides, and still contiguous
+        assert conv.is_contiguous()
+        assert made(layer, x) != found
+        found = made(layer, x)
         with (
             mock.patch.object(scratch, "_empty_on_gpu", None),
             mock.patch.object(fused, "view_of_whole", torch.as_strided),
         ):
             direct._kept.clear()
             ops_fused._kept.clear()
-            layer, _ = make(dtype)
             assert made(layer, x) == found
         direct._kept.clear()
         ops_fused._kept.clear()
