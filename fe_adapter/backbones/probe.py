@@ -1,4 +1,4 @@
-"""One forward of a backbone on the meta device: whether it makes of a frame what adapters and classifier need."""
+"""One forward of a backbone: whether it makes of a frame what adapters and classifier need."""
 
 from __future__ import annotations
 
@@ -24,20 +24,13 @@ def check_frames(backbone: Backbone) -> None:
     """Raise `InputError` unless ``backbone`` takes frames ``(n, 3, h, w)``, gives its blocks tokens ``(n, P + H·W, D)``
     and makes features ``(n, D)``.
 
-    Nothing is computed. Video models, models of text and layout, and those that add tokens on their way show here.
+    Video models, models of text and layout, and those that add tokens on their way show here. It runs on the meta
+    device, where nothing is computed; a model that asks for values on its way (``.item()``), on its own.
     """
     if backbone.preprocessing is None:
         return
     module, kind = _Frames(backbone), type(backbone.vit).__name__
-    values = {
-        name: torch.empty_like(value, device="meta")
-        for name, value in (
-            *module.named_parameters(remove_duplicate=False),
-            *module.named_buffers(remove_duplicate=False),
-        )
-    }
-    dtype = next(backbone.vit.parameters()).dtype
-    images = torch.empty(2, 3, *backbone.preprocessing.size, dtype=dtype, device="meta")
+    size = (2, 3, *backbone.preprocessing.size)
     shapes: list[tuple[int, ...]] = []
 
     def see(block: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
@@ -49,10 +42,13 @@ def check_frames(backbone: Backbone) -> None:
         raise InputError(f"{kind} has no blocks")
     handle = block.register_forward_pre_hook(see, prepend=True, with_kwargs=True)
     try:
-        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
-            features = torch.func.functional_call(module, values, (images,))
+        features = _run(module, size, torch.device("meta"))
     except Exception as error:  # a library may raise anything
-        raise InputError(f"{kind} makes no features of frames (n, 3, h, w): {first_line(error)}") from None
+        shapes.clear()
+        try:
+            features = _run(module, size, next(module.parameters()).device)
+        except Exception:
+            raise InputError(f"{kind} makes no features of frames (n, 3, h, w): {first_line(error)}") from None
     finally:
         handle.remove()
     H, W = backbone.grid_size
@@ -64,6 +60,23 @@ def check_frames(backbone: Backbone) -> None:
         )
     if tuple(features.shape) != (2, backbone.embed_dim):
         raise InputError(f"{kind} makes {tuple(features.shape)} of two frames, not (2, {backbone.embed_dim})")
+
+
+def _run(module: _Frames, size: tuple[int, ...], device: torch.device) -> Tensor:
+    """The features of black frames on ``device``, the meta one or that of ``module``, which is left as it is."""
+    is_meta = device.type == "meta"
+    values: dict[str, Tensor] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        values[name] = torch.empty_like(parameter, device=device) if is_meta else parameter
+    for name, buffer in module.named_buffers(remove_duplicate=False):  # which a forward may change
+        values[name] = torch.empty_like(buffer, device=device) if is_meta else buffer.clone()
+    images = torch.zeros(size, dtype=next(module.parameters()).dtype, device=device)
+    with (
+        torch.random.fork_rng([device] if device.type == "cuda" else []),
+        torch.no_grad(),
+        torch.compiler.set_stance("force_eager"),
+    ):
+        return torch.func.functional_call(module, values, (images,))
 
 
 def _blocks(vit: nn.Module, path: str) -> list[nn.Module]:

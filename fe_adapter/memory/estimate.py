@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
@@ -93,7 +93,7 @@ def estimate_memory(
             counting as "cuda".
 
     Raises:
-        InputError: an unknown precision, optimizer, device or policy.
+        InputError: an unknown precision, optimizer, device or policy; the model asks for values (``.item()``).
 
     Example:
         >>> estimate_memory(classifier, 8, 16, 3, 224, 224, policy="full").peak / 2**30  # GiB
@@ -108,6 +108,7 @@ def estimate_memory(
     with (
         torch.compiler.set_stance("force_eager"),
         _without_caches(model),
+        _values_refused(),
         fake_tensors,
         _Storages(device) as live,
         _imitated(device),
@@ -248,6 +249,14 @@ def _without_caches(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         hf_vit.clear_caches(model)
+
+
+@contextlib.contextmanager
+def _values_refused() -> Iterator[None]:
+    try:
+        yield
+    except DataDependentOutputException as error:
+        raise InputError(f"the model asks for values on its way ({error}), which an estimate does not have") from None
 
 
 @contextlib.contextmanager

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
-from fe_adapter import VideoClassifier
+from fe_adapter import VideoClassifier, estimate_memory
 from fe_adapter.errors import InputError
 from tests.vits import BACKBONES, build
 
@@ -44,6 +45,27 @@ def test_others_are_refused_in_one_line(name, args, message):
     with pytest.raises(InputError, match=message) as caught:
         VideoClassifier.from_name(name, 2, weights=None, backbone_args=args, num_frames=2)
     assert "\n" not in str(caught.value)
+
+
+class Waits(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("num_calls", torch.zeros(()))
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        self.num_calls += 1
+        return z + 0 * z.sum().item()
+
+
+def test_a_module_that_asks_for_values_is_no_reason_to_refuse():
+    vit = build("timm vit")
+    vit.blocks[0].mlp.drop2 = Waits()
+    model = VideoClassifier(vit, 2, num_frames=2)
+    assert vit.blocks[0].mlp.drop2.num_calls == 0
+    size = model.num_frames, 3, *model.preprocessing.size
+    assert model(torch.zeros(1, *size)).isfinite().all()
+    with pytest.raises(InputError, match="the model asks for values on its way"):
+        estimate_memory(model, 1, *size)
 
 
 def test_tokens_that_are_not_where_the_model_says_are_refused():
