@@ -252,8 +252,8 @@ class Launches:
         shapes = (B, T, L, D), (B * T, L, D)
         self._empty_x, self._empty_kept = ({len(s): empty(s, t) for s in shapes} for t in (x.dtype, dtype))
         self._empty_h, self._empty_scratch = empty(h_shape, dtype), empty((size,), dtype)
-        given = weights._replace(conv=None)[1:]  # type: ignore[arg-type]
-        self._empty_gradients = [empty(p.shape, p.dtype) for p in given if p is not None]
+        others = weights.down_bias, *weights[3:]  # but down, which a product makes, and conv: see `finish`
+        self._empty_gradients = [empty(p.shape, p.dtype) for p in others if p is not None]
 
     def forward(
         self, x: Tensor, weights: Weights, keeps_x: bool, h: Tensor | None = None, cast: Tensor | None = None

@@ -53,7 +53,7 @@ class Weights(NamedTuple):
 
     def to(self, dtype: torch.dtype) -> Weights:
         """In ``dtype``, as kernels read them: contiguous, and aligned as an allocation of their own is."""
-        return Weights(*(None if p is None else _alone(p, dtype) for p in self))  # type: ignore[arg-type]
+        return Weights(*(None if p is None else _cast(p, dtype) for p in self))  # type: ignore[arg-type]
 
     def alone(self, dtype: torch.dtype | None = None, device: torch.device | None = None) -> Weights:
         """As kernels read them, see `alone`; this very object, if they are so already."""
@@ -84,7 +84,7 @@ def alone(t: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
     return t.to(device, dtype, copy=True, memory_format=torch.contiguous_format)
 
 
-def _alone(p: Tensor, dtype: torch.dtype) -> Tensor:
+def _cast(p: Tensor, dtype: torch.dtype) -> Tensor:  # `alone` where tensors may be fake and have no address
     if p.dtype != dtype:
         return p.to(dtype, memory_format=torch.contiguous_format)
     is_aligned = p.storage_offset() * p.element_size() % 16 == 0
